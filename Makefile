@@ -1,0 +1,47 @@
+# Everything starts here: a new machine needs Python 3.11, pip and these targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_autoload_guard.pth
+
+.PHONY: help install lint format test quickstart clean
+
+help:
+	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
+	@echo "make quickstart  internalise an experience into a small model, about 3 minutes without a GPU"
+	@echo "make test        install and run every test"
+	@echo "make lint        check format and style"
+	@echo "make format      mend format and style"
+	@echo "make clean       remove $(VENV) and what the targets wrote"
+
+$(VENV)/.dependencies: setup.py scripts/dev/install.sh
+	PYTHON=$(PYTHON) bash scripts/dev/install.sh $(VENV)
+	touch $@
+
+$(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	rm -rf build swift_kd_plugin.egg-info
+	touch $@
+
+install: $(VENV)/.package
+
+$(BIN)/ruff:
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet ruff==0.17.5
+
+lint: $(BIN)/ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(BIN)/ruff
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: install
+	$(BIN)/python -m pytest
+
+quickstart: install
+	$(BIN)/python examples/quickstart/quickstart.py
+
+clean:
+	rm -rf $(VENV) build output .pytest_cache .ruff_cache

@@ -1,0 +1,110 @@
+"""The door: torch calls `autoload()` at the end of `import torch` (entry point group `torch.backends`).
+
+Without the plugin's name on the command line and without SWIFT_KD_DEVICE it returns at once and changes nothing.
+"""
+
+import os
+import sys
+
+NAME = "swift_kd_plugin"
+PLUGIN_FLAGS = ("--external_plugins", "--external-plugins", "--custom_register_path", "--custom-register-path")
+DEVICE_VARIABLE = "SWIFT_KD_DEVICE"
+# Commands of ms-swift that drive vLLM themselves: they know CPUs and must see the machine as it is.
+SERVER_COMMANDS = ("deploy.py", "rollout.py", "infer.py", "app.py", "eval.py", "sample.py", "web_ui.py")
+
+
+def autoload() -> None:
+    named, device = is_named(sys.argv), os.environ.get(DEVICE_VARIABLE)
+    if not named and device is None:
+        return
+    if is_launcher():
+        if named:
+            _prepare_launcher()
+        return
+    if device is not None:
+        _switch_device(device)
+    if named:
+        _wake()
+
+
+def is_named(argv: list[str]) -> bool:
+    """Whether the command line names the plugin after --external_plugins, directly or in a YAML or JSON file."""
+    given = False
+    for argument in argv[1:]:
+        if argument.startswith("--"):
+            flag, _, value = argument.partition("=")
+            given = flag in PLUGIN_FLAGS
+            if given and value == NAME:
+                return True
+        elif given and argument == NAME:
+            return True
+    return _named_in_config(argv)
+
+
+def _named_in_config(argv: list[str]) -> bool:
+    # `megatron rlhf run.yaml`: only the outer process sees the file, its children get the flags.
+    if len(argv) < 3 or os.path.basename(argv[0]) != "megatron":
+        return False
+    if not argv[2].endswith((".yaml", ".yml", ".json")) or not os.path.isfile(argv[2]):
+        return False
+    import yaml
+
+    try:
+        with open(argv[2], encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        from swift_kd_plugin.errors import stop
+
+        stop(f"{argv[2]} is not valid YAML: {' '.join(str(error).split())}.")
+    plugins = config.get("external_plugins", []) if isinstance(config, dict) else []
+    return NAME in ([plugins] if isinstance(plugins, str) else plugins or [])
+
+
+def is_launcher() -> bool:
+    """True in `megatron` and `torchrun`, which only start other processes; the ranks do the work."""
+    return "torch.distributed.run" in sys.orig_argv[:4] or os.path.basename(sys.argv[0]) in ("megatron", "torchrun")
+
+
+def _prepare_launcher() -> None:
+    from swift_kd_plugin.errors import report_failed_ranks
+    from swift_kd_plugin.launcher import check_launch
+
+    check_launch(sys.argv)
+    sys.excepthook = report_failed_ranks
+
+
+def _switch_device(device: str) -> None:
+    from swift_kd_plugin.errors import stop
+
+    if device == "cuda" or os.path.basename(sys.argv[0]) in SERVER_COMMANDS:
+        return
+    if device != "cpu":
+        stop(f"{DEVICE_VARIABLE}={device!r} is not known; use cpu (no GPU needed) or cuda (the default).")
+    from swift_kd_plugin.cpu import switch_on
+
+    switch_on()
+
+
+def _wake() -> None:
+    import swift_kd_plugin
+    from swift_kd_plugin.errors import report_and_exit, stop
+    from swift_kd_plugin.requirements import find_unsupported
+
+    sys.excepthook = report_and_exit
+    problem = find_unsupported()
+    if problem:
+        stop(problem)
+    swift_kd_plugin.install()
+
+
+def refuse_without_autoload() -> None:
+    """Called at interpreter start when TORCH_DEVICE_BACKEND_AUTOLOAD is off: then torch never calls `autoload()`."""
+    if is_named(getattr(sys, "argv", [])):
+        from swift_kd_plugin.errors import leave_at_once, print_error
+
+        value = os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]
+        print_error(
+            f"TORCH_DEVICE_BACKEND_AUTOLOAD={value} keeps torch from loading the plugin; "
+            "unset it (or set it to 1) and start again."
+        )
+        leave_at_once(1)

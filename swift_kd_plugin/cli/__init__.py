@@ -1,0 +1,1 @@
+"""`swift-kd`: one file per subcommand."""

@@ -1,0 +1,24 @@
+"""The console script `swift-kd`."""
+
+import typer
+
+from swift_kd_plugin.cli.patches import patches
+from swift_kd_plugin.version import __version__
+
+app = typer.Typer(help="Knowledge distillation for Megatron-SWIFT.", no_args_is_help=True, add_completion=False)
+app.command()(patches)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Training itself is started with `megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin ...`."""

@@ -1,0 +1,1 @@
+"""Rows in, rows out: pairs, mixes and checks of training data. Standard library only."""

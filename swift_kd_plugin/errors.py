@@ -1,0 +1,55 @@
+"""How a run ends when something is wrong: one sentence per rank, a non-zero exit, and no rank left waiting."""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+NAME = "swift_kd_plugin"
+
+
+class KDError(ValueError):
+    """A mistake in what the user gave. The message is one sentence: what is wrong, where, and what to do."""
+
+
+def _rank_prefix() -> str:
+    rank = os.environ.get("RANK")
+    return NAME if rank is None else f"{NAME} [rank {rank}]"
+
+
+def print_error(message: str) -> None:
+    print(f"{_rank_prefix()}: error: {message}", file=sys.stderr, flush=True)
+
+
+def stop(message: str) -> NoReturn:
+    """Prints one sentence and leaves with exit code 1. For places where an exception would be wrapped by others."""
+    print_error(message)
+    raise SystemExit(1)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """Ends the process without atexit handlers or process-group destructors, which may wait for other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def report_and_exit(kind: type[BaseException], error: BaseException, trace) -> None:
+    """`sys.excepthook` of a training rank: a sentence for a user's mistake, a traceback and a sentence otherwise."""
+    if isinstance(error, KDError):
+        print_error(str(error))
+    else:
+        traceback.print_exception(kind, error, trace)
+        print_error(f"stopped by {kind.__name__}: {error}")
+    if "LOCAL_RANK" in os.environ:
+        leave_at_once(1)
+
+
+def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) -> None:
+    """`sys.excepthook` of the launcher: the ranks have spoken, so torchrun's own traceback is left out."""
+    failures = getattr(error, "failures", None)
+    if kind.__name__ != "ChildFailedError" or not failures:
+        sys.__excepthook__(kind, error, trace)
+        return
+    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
+    print_error(f"rank {rank} ended first, with exit code {first.exitcode}; its own message stands above.")

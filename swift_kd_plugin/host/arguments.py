@@ -1,0 +1,45 @@
+"""Joins the kd_* flags with ms-swift's argument class and checks what can be checked before anything is loaded."""
+
+import os
+from dataclasses import dataclass
+
+from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.datasets import locate_bad_row
+from swift_kd_plugin.host.model_checks import check_models, is_plain_folder
+
+
+def extend_arguments(stock: type) -> type:
+    """Returns a dataclass with the fields of KDArguments and of `stock` (MegatronRLHFArguments), under stock's name."""
+
+    @dataclass
+    class MegatronRLHFArguments(KDArguments, stock):
+        def __post_init__(self):
+            check_models(self)
+            if self.model and is_plain_folder(self.model):
+                # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
+                self.check_model = False
+            try:
+                super().__post_init__()
+            except (ValueError, AssertionError, NotImplementedError) as error:
+                if isinstance(error, KDError) or os.environ.get("SWIFT_KD_TRACEBACK") == "1":
+                    raise
+                raise KDError(_as_sentence(error)) from error
+
+        def get_dataset_kwargs(self):
+            kwargs = super().get_dataset_kwargs()
+            if self.rlhf_type == "gkd" and self.kd_bad_rows == "error":
+                kwargs["strict"] = True
+            return kwargs
+
+        def load_dataset(self):
+            with locate_bad_row([*self.dataset, *self.val_dataset]):
+                return super().load_dataset()
+
+    MegatronRLHFArguments.__module__ = stock.__module__
+    MegatronRLHFArguments.__qualname__ = stock.__qualname__
+    return MegatronRLHFArguments
+
+
+def _as_sentence(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or type(error).__name__} (SWIFT_KD_TRACEBACK=1 shows where)"

@@ -1,0 +1,110 @@
+"""Dataset rows on their way through ms-swift: the teacher_messages column survives, and no row is lost in silence."""
+
+import json
+from contextlib import contextmanager
+from typing import Any
+
+from swift_kd_plugin.errors import KDError
+
+TEACHER_COLUMN = "teacher_messages"
+ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
+LAST_ROLES = ("user", "tool", "tool_response")
+
+
+class BadRow(KDError):
+    """A row that cannot be used. `row` is the row as it was read, so that its line can be looked up."""
+
+    def __init__(self, reason: str, row: dict[str, Any] | None = None):
+        super().__init__(reason)
+        self.reason, self.row = reason, row
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.row)
+
+
+def check_teacher_messages(row: dict[str, Any]) -> None:
+    """Raises ValueError if the row's teacher view is not a list of turns that ends before the shared response."""
+    view = row.get(TEACHER_COLUMN)
+    if view is None:
+        return
+    if not isinstance(view, list) or not view:
+        raise ValueError(f"{TEACHER_COLUMN} is not a list of messages")
+    for message in view:
+        if message.get("role") not in ROLES or message.get("content") is None:
+            raise ValueError(f"{TEACHER_COLUMN} holds {message!r}, which lacks a known role or a content")
+    if view[-1]["role"] not in LAST_ROLES:
+        raise ValueError(
+            f"{TEACHER_COLUMN} ends with the role {view[-1]['role']!r}; it must end with the user's turn, "
+            "because the response is shared with messages"
+        )
+
+
+def preprocess_or_name_the_row(preprocess, batch: dict[str, list], may_filter: bool, **kwargs) -> dict[str, list]:
+    """Runs ms-swift's batched preprocessing; a row that it refuses or loses is raised as BadRow.
+
+    Args:
+        preprocess: the stock `RowPreprocessor.batched_preprocess`, bound.
+        batch: columns of equal length.
+        may_filter: whether the preprocessor is one that leaves rows out on purpose.
+    """
+    try:
+        done = preprocess(dict(batch), strict=True, **kwargs)
+    except Exception:
+        done = None
+    expected = len(next(iter(batch.values())))
+    if done is not None and (may_filter or len(done["messages"]) == expected):
+        return done
+    for index in range(expected):
+        row = {key: values[index] for key, values in batch.items()}
+        reason = _find_reason(preprocess, row, may_filter, kwargs)
+        if reason:
+            raise BadRow(reason, row)
+    return done
+
+
+def _find_reason(preprocess, row: dict[str, Any], may_filter: bool, kwargs: dict) -> str | None:
+    try:
+        done = preprocess({key: [value] for key, value in row.items()}, strict=True, **kwargs)
+    except Exception as error:
+        detail = str(error).strip() or type(error).__name__
+        return f"{type(error).__name__}: {detail}" if isinstance(error, (KeyError, TypeError)) else detail
+    return None if may_filter or done["messages"] else "it has no messages"
+
+
+@contextmanager
+def locate_bad_row(sources: list[str]):
+    """Turns a BadRow into one sentence with file and line, looked up in the local .jsonl files among `sources`."""
+    try:
+        yield
+    except BadRow as error:
+        raise KDError(
+            f"A dataset row cannot be used: {error.reason} ({_find_line(error.row, sources)}); "
+            "mend the row, or pass --kd_bad_rows drop to leave such rows out."
+        ) from error
+
+
+def _find_line(row: dict[str, Any] | None, sources: list[str]) -> str:
+    shown = json.dumps(row, ensure_ascii=False, default=str)
+    if len(shown) > 200:
+        shown = shown[:200] + " ..."
+    wanted = _without_nulls(row)
+    for source in sources:
+        path = source.split("#")[0]
+        if not path.endswith(".jsonl"):
+            continue
+        try:
+            lines = open(path, encoding="utf-8")
+        except OSError:
+            continue
+        with lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip() and _without_nulls(json.loads(line)) == wanted:
+                    return f"{path}, line {number}: {shown}"
+    return f"row {shown}"
+
+
+def _without_nulls(value: Any) -> Any:
+    # Arrow fills the fields that a row lacks with null.
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,68 @@
+"""What can be known about a model from its config.json, before a process group or a weight is touched."""
+
+import json
+import os
+
+from swift_kd_plugin.errors import KDError
+
+HUB_MARKERS = (".msc", ".mdl", ".git")
+
+
+def is_plain_folder(path: str) -> bool:
+    """A folder that was not downloaded from a hub."""
+    return os.path.isdir(path) and not any(os.path.exists(os.path.join(path, marker)) for marker in HUB_MARKERS)
+
+
+def check_models(args) -> None:
+    """Raises KDError if --model or --teacher_model is a missing folder or does not fit the parallel layout."""
+    for flag in ("model", "teacher_model"):
+        path = getattr(args, flag, None)
+        if not path:
+            continue
+        _check_folder(flag, path)
+        config = _read_config(path)
+        if config:
+            _check_layout(args, flag, path, config)
+
+
+def _check_folder(flag: str, path: str) -> None:
+    if not os.path.isdir(path):
+        if path.startswith(("/", ".", "~")):
+            raise KDError(f"--{flag} {path} does not exist; give an existing folder or the id of a model on a hub.")
+        return
+    if not os.path.exists(os.path.join(path, "config.json")):
+        raise KDError(f"--{flag} {path} has no config.json; give the folder of a Hugging Face model.")
+
+
+def _read_config(path: str) -> dict | None:
+    file = os.path.join(path, "config.json")
+    if not os.path.exists(file):
+        return None
+    try:
+        with open(file, encoding="utf-8") as stream:
+            config = json.load(stream)
+    except json.JSONDecodeError as error:
+        raise KDError(f"{file} is not valid JSON: {error}.") from error
+    return config.get("text_config", config)
+
+
+def _check_layout(args, flag: str, path: str, config: dict) -> None:
+    tp, pp, ep = (
+        args.tensor_model_parallel_size,
+        args.pipeline_model_parallel_size,
+        args.expert_model_parallel_size,
+    )
+    heads = config.get("num_attention_heads")
+    groups = config.get("num_key_value_heads", heads)
+    layers = config.get("num_hidden_layers")
+    experts = config.get("num_experts", config.get("n_routed_experts"))
+    if heads and heads % tp:
+        raise KDError(f"--tensor_model_parallel_size {tp} does not divide the {heads} attention heads of {path}.")
+    if groups and groups % tp and tp % groups:
+        raise KDError(f"--tensor_model_parallel_size {tp} does not fit the {groups} key-value heads of {path}.")
+    if layers and layers < pp:
+        raise KDError(f"--pipeline_model_parallel_size {pp} is more than the {layers} layers of {path}.")
+    if experts and experts % ep:
+        raise KDError(f"--expert_model_parallel_size {ep} does not divide the {experts} experts of {path}.")
+    if ep > 1 and not experts and flag == "model":
+        raise KDError(f"--expert_model_parallel_size {ep} needs a model with experts, and {path} has none.")

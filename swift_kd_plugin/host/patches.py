@@ -1,0 +1,219 @@
+"""The ledger of the host's patched symbols: one function each, with why it is there and when it can be deleted."""
+
+from argparse import Namespace
+from contextlib import contextmanager
+from functools import wraps
+from types import ModuleType
+
+from swift_kd_plugin.errors import NAME, KDError, stop
+from swift_kd_plugin.launcher import RAY_IS_NOT_SUPPORTED
+from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute
+
+
+def resolve_bare_name(module: ModuleType) -> Undo:
+    stock = module.import_external_file
+
+    @wraps(stock)
+    def import_external_file(file_path: str):
+        if file_path != NAME:
+            return stock(file_path)
+        import swift_kd_plugin
+
+        swift_kd_plugin.install()
+        # Spawned dataloader workers replay this list.
+        if NAME not in module._external_files:
+            module._external_files.append(NAME)
+        return swift_kd_plugin
+
+    return replace_attribute(module, "import_external_file", import_external_file)
+
+
+def add_kd_flags(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.arguments import extend_arguments
+
+    return replace_attribute(module, "MegatronRLHFArguments", extend_arguments(module.MegatronRLHFArguments))
+
+
+def install_trainer(module: ModuleType) -> Undo:
+    import swift.megatron.trainers as trainers
+
+    from swift_kd_plugin.host.trainer import KDTrainer
+
+    return replace_attribute(trainers, "MegatronGKDTrainer", KDTrainer)
+
+
+def refuse_ray(module: ModuleType) -> Undo:
+    def main(*args, **kwargs):
+        raise KDError(RAY_IS_NOT_SUPPORTED)
+
+    return replace_attribute(module, "main", main)
+
+
+def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:
+    def error(self, message: str):
+        stop(f"{message}; see `megatron rlhf --help`.")
+
+    return replace_attribute(module.HfArgumentParser, "error", error)
+
+
+def keep_teacher_column(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import TEACHER_COLUMN
+
+    keys = module.RowPreprocessor.standard_keys
+    return replace_attribute(module.RowPreprocessor, "standard_keys", [*keys, TEACHER_COLUMN])
+
+
+def store_teacher_column_as_json(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import TEACHER_COLUMN
+
+    stock = module.RowPreprocessor._patch_arrow_writer
+
+    @contextmanager
+    def _patch_arrow_writer(self):
+        from datasets.arrow_writer import ArrowWriter
+        from datasets.features import Json, List
+
+        with stock(self):
+            stock_init = ArrowWriter.__init__
+
+            def with_json(writer, schema=None, features=None, *args, **kwargs):
+                if features is not None and TEACHER_COLUMN in features:
+                    features[TEACHER_COLUMN] = List(Json())
+                stock_init(writer, schema, features, *args, **kwargs)
+
+            ArrowWriter.__init__ = with_json
+            yield
+
+    return replace_attribute(module.RowPreprocessor, "_patch_arrow_writer", _patch_arrow_writer)
+
+
+def separate_row_cache(module: ModuleType) -> Undo:
+    version = module.RowPreprocessor.cache_format_version
+    return replace_attribute(module.RowPreprocessor, "cache_format_version", f"{version}-{NAME}")
+
+
+def check_teacher_column(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import check_teacher_messages
+
+    stock = module.RowPreprocessor._check_messages
+
+    def _check_messages(row):
+        stock(row)
+        check_teacher_messages(row)
+
+    return replace_attribute(module.RowPreprocessor, "_check_messages", staticmethod(_check_messages))
+
+
+def name_bad_rows(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import preprocess_or_name_the_row
+
+    stock = module.RowPreprocessor.batched_preprocess
+    automatic = (module.MessagesPreprocessor, module.AlpacaPreprocessor, module.ResponsePreprocessor)
+
+    @wraps(stock)
+    def batched_preprocess(self, batched_row, *, strict, ignore_max_length_error):
+        bound = stock.__get__(self)
+        if not strict:
+            return bound(batched_row, strict=strict, ignore_max_length_error=ignore_max_length_error)
+        return preprocess_or_name_the_row(
+            bound, batched_row, type(self) not in automatic, ignore_max_length_error=ignore_max_length_error
+        )
+
+    return replace_attribute(module.RowPreprocessor, "batched_preprocess", batched_preprocess)
+
+
+def mark_vocabulary_shards(module: ModuleType) -> Undo:
+    stock = module._ensure_fsdp_tensor_parallel_attributes
+
+    @wraps(stock)
+    def ensure(args, model):
+        if getattr(args, "kd_grad_norm", "stock") == "exact":
+            args = Namespace(**{**vars(args), "use_megatron_fsdp": True})
+        stock(args, model)
+
+    return replace_attribute(module, "_ensure_fsdp_tensor_parallel_attributes", ensure)
+
+
+ROWS = "swift.dataset.preprocessor.core"
+LEDGER = Ledger(
+    [
+        Patch(
+            symbol="swift.utils.utils.import_external_file",
+            module="swift.utils.utils",
+            why="it takes a path to a .py file; `--external_plugins swift_kd_plugin` is the name of a package",
+            remove_when="ms-swift imports a bare name given to --external_plugins as a module",
+            apply=resolve_bare_name,
+        ),
+        Patch(
+            symbol="swift.megatron.arguments.rlhf_args.MegatronRLHFArguments",
+            module="swift.megatron.arguments.rlhf_args",
+            why="plugins are loaded after the command line is parsed, so they cannot add flags",
+            remove_when="ms-swift lets a plugin extend its argument classes",
+            apply=add_kd_flags,
+        ),
+        Patch(
+            symbol="swift.megatron.trainers.MegatronGKDTrainer",
+            module="swift.megatron.pipelines.train.rlhf",
+            why="the pipeline looks its trainer up here by name and has no registry for trainers",
+            remove_when="ms-swift has a trainer registry for Megatron",
+            apply=install_trainer,
+        ),
+        Patch(
+            symbol="swift.ray.megatron.pipeline.main",
+            module="swift.ray.megatron.pipeline",
+            why="--use_ray takes another trainer, which would run without the plugin and not say so",
+            remove_when="the plugin supports the Ray trainer",
+            apply=refuse_ray,
+        ),
+        Patch(
+            symbol="transformers.hf_argparser.HfArgumentParser.error",
+            module="transformers.hf_argparser",
+            why="argparse prints the usage of some 700 flags before it says which one is wrong",
+            remove_when="ms-swift reports a wrong flag without the usage",
+            apply=say_wrong_flags_in_one_sentence,
+        ),
+        Patch(
+            symbol=f"{ROWS}.RowPreprocessor.standard_keys",
+            module=ROWS,
+            why="a column that is not listed is removed; teacher_messages is not listed",
+            remove_when="ms-swift keeps a teacher_messages column",
+            apply=keep_teacher_column,
+        ),
+        Patch(
+            symbol=f"{ROWS}.RowPreprocessor._patch_arrow_writer",
+            module=ROWS,
+            why="messages are stored as JSON so that every turn keeps its own fields; teacher_messages needs the same",
+            remove_when="ms-swift stores teacher_messages as JSON",
+            apply=store_teacher_column_as_json,
+        ),
+        Patch(
+            symbol=f"{ROWS}.RowPreprocessor.cache_format_version",
+            module=ROWS,
+            why="rows cached by stock ms-swift lack dropped rows and the JSON type of teacher_messages",
+            remove_when="the other patches of RowPreprocessor are gone",
+            apply=separate_row_cache,
+        ),
+        Patch(
+            symbol=f"{ROWS}.RowPreprocessor._check_messages",
+            module=ROWS,
+            why="the turns of teacher_messages are checked like those of messages",
+            remove_when="ms-swift checks teacher_messages",
+            apply=check_teacher_column,
+        ),
+        Patch(
+            symbol=f"{ROWS}.RowPreprocessor.batched_preprocess",
+            module=ROWS,
+            why="a refused row is dropped, or raised without saying which row it was",
+            remove_when="ms-swift names the row in strict mode and counts rows without messages as refused",
+            apply=name_bad_rows,
+        ),
+        Patch(
+            symbol="swift.megatron.utils.megatron_lm_utils._ensure_fsdp_tensor_parallel_attributes",
+            module="swift.megatron.utils.megatron_lm_utils",
+            why="without FSDP the vocabulary shards are not marked tensor-parallel when weights are loaded, so the "
+            "gradient norm under TP leaves most of them out; used with --kd_grad_norm exact only",
+            remove_when="ms-swift marks the shards of embedding and output layer without FSDP too",
+            apply=mark_vocabulary_shards,
+        ),
+    ]
+)

@@ -1,0 +1,41 @@
+"""Checks that belong before any rank is started: they can speak once instead of once per rank."""
+
+import os
+import socket
+
+from swift_kd_plugin.errors import stop
+
+DEFAULT_PORT = 29500  # torchrun's own
+
+
+def check_launch(argv: list[str]) -> None:
+    """Stops with one sentence if the launch cannot work: Ray was asked for, or the rendezvous port is taken."""
+    if _wants_ray(argv):
+        stop(RAY_IS_NOT_SUPPORTED)
+    if "NPROC_PER_NODE" in os.environ and int(os.environ.get("NODE_RANK", "0")) == 0:
+        _check_port()
+
+
+RAY_IS_NOT_SUPPORTED = (
+    "--use_ray takes another trainer of ms-swift that the plugin does not reach; drop --use_ray "
+    "and start with NPROC_PER_NODE (and NNODES on several machines)."
+)
+
+
+def _wants_ray(argv: list[str]) -> bool:
+    for index, argument in enumerate(argv):
+        flag, _, value = argument.partition("=")
+        if flag in ("--use_ray", "--use-ray"):
+            following = argv[index + 1] if index + 1 < len(argv) else ""
+            return (value or following).lower() != "false"
+    return False
+
+
+def _check_port() -> None:
+    port = int(os.environ.get("MASTER_PORT", DEFAULT_PORT))
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            stop(f"port {port} cannot be used ({error.strerror.lower()}); set MASTER_PORT to a free port.")

@@ -1,0 +1,24 @@
+"""The versions of the host that the plugin was written for. The ranges live in setup.py and nowhere else."""
+
+from importlib import metadata
+
+CHECKED = ("ms-swift", "mcore-bridge", "megatron-core", "torch")
+
+
+def find_unsupported() -> str | None:
+    """Returns one sentence about the first package of CHECKED that is missing or outside its range, or None."""
+    from packaging.requirements import Requirement
+
+    ranges = {}
+    for line in metadata.requires("swift-kd-plugin") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None:
+            ranges[requirement.name] = requirement.specifier
+    for name in CHECKED:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return f"{name} is not installed; install {name}{ranges[name]}."
+        if not ranges[name].contains(version.partition("+")[0], prereleases=True):
+            return f"{name} {version} is outside the supported range; install '{name}{ranges[name]}'."
+    return None
