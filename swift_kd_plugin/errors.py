@@ -1,6 +1,7 @@
 """How a run ends when something is wrong: one sentence per rank, a non-zero exit, and no rank left waiting."""
 
 import os
+import re
 import sys
 import traceback
 from typing import NoReturn
@@ -18,7 +19,8 @@ def _rank_prefix() -> str:
 
 
 def print_error(message: str) -> None:
-    print(f"{_rank_prefix()}: error: {message}", file=sys.stderr, flush=True)
+    # torch.distributed puts a buffer in the place of sys.stderr while an exception hook runs.
+    print(f"{_rank_prefix()}: error: {message}", file=sys.__stderr__, flush=True)
 
 
 def stop(message: str) -> NoReturn:
@@ -36,13 +38,25 @@ def leave_at_once(code: int) -> NoReturn:
 
 def report_and_exit(kind: type[BaseException], error: BaseException, trace) -> None:
     """`sys.excepthook` of a training rank: a sentence for a user's mistake, a traceback and a sentence otherwise."""
-    if isinstance(error, KDError):
-        print_error(str(error))
+    sentence = _find_sentence(error)
+    if sentence:
+        print_error(sentence)
     else:
-        traceback.print_exception(kind, error, trace)
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
         print_error(f"stopped by {kind.__name__}: {error}")
     if "LOCAL_RANK" in os.environ:
         leave_at_once(1)
+
+
+def _find_sentence(error: BaseException) -> str | None:
+    if isinstance(error, KDError):
+        return str(error)
+    unknown = re.fullmatch(r"remaining_argv: \[(.*)\]", str(error))
+    if isinstance(error, ValueError) and unknown:
+        return f"unknown on the command line: {unknown[1]}; see `megatron rlhf --help` for the flags."
+    if isinstance(error, RuntimeError) and re.search("Connection (closed|reset) by peer", str(error)):
+        return "the connection to another rank is gone; that rank's own message tells why."
+    return None
 
 
 def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) -> None:

@@ -1,12 +1,13 @@
 """Joins the kd_* flags with ms-swift's argument class and checks what can be checked before anything is loaded."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.datasets import locate_bad_row
-from swift_kd_plugin.host.model_checks import check_models, is_plain_folder
+from swift_kd_plugin.host.model_checks import check_length, check_models, is_plain_folder
 
 
 def extend_arguments(stock: type) -> type:
@@ -16,6 +17,7 @@ def extend_arguments(stock: type) -> type:
     class MegatronRLHFArguments(KDArguments, stock):
         def __post_init__(self):
             check_models(self)
+            check_length(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False
@@ -42,4 +44,7 @@ def extend_arguments(stock: type) -> type:
 
 
 def _as_sentence(error: Exception) -> str:
-    return f"{' '.join(str(error).split()) or type(error).__name__} (SWIFT_KD_TRACEBACK=1 shows where)"
+    text = " ".join(str(error).split()) or type(error).__name__
+    # Where ms-swift lists all that it knows (hundreds of model types), the list hides the mistake.
+    text = re.sub(r"\[('[^']*', ){20,}'[^']*'\]", "what ms-swift supports", text)
+    return f"{text} (SWIFT_KD_TRACEBACK=1 shows where)"

@@ -25,6 +25,18 @@ def check_models(args) -> None:
             _check_layout(args, flag, path, config)
 
 
+def check_length(args) -> None:
+    """Raises KDError if context parallelism cannot cut --max_length into equal parts."""
+    cp = args.context_parallel_size
+    parts = 2 * cp if args.cp_partition_mode == "zigzag" else cp
+    if cp > 1 and args.max_length and args.max_length % parts:
+        nearest = max(parts, args.max_length // parts * parts)
+        raise KDError(
+            f"--context_parallel_size {cp} cuts a sequence into {parts} equal parts, and --max_length "
+            f"{args.max_length} is not divisible by {parts}; use --max_length {nearest}."
+        )
+
+
 def _check_folder(flag: str, path: str) -> None:
     if not os.path.isdir(path):
         if path.startswith(("/", ".", "~")):

@@ -1,0 +1,153 @@
+"""Internalises an experience: a small model learns a code book that stood in its teacher's system prompt.
+
+python examples/quickstart/quickstart.py    # about 3 minutes on two CPU cores; GPUs are used if there are any
+
+It merges examples/data, distils off-policy and then on-policy with `megatron rlhf`, measures the held-out questions
+before and after, and leaves summary.json and the checkpoint in its output folder.
+"""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from evaluate import TEST_FILE, accuracy, load_checkpoint, read_rows
+from stages import Machine, QuickstartError, Stage, StageResult, run_stage
+from summary import Accuracy, accuracy_table, as_json, cost_table, last_line
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+DATA = HERE.parent / "data"
+BASE_MODEL = HERE.parent / "base_model"
+MARKER = ".quickstart"
+REQUIRED_ACCURACY = 0.9
+GPUS_OF_THE_LARGE_COMMAND = 8
+LARGE_COMMAND_FLAGS = ("--micro_batch_size", "8")  # TP=2 leaves four data-parallel ranks, and 4 x 8 is the batch
+
+
+def prepare_folder(folder: Path) -> None:
+    """Empties the output folder of an earlier quickstart; any other folder with files in it is refused."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise QuickstartError(f"{folder} holds files that are not a quickstart's; choose another --output_dir.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def merge_data(path: Path) -> list[dict[str, Any]]:
+    """Writes the training rows with the two views, and returns them."""
+    try:
+        from swift_kd_plugin.data.pairing import pair_files
+        from swift_kd_plugin.errors import KDError
+    except ImportError as error:
+        raise QuickstartError("swift_kd_plugin is not installed in this Python; run `make install` first.") from error
+    try:
+        rows = pair_files(DATA / "exp.jsonl", DATA / "noexp.jsonl")
+    except KDError as error:
+        raise QuickstartError(str(error)) from error
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def make_stage(name: str, model: Path, folder: Path, machine: Machine) -> Stage:
+    """A stage whose paths hold from any current folder, with no more tensor parallelism than there are processes."""
+    paths = {"model": model, "teacher_model": BASE_MODEL, "dataset": folder / "train.jsonl"}
+    flags = tuple(part for flag, path in paths.items() for part in (f"--{flag}", str(path)))
+    stage = Stage(name, HERE / f"{name.replace('-', '_')}.yaml", folder / name.replace("-", "_"), flags)
+    if read_config(stage)["tensor_model_parallel_size"] > machine.processes:
+        return stage.with_flags("--tensor_model_parallel_size", str(machine.processes))
+    return stage
+
+
+def read_config(stage: Stage) -> dict[str, Any]:
+    return yaml.safe_load(stage.config.read_text(encoding="utf-8"))
+
+
+def measure(checkpoint: Path, *, with_experience: bool = False) -> Accuracy:
+    """Held-out accuracy of a checkpoint, each task rounded to four digits."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    result = accuracy(model, tokenizer, read_rows(TEST_FILE), with_experience=with_experience)
+    return {task: round(share, 4) for task, share in result.items()}
+
+
+def count_tokens_per_step(rows: list[dict[str, Any]], stage: Stage) -> float:
+    """Tokens that the student trains through in a step: its prompts and the responses given in the data."""
+    _, tokenizer = load_checkpoint(BASE_MODEL)
+    texts = tokenizer.apply_chat_template([row["messages"] for row in rows], tokenize=False)
+    tokens = sum(map(len, tokenizer(texts)["input_ids"]))
+    return tokens / len(rows) * read_config(stage)["global_batch_size"]
+
+
+def train_and_measure(stage: Stage, machine: Machine, accuracies: dict[str, Accuracy]) -> StageResult:
+    """Runs one stage and adds the accuracy of its checkpoint to `accuracies`."""
+    print(f"\n{stage.name}: megatron rlhf {stage.config.name} on {machine}", flush=True)
+    result = run_stage(stage, machine)
+    accuracies[f"after {stage.name}, without the book"] = measure(result.checkpoint)
+    print(last_line(accuracies), flush=True)
+    return result
+
+
+def run(folder: Path) -> None:
+    """The whole quickstart; raises QuickstartError if a stage fails or the experience was not internalised."""
+    started = time.monotonic()
+    prepare_folder(folder)
+    rows = merge_data(folder / "train.jsonl")
+    machine = Machine.detect()
+    print(f"{len(rows)} training pairs; work folder {folder}", flush=True)
+    accuracies = {"before, with the book (the teacher)": measure(BASE_MODEL, with_experience=True)}
+    print(last_line(accuracies), flush=True)
+    accuracies["before, without the book"] = measure(BASE_MODEL)
+    print(last_line(accuracies), flush=True)
+
+    stage = make_stage("off-policy", BASE_MODEL, folder, machine)
+    results = {stage.name: train_and_measure(stage, machine, accuracies)}
+    tokens = count_tokens_per_step(rows, stage)
+    stage = make_stage("on-policy", results[stage.name].checkpoint, folder, machine)
+    results[stage.name] = train_and_measure(stage, machine, accuracies)
+
+    page = as_json(results, accuracies, tokens, machine=str(machine), seconds=round(time.monotonic() - started, 1))
+    (folder / "summary.json").write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
+    print(f"\naccuracy on held-out questions\n{accuracy_table(accuracies)}\n\n{cost_table(results, tokens)}\n")
+    print(f"done in {page['seconds']:.0f} s; figures: {folder / 'summary.json'}")
+    print(f"checkpoint: {results[stage.name].checkpoint}")
+    print(f"off-policy on {GPUS_OF_THE_LARGE_COMMAND} GPUs:\n  {large_command(folder)}")
+    check_learned(accuracies[f"after {stage.name}, without the book"])
+
+
+def large_command(folder: Path) -> str:
+    """The off-policy stage for a machine with more GPUs."""
+    machine = Machine(on_gpu=True, processes=GPUS_OF_THE_LARGE_COMMAND)
+    stage = make_stage("off-policy", BASE_MODEL, folder, machine).with_flags(*LARGE_COMMAND_FLAGS)
+    return stage.shell_command(machine.processes)
+
+
+def check_learned(after: Accuracy) -> None:
+    """Raises QuickstartError if a task is answered too rarely."""
+    for task, share in after.items():
+        if share < REQUIRED_ACCURACY:
+            raise QuickstartError(
+                f"the experience was not internalised: {share:.2f} of the held-out {task!r} questions are right "
+                f"without it, and {REQUIRED_ACCURACY} are required."
+            )
+
+
+def main(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", help="Work folder; an earlier quickstart's is emptied.")
+    ] = REPO / "output" / "quickstart",
+) -> None:
+    """Distil a code book into a small model, off-policy and then on-policy, and measure it."""
+    try:
+        run(output_dir.resolve())
+    except QuickstartError as error:
+        print(f"quickstart: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

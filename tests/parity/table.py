@@ -1,0 +1,60 @@
+"""The layouts that must train alike, grouped by the single-process run they are compared with."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One run of the real command. `reference` names the family whose single-process run is the truth."""
+
+    name: str
+    reference: str
+    processes: int
+    flags: dict[str, object] = field(default_factory=dict)
+
+
+TP, PP, CP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"
+EP, ETP = "expert_model_parallel_size", "expert_tensor_parallel_size"
+
+FAMILIES: dict[str, dict[str, object]] = {
+    "dense": {},
+    "sft_alpha": {"sft_alpha": 0.5},
+    "top-k": {"gkd_logits_topk": 8},
+    "lora": {"tuner_type": "lora", "lora_rank": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "lr": 1e-3},
+    "moe": {"moe_aux_loss_coeff": 0.0, "moe_token_dispatcher_type": "alltoall"},
+    "on-policy": {
+        "lmbda": 1,
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_max_model_len": 128,
+        "max_completion_length": 16,
+        # Greedy: every layout samples the same tokens, so that the losses can be compared.
+        "top_k": 1,
+    },
+}
+
+LAYOUTS = [
+    Layout("DP2", "dense", 2),
+    Layout("TP2", "dense", 2, {TP: 2}),
+    Layout("TP2 + SP", "dense", 2, {TP: 2, "sequence_parallel": True}),
+    Layout("PP2", "dense", 2, {PP: 2}),
+    Layout("PP2, 1 + 3 layers", "dense", 2, {PP: 2, "decoder_first_pipeline_num_layers": 1}),
+    Layout("CP2", "dense", 2, {CP: 2}),
+    Layout("TP2 x PP2", "dense", 4, {TP: 2, PP: 2}),
+    Layout("TP2 x CP2", "dense", 4, {TP: 2, CP: 2}),
+    Layout("padded batches", "dense", 1, {"padding_free": False}),
+    Layout("padded batches, TP2", "dense", 2, {"padding_free": False, TP: 2}),
+    Layout("full recompute", "dense", 2, {TP: 2, "recompute_granularity": "full", "recompute_method": "uniform",
+                                          "recompute_num_layers": 1}),
+    Layout("selective recompute", "dense", 1, {"recompute_granularity": "selective"}),
+    Layout("teacher offload", "dense", 2, {TP: 2, "offload_teacher_model": True}),
+    Layout("sft_alpha, TP2", "sft_alpha", 2, {TP: 2}),
+    Layout("sft_alpha, CP2", "sft_alpha", 2, {CP: 2}),
+    Layout("top-k, TP2", "top-k", 2, {TP: 2}),
+    Layout("LoRA, TP2", "lora", 2, {TP: 2}),
+    Layout("EP2", "moe", 2, {EP: 2}),
+    Layout("EP2 x TP2", "moe", 2, {EP: 2, TP: 2, "sequence_parallel": True, ETP: 1}),
+    Layout("ETP2", "moe", 2, {TP: 2, "sequence_parallel": True, ETP: 2}),
+    Layout("on-policy, TP2", "on-policy", 2, {TP: 2}),
+    Layout("on-policy, PP2", "on-policy", 2, {PP: 2}),
+]

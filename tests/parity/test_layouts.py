@@ -1,0 +1,124 @@
+"""Every layout trains like one process: losses, gradients, saved weights, through the real command."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from swift_kd_plugin.data.pairing import pair_rows
+from tests.launch import Run, megatron_rlhf
+from tests.parity.compare import Distance, compare
+from tests.parity.table import FAMILIES, LAYOUTS, Layout
+from tests.tiny_models import make_dense, make_moe, make_sums
+
+RECORDER = Path(__file__).with_name("record_gradients.py")
+BASE_MODEL = Path(__file__).parents[2] / "examples" / "base_model"
+COMMON = {
+    "rlhf_type": "gkd",
+    "external_plugins": ["swift_kd_plugin", RECORDER],
+    "template": "qwen3",
+    "micro_batch_size": 2,
+    "global_batch_size": 8,
+    "train_iters": 4,
+    "lr": 1e-4,
+    "max_length": 256,
+    "beta": 0.5,
+    "temperature": 0.9,
+    "lmbda": 0,
+    "recompute_granularity": "none",
+    "logging_steps": 1,
+    "torch_dtype": "bfloat16",
+    "dataset_num_proc": 1,
+    "no_save_optim": True,
+    "kd_grad_norm": "exact",
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    """Students, teachers (larger than the students) and questions."""
+    folder = tmp_path_factory.mktemp("parity")
+    make_dense(folder / "student", hidden=64, seed=0)
+    make_dense(folder / "teacher", hidden=128, seed=1)
+    make_moe(folder / "moe_student", seed=0)
+    make_moe(folder / "moe_teacher", hidden=128, seed=1)
+    make_sums(folder / "sums.jsonl")
+    make_pairs(folder / "pairs.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def references(material) -> dict[str, tuple[Run, Path]]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """Distances by layout, printed as a table at the end and written to the file named by KD_PARITY_TABLE."""
+    table: dict[str, Distance] = {}
+    yield table
+    print_table(table)
+
+
+def make_pairs(file: Path) -> None:
+    """Rows in which the teacher sees the experience and the student does not."""
+    data = BASE_MODEL.parent / "data"
+    sides = [[json.loads(line) for line in (data / name).open(encoding="utf-8")] for name in ("exp.jsonl", "noexp.jsonl")]
+    rows = pair_rows(*[side[:64] for side in sides])
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def train(material: Path, layout: Layout) -> tuple[Run, Path]:
+    folder = material / "runs" / f"{layout.reference} {layout.name}".replace(" ", "_").replace(",", "")
+    folder.mkdir(parents=True)
+    gradients = folder / "gradients.safetensors"
+    flags = {**COMMON, **models_for(material, layout.reference), **FAMILIES[layout.reference], **layout.flags}
+    run = megatron_rlhf(folder, flags, layout.processes, {"KD_TEST_GRADIENTS": str(gradients)})
+    return run.expect_success(), gradients
+
+
+def models_for(material: Path, family: str) -> dict[str, object]:
+    if family in ("on-policy", "top-k"):
+        # A trained model: neither its greedy answers nor its top-k hang on the last bit of a logit.
+        rows = material / "pairs.jsonl"
+        return {"model": BASE_MODEL, "teacher_model": BASE_MODEL, "model_type": "qwen3", "dataset": rows}
+    kind = "moe_" if family == "moe" else ""
+    model_type = "qwen3_moe" if family == "moe" else "qwen3"
+    return {
+        "model": material / f"{kind}student",
+        "teacher_model": material / f"{kind}teacher",
+        "model_type": model_type,
+        "teacher_model_type": model_type,
+        "dataset": material / "sums.jsonl",
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_layout_trains_like_one_process(layout, material, references, figures):
+    if layout.reference not in references:
+        references[layout.reference] = train(material, Layout("one process", layout.reference, 1))
+    truth, true_gradients = references[layout.reference]
+    run, gradients = train(material, layout)
+
+    distance = compare(run, truth, gradients, true_gradients)
+    figures[layout.name] = distance
+
+    assert distance.loss < 0.005, distance
+    assert distance.grad_norm < 0.02, distance
+    assert distance.norm < 0.02, distance
+    assert distance.cosine > 0.999, distance
+    assert distance.weights < 0.01, distance
+
+
+def print_table(table: dict[str, Distance]) -> None:
+    print("\n| layout | loss | gradient norm | one gradient's norm | lowest cosine | saved weights |")
+    print("|---|---|---|---|---|---|")
+    for name, d in table.items():
+        print(
+            f"| {name} | {d.loss:.3%} | {d.grad_norm:.3%} | {d.norm:.3%} | {d.cosine:.6f} | {d.weights:.3%} |"
+        )
+    file = os.environ.get("KD_PARITY_TABLE")
+    if file:
+        Path(file).write_text(json.dumps({k: dataclasses.asdict(v) for k, v in table.items()}, indent=2))
