@@ -38,15 +38,19 @@ def is_named(argv: list[str]) -> bool:
                 return True
         elif given and argument == NAME:
             return True
-    return _named_in_config(argv)
+    plugins = read_config(argv).get("external_plugins") or []
+    return NAME in ([plugins] if isinstance(plugins, str) else plugins)
 
 
-def _named_in_config(argv: list[str]) -> bool:
-    # `megatron rlhf run.yaml`: only the outer process sees the file, its children get the flags.
+def read_config(argv: list[str]) -> dict:
+    """The file of `megatron rlhf run.yaml`, or an empty dict. Only this outer process sees it; its children get flags.
+
+    Stops with one sentence if the file is not valid.
+    """
     if len(argv) < 3 or os.path.basename(argv[0]) != "megatron":
-        return False
+        return {}
     if not argv[2].endswith((".yaml", ".yml", ".json")) or not os.path.isfile(argv[2]):
-        return False
+        return {}
     import yaml
 
     try:
@@ -56,8 +60,7 @@ def _named_in_config(argv: list[str]) -> bool:
         from swift_kd_plugin.errors import stop
 
         stop(f"{argv[2]} is not valid YAML: {' '.join(str(error).split())}.")
-    plugins = config.get("external_plugins", []) if isinstance(config, dict) else []
-    return NAME in ([plugins] if isinstance(plugins, str) else plugins or [])
+    return config if isinstance(config, dict) else {}
 
 
 def is_launcher() -> bool:
@@ -69,7 +72,7 @@ def _prepare_launcher() -> None:
     from swift_kd_plugin.errors import report_failed_ranks
     from swift_kd_plugin.launcher import check_launch
 
-    check_launch(sys.argv)
+    check_launch(sys.argv, read_config(sys.argv))
     sys.excepthook = report_failed_ranks
 
 
@@ -88,12 +91,15 @@ def _switch_device(device: str) -> None:
 def _wake() -> None:
     import swift_kd_plugin
     from swift_kd_plugin.errors import report_and_exit, stop
+    from swift_kd_plugin.launcher import refuse_ray
+    from swift_kd_plugin.ledger import when_imported
     from swift_kd_plugin.requirements import find_unsupported
 
     sys.excepthook = report_and_exit
     problem = find_unsupported()
     if problem:
         stop(problem)
+    when_imported("swift.ray.megatron", refuse_ray)
     swift_kd_plugin.install()
 
 

@@ -38,6 +38,10 @@ def leave_at_once(code: int) -> NoReturn:
 
 def report_and_exit(kind: type[BaseException], error: BaseException, trace) -> None:
     """`sys.excepthook` of a training rank: a sentence for a user's mistake, a traceback and a sentence otherwise."""
+    if trace is None or trace.tb_frame.f_code.co_name != "<module>":
+        # A finaliser failed while the interpreter was leaving; the run itself is over.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        return
     sentence = _find_sentence(error)
     if sentence:
         print_error(sentence)

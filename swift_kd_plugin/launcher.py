@@ -2,16 +2,22 @@
 
 import os
 import socket
+from typing import NoReturn
 
 from swift_kd_plugin.errors import stop
 
 DEFAULT_PORT = 29500  # torchrun's own
 
 
-def check_launch(argv: list[str]) -> None:
-    """Stops with one sentence if the launch cannot work: Ray was asked for, or the rendezvous port is taken."""
-    if _wants_ray(argv):
-        stop(RAY_IS_NOT_SUPPORTED)
+def check_launch(argv: list[str], config: dict) -> None:
+    """Stops with one sentence if the launch cannot work: Ray was asked for, or the rendezvous port is taken.
+
+    Args:
+        argv: the command line.
+        config: what the YAML or JSON file named on it says; empty without one.
+    """
+    if _wants_ray(argv) or config.get("use_ray"):
+        refuse_ray()
     if "NPROC_PER_NODE" in os.environ and int(os.environ.get("NODE_RANK", "0")) == 0:
         _check_port()
 
@@ -20,6 +26,10 @@ RAY_IS_NOT_SUPPORTED = (
     "--use_ray takes another trainer of ms-swift that the plugin does not reach; drop --use_ray "
     "and start with NPROC_PER_NODE (and NNODES on several machines)."
 )
+
+
+def refuse_ray(*_) -> NoReturn:
+    stop(RAY_IS_NOT_SUPPORTED)
 
 
 def _wants_ray(argv: list[str]) -> bool:

@@ -56,6 +56,7 @@ class Ledger:
     def __init__(self, patches: Iterable[Patch]):
         self.patches = list(patches)
         self._undo: dict[str, Undo] = {}
+        self._armed = False
 
     @property
     def applied(self) -> list[str]:
@@ -64,18 +65,23 @@ class Ledger:
 
     def arm(self) -> None:
         """Applies every patch whose module is loaded and lets the others wait. Arming twice changes nothing."""
+        if self._armed:
+            return
+        self._armed = True
         for patch in self.patches:
-            if patch.symbol not in self._undo:
-                when_imported(patch.module, lambda module, patch=patch: self._apply(patch, module))
+            when_imported(patch.module, lambda module, patch=patch: self._apply(patch, module))
 
     def _apply(self, patch: Patch, module: ModuleType) -> None:
-        if patch.symbol not in self._undo:
+        if self._armed and patch.symbol not in self._undo:
             self._undo[patch.symbol] = patch.apply(module)
 
     def undo(self, symbol: str) -> None:
+        """Puts the original of one applied patch back."""
         self._undo.pop(symbol)()
 
-    def undo_all(self) -> None:
+    def disarm(self) -> None:
+        """Puts every original back, newest first; patches that still wait are not applied any more."""
+        self._armed = False
         for symbol in reversed(self.applied):
             self.undo(symbol)
 

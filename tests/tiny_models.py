@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -73,19 +74,37 @@ def make_dense(folder: Path, hidden: int = 64, seed: int = 0, **changes) -> Path
     return _save(Qwen3ForCausalLM(Qwen3Config(**_shape(hidden, tokenizer, **changes))), tokenizer, folder)
 
 
-def make_moe(folder: Path, hidden: int = 64, seed: int = 0) -> Path:
-    """A Qwen3-MoE with 4 experts, 2 of them active."""
+def make_moe(folder: Path, hidden: int = 64, seed: int = 0, active: int = 2) -> Path:
+    """A Qwen3-MoE with 4 experts, `active` of them used by each token."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(
         **_shape(hidden, tokenizer),
         num_experts=4,
-        num_experts_per_tok=2,
+        num_experts_per_tok=active,
         moe_intermediate_size=hidden,
         decoder_sparse_step=1,
         norm_topk_prob=True,
     )
     return _save(Qwen3MoeForCausalLM(config), tokenizer, folder)
+
+
+def make_adapter(folder: Path, model: Path, seed: int = 0) -> Path:
+    """A LoRA adapter of rank 8 on every linear layer of `model`, both of its matrices random.
+
+    Megatron fuses q, k and v, and gate and up: each of these groups has one lora_A.
+    """
+    torch.manual_seed(seed)
+    config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(Qwen3ForCausalLM.from_pretrained(model), config)
+    for name, module in adapted.named_modules():
+        if name.endswith(("self_attn", "mlp")):
+            fused = ("q_proj", "k_proj", "v_proj") if name.endswith("self_attn") else ("gate_proj", "up_proj")
+            first, *others = (getattr(module, projection).lora_A["default"].weight.data for projection in fused)
+            for weight in others:
+                weight.copy_(first)
+    adapted.save_pretrained(folder)
+    return folder
 
 
 def make_sums(file: Path, rows: int = 32, seed: int = 0) -> Path:

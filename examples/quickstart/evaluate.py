@@ -13,6 +13,7 @@ import torch
 import typer
 from code_book import Messages, final_answer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 TEST_FILE = Path(__file__).resolve().parents[1] / "data" / "test.jsonl"
 MAX_NEW_TOKENS = 8
@@ -25,6 +26,7 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     """The model in fp32 and its tokenizer, both on the CPU."""
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} holds no config.json, so it is not a Hugging Face checkpoint.")
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(path)
 
@@ -47,20 +49,17 @@ def generate(
     """One greedy response per prompt, special tokens removed."""
     responses: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        batch = tokenizer.apply_chat_template(
+        texts = tokenizer.apply_chat_template(
             list(prompts[start : start + batch_size]),
             add_generation_prompt=True,
             enable_thinking=thinking,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            return_dict=True,
+            tokenize=False,
         )
-        limit = MAX_NEW_TOKENS_THINKING if thinking else MAX_NEW_TOKENS
+        batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         tokens = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=limit,
+            max_new_tokens=MAX_NEW_TOKENS_THINKING if thinking else MAX_NEW_TOKENS,
             do_sample=False,
         )
         new_tokens = tokens[:, batch["input_ids"].shape[1] :]

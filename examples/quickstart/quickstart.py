@@ -1,6 +1,6 @@
 """Internalises an experience: a small model learns a code book that stood in its teacher's system prompt.
 
-python examples/quickstart/quickstart.py    # about 3 minutes on two CPU cores; GPUs are used if there are any
+python examples/quickstart/quickstart.py    # about 2 minutes on two CPU cores; GPUs are used if there are any
 
 It merges examples/data, distils off-policy and then on-policy with `megatron rlhf`, measures the held-out questions
 before and after, and leaves summary.json and the checkpoint in its output folder.
@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ import yaml
 from evaluate import TEST_FILE, accuracy, load_checkpoint, read_rows
 from stages import Machine, QuickstartError, Stage, StageResult, run_stage
 from summary import Accuracy, accuracy_table, as_json, cost_table, last_line
+from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -25,8 +27,8 @@ DATA = HERE.parent / "data"
 BASE_MODEL = HERE.parent / "base_model"
 MARKER = ".quickstart"
 REQUIRED_ACCURACY = 0.9
-GPUS_OF_THE_LARGE_COMMAND = 8
-LARGE_COMMAND_FLAGS = ("--micro_batch_size", "8")  # TP=2 leaves four data-parallel ranks, and 4 x 8 is the batch
+MANY_GPUS = 8
+MANY_GPU_FLAGS = ("--micro_batch_size", "8")  # TP=2 leaves four data-parallel ranks, and 4 x 8 is the batch
 
 
 def prepare_folder(folder: Path) -> None:
@@ -77,7 +79,7 @@ def measure(checkpoint: Path, *, with_experience: bool = False) -> Accuracy:
 
 def count_tokens_per_step(rows: list[dict[str, Any]], stage: Stage) -> float:
     """Tokens that the student trains through in a step: its prompts and the responses given in the data."""
-    _, tokenizer = load_checkpoint(BASE_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     texts = tokenizer.apply_chat_template([row["messages"] for row in rows], tokenize=False)
     tokens = sum(map(len, tokenizer(texts)["input_ids"]))
     return tokens / len(rows) * read_config(stage)["global_batch_size"]
@@ -108,22 +110,24 @@ def run(folder: Path) -> None:
     results = {stage.name: train_and_measure(stage, machine, accuracies)}
     tokens = count_tokens_per_step(rows, stage)
     stage = make_stage("on-policy", results[stage.name].checkpoint, folder, machine)
-    results[stage.name] = train_and_measure(stage, machine, accuracies)
+    last = results[stage.name] = train_and_measure(stage, machine, accuracies)
+    learned = accuracies[f"after {stage.name}, without the book"]
+    accuracies[f"after {stage.name}, with the book again"] = measure(last.checkpoint, with_experience=True)
 
     page = as_json(results, accuracies, tokens, machine=str(machine), seconds=round(time.monotonic() - started, 1))
     (folder / "summary.json").write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
     print(f"\naccuracy on held-out questions\n{accuracy_table(accuracies)}\n\n{cost_table(results, tokens)}\n")
     print(f"done in {page['seconds']:.0f} s; figures: {folder / 'summary.json'}")
-    print(f"checkpoint: {results[stage.name].checkpoint}")
-    print(f"off-policy on {GPUS_OF_THE_LARGE_COMMAND} GPUs:\n  {large_command(folder)}")
-    check_learned(accuracies[f"after {stage.name}, without the book"])
+    print(f"checkpoint: {last.checkpoint}")
+    print(f"off-policy on {MANY_GPUS} GPUs:\n  {many_gpu_command(folder)}")
+    check_learned(learned)
 
 
-def large_command(folder: Path) -> str:
+def many_gpu_command(folder: Path) -> str:
     """The off-policy stage for a machine with more GPUs."""
-    machine = Machine(on_gpu=True, processes=GPUS_OF_THE_LARGE_COMMAND)
-    stage = make_stage("off-policy", BASE_MODEL, folder, machine).with_flags(*LARGE_COMMAND_FLAGS)
-    return stage.shell_command(machine.processes)
+    machine = Machine(on_gpu=True, processes=MANY_GPUS)
+    stage = make_stage("off-policy", BASE_MODEL, folder, machine).with_flags(*MANY_GPU_FLAGS)
+    return replace(stage, output=folder / f"off_policy_{MANY_GPUS}_gpus").shell_command(MANY_GPUS)
 
 
 def check_learned(after: Accuracy) -> None:

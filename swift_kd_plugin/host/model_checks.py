@@ -6,6 +6,7 @@ import os
 from swift_kd_plugin.errors import KDError
 
 HUB_MARKERS = (".msc", ".mdl", ".git")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def is_plain_folder(path: str) -> bool:
@@ -22,7 +23,7 @@ def check_models(args) -> None:
         _check_folder(flag, path)
         config = _read_config(path)
         if config:
-            _check_layout(args, flag, path, config)
+            _check_layout(args, path, config)
 
 
 def check_length(args) -> None:
@@ -58,7 +59,7 @@ def _read_config(path: str) -> dict | None:
     return config.get("text_config", config)
 
 
-def _check_layout(args, flag: str, path: str, config: dict) -> None:
+def _check_layout(args, path: str, config: dict) -> None:
     tp, pp, ep = (
         args.tensor_model_parallel_size,
         args.pipeline_model_parallel_size,
@@ -67,7 +68,7 @@ def _check_layout(args, flag: str, path: str, config: dict) -> None:
     heads = config.get("num_attention_heads")
     groups = config.get("num_key_value_heads", heads)
     layers = config.get("num_hidden_layers")
-    experts = config.get("num_experts", config.get("n_routed_experts"))
+    experts = next((config[name] for name in EXPERT_COUNTS if config.get(name)), None)
     if heads and heads % tp:
         raise KDError(f"--tensor_model_parallel_size {tp} does not divide the {heads} attention heads of {path}.")
     if groups and groups % tp and tp % groups:
@@ -76,5 +77,3 @@ def _check_layout(args, flag: str, path: str, config: dict) -> None:
         raise KDError(f"--pipeline_model_parallel_size {pp} is more than the {layers} layers of {path}.")
     if experts and experts % ep:
         raise KDError(f"--expert_model_parallel_size {ep} does not divide the {experts} experts of {path}.")
-    if ep > 1 and not experts and flag == "model":
-        raise KDError(f"--expert_model_parallel_size {ep} needs a model with experts, and {path} has none.")

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from functools import wraps
 from types import ModuleType
 
-from swift_kd_plugin.errors import NAME, KDError, stop
-from swift_kd_plugin.launcher import RAY_IS_NOT_SUPPORTED
+from swift_kd_plugin.errors import NAME, stop
 from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute
 
 
@@ -40,13 +39,6 @@ def install_trainer(module: ModuleType) -> Undo:
     from swift_kd_plugin.host.trainer import KDTrainer
 
     return replace_attribute(trainers, "MegatronGKDTrainer", KDTrainer)
-
-
-def refuse_ray(module: ModuleType) -> Undo:
-    def main(*args, **kwargs):
-        raise KDError(RAY_IS_NOT_SUPPORTED)
-
-    return replace_attribute(module, "main", main)
 
 
 def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:
@@ -157,13 +149,6 @@ LEDGER = Ledger(
             why="the pipeline looks its trainer up here by name and has no registry for trainers",
             remove_when="ms-swift has a trainer registry for Megatron",
             apply=install_trainer,
-        ),
-        Patch(
-            symbol="swift.ray.megatron.pipeline.main",
-            module="swift.ray.megatron.pipeline",
-            why="--use_ray takes another trainer, which would run without the plugin and not say so",
-            remove_when="the plugin supports the Ray trainer",
-            apply=refuse_ray,
         ),
         Patch(
             symbol="transformers.hf_argparser.HfArgumentParser.error",

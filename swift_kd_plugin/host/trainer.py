@@ -11,6 +11,7 @@ from swift.utils import get_logger, is_master, to_device
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.checkpoint import describe_failed_save
 from swift_kd_plugin.host.pairing import check_shared_response
+from swift_kd_plugin.host.rollout import close_engine
 from swift_kd_plugin.host.sample import KDSample
 
 logger = get_logger()
@@ -20,6 +21,10 @@ class KDTrainer(MegatronGKDTrainer):
     """Trains like `MegatronGKDTrainer`; samples may carry a whole teacher view (`teacher_messages`)."""
 
     sample_cls = KDSample
+
+    def train(self, train_dataset, val_dataset) -> None:
+        super().train(train_dataset, val_dataset)
+        close_engine(self)
 
     def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
         template, device = self.template, self.device

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from swift_kd_plugin.data.pairing import pair_rows
 from tests.launch import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
 from tests.parity.table import FAMILIES, LAYOUTS, Layout
-from tests.tiny_models import make_dense, make_moe, make_sums
+from tests.tiny_models import make_adapter, make_dense, make_moe, make_sums
 
 RECORDER = Path(__file__).with_name("record_gradients.py")
 BASE_MODEL = Path(__file__).parents[2] / "examples" / "base_model"
@@ -42,10 +41,12 @@ def material(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parity")
     make_dense(folder / "student", hidden=64, seed=0)
     make_dense(folder / "teacher", hidden=128, seed=1)
-    make_moe(folder / "moe_student", seed=0)
-    make_moe(folder / "moe_teacher", hidden=128, seed=1)
+    make_adapter(folder / "adapter", folder / "student", seed=2)
+    for name, active in (("moe", 2), ("all_moe", 4)):
+        make_moe(folder / f"{name}_student", seed=0, active=active)
+        make_moe(folder / f"{name}_teacher", hidden=128, seed=1, active=active)
     make_sums(folder / "sums.jsonl")
-    make_pairs(folder / "pairs.jsonl")
+    make_confident_pairs(folder / "pairs.jsonl")
     return folder
 
 
@@ -62,17 +63,23 @@ def figures():
     print_table(table)
 
 
-def make_pairs(file: Path) -> None:
-    """Rows in which the teacher sees the experience and the student does not."""
-    data = BASE_MODEL.parent / "data"
-    sides = [[json.loads(line) for line in (data / name).open(encoding="utf-8")] for name in ("exp.jsonl", "noexp.jsonl")]
-    rows = pair_rows(*[side[:64] for side in sides])
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def make_confident_pairs(file: Path, rows: int = 64) -> None:
+    """Questions that the student answers from the book in its own view, while the teacher's view has another book.
+
+    Both are sure of their answers: neither what the student writes nor the teacher's top-k hangs on the last bit.
+    """
+    shifted = str.maketrans("0123456789", "3456789012")
+    with file.open("w", encoding="utf-8") as out:
+        for line in (BASE_MODEL.parent / "data" / "exp.jsonl").read_text(encoding="utf-8").splitlines()[:rows]:
+            messages = json.loads(line)["messages"]
+            system, question = messages[0], messages[-2]
+            other = {**system, "content": system["content"].translate(shifted)}
+            out.write(json.dumps({"messages": messages, "teacher_messages": [other, question]}) + "\n")
 
 
 def train(material: Path, layout: Layout) -> tuple[Run, Path]:
     folder = material / "runs" / f"{layout.reference} {layout.name}".replace(" ", "_").replace(",", "")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     gradients = folder / "gradients.safetensors"
     flags = {**COMMON, **models_for(material, layout.reference), **FAMILIES[layout.reference], **layout.flags}
     run = megatron_rlhf(folder, flags, layout.processes, {"KD_TEST_GRADIENTS": str(gradients)})
@@ -81,17 +88,20 @@ def train(material: Path, layout: Layout) -> tuple[Run, Path]:
 
 def models_for(material: Path, family: str) -> dict[str, object]:
     if family in ("on-policy", "top-k"):
-        # A trained model: neither its greedy answers nor its top-k hang on the last bit of a logit.
         rows = material / "pairs.jsonl"
-        return {"model": BASE_MODEL, "teacher_model": BASE_MODEL, "model_type": "qwen3", "dataset": rows}
-    kind = "moe_" if family == "moe" else ""
-    model_type = "qwen3_moe" if family == "moe" else "qwen3"
+        student = teacher = BASE_MODEL
+    else:
+        rows = material / "sums.jsonl"
+        kind = {"moe": "moe_", "moe, all active": "all_moe_"}.get(family, "")
+        student, teacher = material / f"{kind}student", material / f"{kind}teacher"
+    model_type = "qwen3_moe" if family.startswith("moe") else "qwen3"
     return {
-        "model": material / f"{kind}student",
-        "teacher_model": material / f"{kind}teacher",
+        "model": student,
+        "teacher_model": teacher,
         "model_type": model_type,
         "teacher_model_type": model_type,
-        "dataset": material / "sums.jsonl",
+        "dataset": rows,
+        "adapters": material / "adapter" if family == "lora" else None,
     }
 
 

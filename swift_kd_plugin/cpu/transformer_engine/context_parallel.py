@@ -32,9 +32,7 @@ def attend_over_ranks(
     for run, q, kv in zip(runs, parts_q, parts_kv, strict=False):
         k, v = in_sequence_order(kv, run.count).split([k_tgd.shape[-1], v_tge.shape[-1]], dim=-1)
         outs += [_attend_run(q, k, v, run, settings, group.rank(), ranks)]
-    out = stack_rows(outs, q_thd, v_tge.shape[-1])
-    # A rank that holds padding only has not used the keys, but the others wait for it in the gather's backward.
-    return out + kv_all[:0].sum()
+    return stack_rows(outs, q_thd, *kv_all.split([k_tgd.shape[-1], v_tge.shape[-1]], dim=-1))
 
 
 def _check(run: Run, ranks: int) -> None:

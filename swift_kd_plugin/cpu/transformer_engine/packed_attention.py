@@ -89,7 +89,7 @@ def attend_packed(
             settings,
         )
         outs.append(in_rows(out, run.lengths.rows_q))
-    return stack_rows(outs, q_thd, v_tge.shape[-1])
+    return stack_rows(outs, q_thd, k_tgd, v_tge)
 
 
 def split_rows(x: torch.Tensor, sizes: list[int], name: str, dim: int = 0) -> tuple[torch.Tensor, ...]:
@@ -112,9 +112,14 @@ def in_rows(out_nhse: torch.Tensor, rows: int) -> torch.Tensor:
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def stack_rows(outs: list[torch.Tensor], q_thd: torch.Tensor, channels: int) -> torch.Tensor:
+def stack_rows(outs: list[torch.Tensor], q_thd: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Puts the sequences' rows together again, with zeros for the rows behind the last."""
     missing = q_thd.shape[0] - sum(out.shape[0] for out in outs)
     if missing or not outs:
-        outs = [*outs, q_thd.new_zeros(missing, q_thd.shape[1], channels)]
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
+        outs = [*outs, q_thd.new_zeros(missing, q_thd.shape[1], v.shape[-1])]
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
+    if out.requires_grad or not any(x.requires_grad for x in (q_thd, k, v)):
+        return out
+    # Only padding: the gradients are zero, but they must exist, since other ranks wait for this one in the backward
+    # pass of the collectives behind.
+    return out + q_thd[:0].sum() + k[:0].sum() + v[:0].sum()

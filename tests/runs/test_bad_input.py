@@ -1,0 +1,135 @@
+"""A mistake ends the run on every rank, with one sentence and without a hang."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.launch import environment, flags_to_argv, megatron_rlhf
+
+ERROR = "swift_kd_plugin [rank"
+
+
+def sentences(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.startswith(ERROR)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "./missing"}, "--model ./missing does not exist"),
+        ({"tensor_model_parallel_size": 3}, "does not divide the 4 attention heads"),
+        ({"context_parallel_size": 2, "max_length": 250}, "--max_length 250 is not divisible by 4"),
+        ({"kd_grad_norm": "wrong"}, "invalid choice: 'wrong' (choose from 'stock', 'exact')"),
+        ({"kd_gradnorm": "stock"}, "unknown on the command line: '--kd_gradnorm', 'stock'"),
+        ({"fp8_format": "hybrid"}, "fp8 is not available on the CPU backend"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_flag(flags, tmp_path, changes, message):
+    if "fp8_format" in changes and "SWIFT_KD_DEVICE" not in environment(1):
+        pytest.skip("a GPU has fp8")
+    run = megatron_rlhf(tmp_path, {**flags, **changes}, processes=2, timeout=90)
+    assert run.code == 1
+    assert any(message in line for line in sentences(run.log)), run.log[-3000:]
+    assert "Traceback" not in run.log
+
+
+def test_a_model_that_is_not_supported(flags, material, tmp_path):
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    for file in (material / "student").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    run = megatron_rlhf(tmp_path, {**flags, "model": folder, "model_type": None}, processes=2, timeout=90)
+    assert run.code == 1
+    assert any(f"Model: {folder} is not supported" in line for line in sentences(run.log)), run.log[-3000:]
+    assert "Traceback" not in run.log
+
+
+def test_a_row_without_messages(flags, material, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text((material / "sums.jsonl").read_text() + '{"question": "what?"}\n')
+    run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90)
+    assert run.code == 1
+    assert any(f"it has no messages ({data}, line 33:" in line for line in sentences(run.log)), run.log[-3000:]
+    assert "Traceback" not in run.log
+
+
+def test_a_dead_rank_ends_the_others(flags, tmp_path):
+    argv = ["megatron", "rlhf", *flags_to_argv({**flags, "train_iters": 10000, "output_dir": tmp_path / "output"})]
+    with subprocess.Popen(
+        argv, cwd=tmp_path, env=environment(2), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        log = []
+        for line in process.stdout:
+            log.append(line)
+            if "'iteration': '3/10000'" in line:
+                break
+        ranks = find_ranks(process.pid)
+        assert len(ranks) == 2, "".join(log)[-3000:]
+        os.kill(ranks[1], signal.SIGKILL)
+        start = time.monotonic()
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - start < 60
+    assert not any(is_alive(rank) for rank in ranks)
+
+
+def find_ranks(pid: int) -> list[int]:
+    import psutil
+
+    children = psutil.Process(pid).children(recursive=True)
+    return [p.pid for p in children if any(part.endswith("rlhf.py") for part in p.cmdline()[1:2])]
+
+
+def is_alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def can_mount() -> bool:
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    return probe.returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="a small full disk is a tmpfs in a mount namespace of its own")
+def test_a_full_disk_at_checkpoint_time(flags, material, tmp_path):
+    """The disk holds the first checkpoint and not the second."""
+    output = tmp_path / "output"
+    output.mkdir()
+    kilobytes = sum(f.stat().st_size for f in (material / "student").iterdir()) // 1024 + 300
+    saving = {"save_steps": 1, "no_save_optim": True, "no_save_rng": True, "report_to": "none"}
+    argv = flags_to_argv({**flags, **saving, "output_dir": output, "add_version": False})
+    # What is left when the run ends can only be seen in the same namespace.
+    script = (
+        f"mount -t tmpfs -o size={kilobytes}k tmpfs {output} || exit 99; "
+        f'megatron rlhf "$@"; code=$?; echo "left: $(ls {output} | tr "\\n" " ")"; '
+        f'python -c "from safetensors.torch import load_file; '
+        f"load_file('{output}/checkpoint-1/model.safetensors'); print('readable')\"; exit $code"
+    )
+    run = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script, "bash", *argv],
+        cwd=tmp_path,
+        env=environment(2),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    log = run.stdout + run.stderr
+    assert run.returncode == 1, log[-3000:]
+    said = [line for line in sentences(log) if "checkpoint-2 failed" in line]
+    assert said, log[-3000:]
+    assert "No space left on device" in said[0]
+    assert f"the last good checkpoint is {output}/checkpoint-1" in said[0]
+    left = next(line for line in log.splitlines() if line.startswith("left: ")).split()
+    assert "checkpoint-1" in left
+    assert "checkpoint-2" not in left
+    assert "readable" in log
