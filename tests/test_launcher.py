@@ -14,7 +14,9 @@ def command(*more: str) -> list[str]:
     return ["megatron", "rlhf", "--rlhf_type", "gkd", "--external_plugins", "swift_kd_plugin", *more]
 
 
-@pytest.mark.parametrize("given", [["--use_ray"], ["--use_ray", "true"], ["--use-ray=True"], ["--use_ray", "--lr", "1"]])
+@pytest.mark.parametrize(
+    "given", [["--use_ray"], ["--use_ray", "true"], ["--use-ray=True"], ["--use_ray", "--lr", "1"]]
+)
 def test_ray_is_refused(given, capfd):
     with pytest.raises(SystemExit):
         check_launch(command(*given), {})

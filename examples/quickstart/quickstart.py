@@ -8,6 +8,7 @@ before and after, and leaves summary.json and the checkpoint in its output folde
 
 import json
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -146,6 +147,8 @@ def main(
     ] = REPO / "output" / "quickstart",
 ) -> None:
     """Distil a code book into a small model, off-policy and then on-policy, and measure it."""
+    # A terminated quickstart ends its training run as well.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         run(output_dir.resolve())
     except QuickstartError as error:

@@ -29,6 +29,11 @@ def check_models(args) -> None:
 def check_length(args) -> None:
     """Raises KDError if context parallelism cannot cut --max_length into equal parts."""
     cp = args.context_parallel_size
+    if cp > 1 and args.cp_partition_mode == "contiguous" and not _attention_knows_partition():
+        raise KDError(
+            "--cp_partition_mode contiguous is not known to the attention of this Megatron-Core, which takes every "
+            "sequence for cut in zigzag order and would mix up its positions; leave the flag out."
+        )
     parts = 2 * cp if args.cp_partition_mode == "zigzag" else cp
     if cp > 1 and args.max_length and args.max_length % parts:
         nearest = max(parts, args.max_length // parts * parts)
@@ -36,6 +41,12 @@ def check_length(args) -> None:
             f"--context_parallel_size {cp} cuts a sequence into {parts} equal parts, and --max_length "
             f"{args.max_length} is not divisible by {parts}; use --max_length {nearest}."
         )
+
+
+def _attention_knows_partition() -> bool:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    return "cp_partition_mode" in PackedSeqParams.__dataclass_fields__
 
 
 def _check_folder(flag: str, path: str) -> None:

@@ -71,9 +71,19 @@ def test_context_parallelism_must_divide_the_length(tmp_path):
     from swift_kd_plugin.host.model_checks import check_length
 
     check_length(make_args(tmp_path, context_parallel_size=2, max_length=256))
-    check_length(make_args(tmp_path, context_parallel_size=2, max_length=250, cp_partition_mode="contiguous"))
     with pytest.raises(ValueError, match="not divisible by 4; use --max_length 248"):
         check_length(make_args(tmp_path, context_parallel_size=2, max_length=250))
+
+
+def test_a_partition_that_the_attention_does_not_know_is_refused(tmp_path):
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    from swift_kd_plugin.host.model_checks import check_length
+
+    assert not hasattr(PackedSeqParams(), "cp_partition_mode")
+    check_length(make_args(tmp_path, cp_partition_mode="contiguous"))
+    with pytest.raises(ValueError, match="cp_partition_mode contiguous is not known"):
+        check_length(make_args(tmp_path, context_parallel_size=2, max_length=256, cp_partition_mode="contiguous"))
 
 
 def test_kd_flags_need_gkd():

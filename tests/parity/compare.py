@@ -66,8 +66,9 @@ def compare_weights(folder: Path, truth: Path) -> float:
     """Highest relative difference over all tensors of the safetensors files of two checkpoint folders."""
     found, true = _load_all(folder), _load_all(truth)
     assert found.keys() == true.keys(), sorted(found.keys() ^ true.keys())
-    return max(((found[k].double() - v.double()).norm() / v.double().norm().clamp(min=1e-6)).item()
-               for k, v in true.items())
+    return max(
+        ((found[k].double() - v.double()).norm() / v.double().norm().clamp(min=1e-6)).item() for k, v in true.items()
+    )
 
 
 def _load_all(folder: Path) -> dict[str, torch.Tensor]:

@@ -33,7 +33,9 @@ def test_trains_exactly_like_stock(flags, tmp_path):
 
 
 def test_a_yaml_file_and_one_process_without_a_launcher(flags, tmp_path):
-    config = {key: str(value) if key in ("model", "teacher_model", "dataset") else value for key, value in flags.items()}
+    config = {
+        key: str(value) if key in ("model", "teacher_model", "dataset") else value for key, value in flags.items()
+    }
     config |= {"output_dir": str(tmp_path / "output"), "add_version": False, "kd_grad_norm": "exact"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     code, log, _ = run_command(["megatron", "rlhf", "run.yaml"], tmp_path, environment(None))

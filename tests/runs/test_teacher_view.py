@@ -1,0 +1,70 @@
+"""The teacher_messages column through the real command: the teacher sees its own view of the same response."""
+
+import json
+
+import pytest
+
+from tests.launch import megatron_rlhf
+
+HINT = "Add the numbers one by one."
+
+
+def write_rows(file, material, make_columns):
+    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    with file.open("w") as out:
+        for index, row in enumerate(rows):
+            out.write(json.dumps({**row, **make_columns(index, row["messages"][0]["content"])}) + "\n")
+    return file
+
+
+def run_with(flags, material, folder, make_columns, **changes):
+    folder.mkdir()
+    data = write_rows(folder / "rows.jsonl", material, make_columns)
+    return megatron_rlhf(folder, {**flags, "dataset": data, **changes}, processes=1)
+
+
+@pytest.fixture(scope="module")
+def by_stock_column(flags, material, tmp_path_factory):
+    """Losses where the teacher's view is given by stock's teacher_prompt, which swaps the last user message."""
+    folder = tmp_path_factory.mktemp("view") / "prompt"
+    return run_with(flags, material, folder, lambda i, text: {"teacher_prompt": f"{HINT} {text}"}).expect_success()
+
+
+def test_it_says_what_teacher_prompt_says(flags, material, tmp_path, by_stock_column):
+    def view(index, text):
+        return {"teacher_messages": [{"role": "user", "content": f"{HINT} {text}"}]}
+
+    run = run_with(flags, material, tmp_path / "run", view).expect_success()
+    assert run.losses == by_stock_column.losses
+
+
+def test_it_takes_a_system_prompt_and_history(flags, material, tmp_path, by_stock_column):
+    def view(index, text):
+        history = [{"role": "user", "content": "What is 1 plus 1?"}, {"role": "assistant", "content": "2"}]
+        return {"teacher_messages": [{"role": "system", "content": HINT}, *history, {"role": "user", "content": text}]}
+
+    run = run_with(flags, material, tmp_path / "run", view).expect_success()
+    assert len(run.losses) == len(by_stock_column.losses)
+    assert run.losses != by_stock_column.losses
+
+
+def test_rows_with_and_without_a_view_mix(flags, material, tmp_path):
+    def view(index, text):
+        return {"teacher_messages": [{"role": "user", "content": text}]} if index % 2 else {}
+
+    mixed = run_with(flags, material, tmp_path / "mixed", view).expect_success()
+    plain = run_with(flags, material, tmp_path / "plain", lambda index, text: {}).expect_success()
+    assert mixed.losses == plain.losses
+
+
+def test_context_parallelism_is_refused(flags, material, tmp_path):
+    def view(index, text):
+        return {"teacher_messages": [{"role": "user", "content": f"{HINT} {text}"}]}
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    data = write_rows(folder / "rows.jsonl", material, view)
+    run = megatron_rlhf(folder, {**flags, "dataset": data, "context_parallel_size": 2}, processes=2, timeout=90)
+    assert run.code == 1
+    assert "A teacher view (teacher_messages, teacher_prompt) with --context_parallel_size above 1" in run.log
+    assert "Traceback" not in run.log
