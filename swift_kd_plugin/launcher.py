@@ -49,3 +49,16 @@ def _check_port() -> None:
             probe.bind(("", port))
         except OSError as error:
             stop(f"port {port} cannot be used ({error.strerror.lower()}); set MASTER_PORT to a free port.")
+
+
+def act_as_single_process() -> None:
+    """Gives a rank that was started without a launcher (no NPROC_PER_NODE) what torch.distributed asks for."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    os.environ.update({name: str(value) for name, value in world.items()})
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(port))

@@ -4,8 +4,12 @@
 """
 
 import logging
+from functools import wraps
+from types import ModuleType
 
 import torch
+
+from swift_kd_plugin.ledger import Undo, replace_attribute
 
 GENERATOR = torch.default_generator
 
@@ -42,3 +46,20 @@ class SharedGeneratorNotice(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "CPU RNG state changed within GPU RNG context" not in record.getMessage()
+
+
+def keep_loader_seeds_out(module: ModuleType) -> Undo:
+    """A data loader's iterator draws a seed for its workers from the CPU's generator, which is the device's here.
+
+    A run that is resumed starts an iterator where the uninterrupted run has none, and would drop other activations
+    from there on. On the CPU a loader has no workers, so nobody misses the draw.
+    """
+    stock = module._BaseDataLoaderIter.__init__
+
+    @wraps(stock)
+    def __init__(self, loader) -> None:
+        state = GENERATOR.get_state()
+        stock(self, loader)
+        GENERATOR.set_state(state)
+
+    return replace_attribute(module._BaseDataLoaderIter, "__init__", __init__)

@@ -85,6 +85,13 @@ LEDGER = Ledger(
             apply=quiet_shared_generator,
         ),
         Patch(
+            symbol="torch.utils.data.dataloader._BaseDataLoaderIter.__init__",
+            module="torch.utils.data.dataloader",
+            why="device and CPU share one generator: the loader's draw would shift the dropout of a resumed run",
+            remove_when=GPU,
+            apply=random_state.keep_loader_seeds_out,
+        ),
+        Patch(
             symbol="transformer_engine",
             module="torch",
             why="Megatron-Core's layer specs and mcore-bridge need Transformer Engine, which needs CUDA",

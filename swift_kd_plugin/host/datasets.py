@@ -1,6 +1,7 @@
 """Dataset rows on their way through ms-swift: the teacher_messages column survives, and no row is lost in silence."""
 
 import json
+import os
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,13 +91,9 @@ def _find_line(row: dict[str, Any] | None, sources: list[str]) -> str:
     wanted = _without_nulls(row)
     for source in sources:
         path = source.split("#")[0]
-        if not path.endswith(".jsonl"):
+        if not path.endswith(".jsonl") or not os.path.isfile(path):
             continue
-        try:
-            lines = open(path, encoding="utf-8")
-        except OSError:
-            continue
-        with lines:
+        with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip() and _without_nulls(json.loads(line)) == wanted:
                     return f"{path}, line {number}: {shown}"

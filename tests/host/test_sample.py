@@ -52,7 +52,7 @@ def test_a_sample_without_a_view_is_encoded_like_the_students(sample_type):
 
 
 def test_two_teacher_columns_are_refused(sample_type):
-    with pytest.raises(ValueError, match="both teacher_messages and teacher_prompt .*'say A'"):
+    with pytest.raises(ValueError, match=r"both teacher_messages and teacher_prompt .*'say A'"):
         sample_type.from_row({**ROW, "teacher_messages": BOOK, "teacher_prompt": "x"})
 
 

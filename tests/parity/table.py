@@ -36,6 +36,9 @@ FAMILIES: dict[str, dict[str, object]] = {
         # Greedy: every layout samples the same tokens, so that the losses can be compared.
         "top_k": 1,
     },
+    # The vision tower learns too: its gradients come through the language layers of every rank.
+    "Qwen2.5-VL": {"freeze_vit": False, "freeze_aligner": False},
+    "Qwen3-VL": {"freeze_vit": False, "freeze_aligner": False},
 }
 
 LAYOUTS = [
@@ -66,4 +69,8 @@ LAYOUTS = [
     Layout("ETP2", "moe, all active", 2, {TP: 2, "sequence_parallel": True, ETP: 2}),
     Layout("on-policy, TP2", "on-policy", 2, {TP: 2}),
     Layout("on-policy, PP2", "on-policy", 2, {PP: 2}),
+    Layout("Qwen2.5-VL, TP2", "Qwen2.5-VL", 2, {TP: 2}),
+    Layout("Qwen2.5-VL, PP2", "Qwen2.5-VL", 2, {PP: 2}),
+    Layout("Qwen3-VL, TP2", "Qwen3-VL", 2, {TP: 2}),
+    Layout("Qwen3-VL, PP2", "Qwen3-VL", 2, {PP: 2}),
 ]

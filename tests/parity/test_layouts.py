@@ -11,8 +11,11 @@ from tests.launch import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
 from tests.parity.table import FAMILIES, LAYOUTS, TP, Layout
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_sums
+from tests.tiny_vision import make_pictures, make_vision_model
 
 RECORDER = Path(__file__).with_name("record_gradients.py")
+WITHOUT_TORCHVISION = Path(__file__).with_name("without_torchvision.py")
+VISION = {"Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl"}
 BASE_MODEL = Path(__file__).parents[2] / "examples" / "base_model"
 COMMON = {
     "rlhf_type": "gkd",
@@ -47,6 +50,10 @@ def material(tmp_path_factory) -> Path:
         make_moe(folder / f"{name}_teacher", hidden=128, seed=1, active=active)
     make_sums(folder / "sums.jsonl")
     make_confident_pairs(folder / "pairs.jsonl")
+    for model_type in VISION.values():
+        make_vision_model(folder / f"{model_type}_student", model_type, seed=0)
+        make_vision_model(folder / f"{model_type}_teacher", model_type, hidden=128, seed=1)
+    make_pictures(folder / "pictures")
     return folder
 
 
@@ -93,6 +100,8 @@ def train_reference(material: Path, references: dict, family: str) -> tuple[Run,
 
 
 def models_for(material: Path, family: str) -> dict[str, object]:
+    if family in VISION:
+        return vision_models_for(material, VISION[family])
     if family in ("on-policy", "top-k"):
         rows = material / "pairs.jsonl"
         student = teacher = BASE_MODEL
@@ -116,6 +125,18 @@ def test_stock_gradient_norm_is_too_small_under_tensor_parallelism(material, ref
     truth, _ = train_reference(material, references, "dense")
     stock, _ = train(material, Layout("TP2, stock norm", "dense", 2, {TP: 2, "kd_grad_norm": "stock"}))
     assert stock.grad_norms[0] < 0.97 * truth.grad_norms[0], (stock.grad_norms, truth.grad_norms)
+
+
+def vision_models_for(material: Path, model_type: str) -> dict[str, object]:
+    return {
+        "external_plugins": [*COMMON["external_plugins"], WITHOUT_TORCHVISION],
+        "model": material / f"{model_type}_student",
+        "teacher_model": material / f"{model_type}_teacher",
+        "model_type": model_type,
+        "teacher_model_type": model_type,
+        "template": model_type,
+        "dataset": material / "pictures" / "pictures.jsonl",
+    }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)

@@ -85,7 +85,7 @@ def find_ranks(pid: int) -> list[int]:
     import psutil
 
     children = psutil.Process(pid).children(recursive=True)
-    return [p.pid for p in children if any(part.endswith("rlhf.py") for part in p.cmdline()[1:2])]
+    return [p.pid for p in children if any(part.endswith("_megatron/rlhf.py") for part in p.cmdline()[1:3])]
 
 
 def is_alive(pid: int) -> bool:
@@ -105,7 +105,7 @@ def test_a_full_disk_at_checkpoint_time(flags, material, tmp_path):
     output = tmp_path / "output"
     output.mkdir()
     kilobytes = sum(f.stat().st_size for f in (material / "student").iterdir()) // 1024 + 300
-    saving = {"save_steps": 1, "no_save_optim": True, "no_save_rng": True, "report_to": "none"}
+    saving = {"save_steps": 1, "no_save_optim": True, "no_save_rng": True, "tensorboard_dir": tmp_path / "logs"}
     argv = flags_to_argv({**flags, **saving, "output_dir": output, "add_version": False})
     # What is left when the run ends can only be seen in the same namespace.
     script = (

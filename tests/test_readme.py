@@ -1,0 +1,46 @@
+"""Every command of the README runs as it stands there, on tiny models and few processes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launch import environment, run_command
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+# Run by other means: the gate runs the targets, and an installation is what this test runs in.
+GATE = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+INSTALLATIONS = ("pip install",)
+
+
+def is_target(command: str) -> bool:
+    return command.startswith("make ")
+
+
+RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALLATIONS)]
+
+
+def test_the_gate_runs_every_target():
+    targets = re.search(r"for target in (.*); do", GATE)[1].split()
+    assert {c.split()[1] for c in COMMANDS if is_target(c)} <= set(targets)
+
+
+def test_there_are_commands():
+    assert len(RUNNABLE) >= 3
+
+
+@pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
+def test_command(command, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
+    smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2").replace(
+        "--model Qwen/Qwen3-8B --teacher_model Qwen/Qwen3-8B",
+        "--model ./examples/base_model --teacher_model ./examples/base_model --model_type qwen3 --teacher_model_type qwen3",
+    )
+    env = environment(2)
+    code, log, _ = run_command(["bash", "-euc", smaller], tmp_path, env)
+    assert code == 0, log[-4000:]
