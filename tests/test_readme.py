@@ -37,10 +37,9 @@ def test_command(command, tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
     (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
-    smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2").replace(
-        "--model Qwen/Qwen3-8B --teacher_model Qwen/Qwen3-8B",
-        "--model ./examples/base_model --teacher_model ./examples/base_model --model_type qwen3 --teacher_model_type qwen3",
-    )
-    env = environment(2)
-    code, log, _ = run_command(["bash", "-euc", smaller], tmp_path, env)
+    smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
+    for flag in ("model", "teacher_model"):
+        tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
+        smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
+    code, log, _ = run_command(["bash", "-euc", smaller], tmp_path, environment(2))
     assert code == 0, log[-4000:]
