@@ -96,7 +96,7 @@ def _switch_device(device: str) -> None:
 def _wake() -> None:
     import swift_kd_plugin
     from swift_kd_plugin.errors import report_and_exit, stop
-    from swift_kd_plugin.launcher import act_as_single_process, refuse_ray
+    from swift_kd_plugin.launcher import act_as_single_process, refuse_other_trainers, refuse_ray
     from swift_kd_plugin.ledger import when_imported
     from swift_kd_plugin.requirements import find_unsupported
 
@@ -104,6 +104,7 @@ def _wake() -> None:
     problem = find_unsupported()
     if problem:
         stop(problem)
+    refuse_other_trainers(sys.argv)
     if is_megatron_rank(sys.argv):
         act_as_single_process()
     when_imported("swift.ray.megatron", refuse_ray)

@@ -32,6 +32,13 @@ def refuse_ray(*_) -> NoReturn:
     stop(RAY_IS_NOT_SUPPORTED)
 
 
+def refuse_other_trainers(argv: list[str]) -> None:
+    """Stops `swift rlhf`: its Hugging Face trainer would run without the plugin's trainer and not say so."""
+    folder, command = os.path.split(os.path.abspath(argv[0]))
+    if command == "rlhf.py" and os.path.basename(folder) == "cli":
+        stop("`swift rlhf` takes a trainer of ms-swift that the plugin does not reach; start with `megatron rlhf`.")
+
+
 def _wants_ray(argv: list[str]) -> bool:
     for index, argument in enumerate(argv):
         flag, _, value = argument.partition("=")

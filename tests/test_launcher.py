@@ -53,3 +53,11 @@ def test_a_broken_config_file_is_named(tmp_path):
     code, log, _ = run_command(["megatron", "rlhf", "run.yaml"], tmp_path, environment(None))
     assert code == 1
     assert "run.yaml is not valid YAML" in log
+
+
+def test_the_other_rlhf_command_is_refused(tmp_path):
+    argv = ["swift", *command("--model", "x")[1:]]
+    code, log, _ = run_command(argv, tmp_path, environment(None))
+    assert code == 1
+    assert "start with `megatron rlhf`" in log
+    assert "Traceback" not in log

@@ -74,10 +74,21 @@ def make_vision_model(folder: Path, kind: str, hidden: int = 64, seed: int = 0) 
         text_config=_text_shape(hidden, kind), vision_config=vision, tie_word_embeddings=False, **tokens
     )
     torch.manual_seed(seed)
-    model_class(config).to(torch.bfloat16).save_pretrained(folder)
+    model = model_class(config)
+    _draw_wide(model)
+    model.to(torch.bfloat16).save_pretrained(folder)
     make_vision_tokenizer().save_pretrained(folder)
     _save_processor(folder, processor, patch)
     return folder
+
+
+def _draw_wide(model: torch.nn.Module) -> None:
+    """Biases away from zero, where a step is all sign, and logits that are sure of a few tokens among so many."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(std=0.08)
+        model.lm_head.weight.mul_(4)
 
 
 def _text_shape(hidden: int, kind: str) -> dict:

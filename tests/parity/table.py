@@ -73,4 +73,8 @@ LAYOUTS = [
     Layout("Qwen2.5-VL, PP2", "Qwen2.5-VL", 2, {PP: 2}),
     Layout("Qwen3-VL, TP2", "Qwen3-VL", 2, {TP: 2}),
     Layout("Qwen3-VL, PP2", "Qwen3-VL", 2, {PP: 2}),
+    Layout("Qwen2.5-VL, TP2 + SP", "Qwen2.5-VL", 2, {TP: 2, "sequence_parallel": True}),
+    Layout("Qwen3-VL, TP2 + SP", "Qwen3-VL", 2, {TP: 2, "sequence_parallel": True}),
+    Layout("Qwen2.5-VL, CP2", "Qwen2.5-VL", 2, {CP: 2}),
+    Layout("Qwen3-VL, CP2", "Qwen3-VL", 2, {CP: 2}),
 ]
