@@ -10,17 +10,24 @@ from swift_kd_plugin.errors import KDError
 TEACHER_COLUMN = "teacher_messages"
 ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
 LAST_ROLES = ("user", "tool", "tool_response")
+SHOWN_LENGTH = 200
 
 
 class BadRow(KDError):
     """A row that cannot be used. `row` is the row as it was read, so that its line can be looked up."""
 
-    def __init__(self, reason: str, row: dict[str, Any] | None = None):
-        super().__init__(reason)
-        self.reason, self.row = reason, row
+    def __init__(self, reason: str, row: dict[str, Any], place: str = "row"):
+        shown = json.dumps(row, ensure_ascii=False, default=str)
+        if len(shown) > SHOWN_LENGTH:
+            shown = shown[:SHOWN_LENGTH] + " ..."
+        super().__init__(
+            f"A dataset row cannot be used: {reason} ({place}: {shown}); "
+            "mend the row, or pass --kd_bad_rows drop to leave such rows out."
+        )
+        self.reason, self.row, self.place = reason, row, place
 
     def __reduce__(self):
-        return type(self), (self.reason, self.row)
+        return type(self), (self.reason, self.row, self.place)
 
 
 def check_teacher_messages(row: dict[str, Any]) -> None:
@@ -74,20 +81,17 @@ def _find_reason(preprocess, row: dict[str, Any], may_filter: bool, kwargs: dict
 
 @contextmanager
 def locate_bad_row(sources: list[str]):
-    """Turns a BadRow into one sentence with file and line, looked up in the local .jsonl files among `sources`."""
+    """Adds file and line to a BadRow, looked up in the local .jsonl files among `sources`."""
     try:
         yield
     except BadRow as error:
-        raise KDError(
-            f"A dataset row cannot be used: {error.reason} ({_find_line(error.row, sources)}); "
-            "mend the row, or pass --kd_bad_rows drop to leave such rows out."
-        ) from error
+        place = _find_line(error.row, sources)
+        if place is None:
+            raise
+        raise BadRow(error.reason, error.row, place) from error
 
 
-def _find_line(row: dict[str, Any] | None, sources: list[str]) -> str:
-    shown = json.dumps(row, ensure_ascii=False, default=str)
-    if len(shown) > 200:
-        shown = shown[:200] + " ..."
+def _find_line(row: dict[str, Any], sources: list[str]) -> str | None:
     wanted = _without_nulls(row)
     for source in sources:
         path = source.split("#")[0]
@@ -96,8 +100,8 @@ def _find_line(row: dict[str, Any] | None, sources: list[str]) -> str:
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip() and _without_nulls(json.loads(line)) == wanted:
-                    return f"{path}, line {number}: {shown}"
-    return f"row {shown}"
+                    return f"{path}, line {number}"
+    return None
 
 
 def _without_nulls(value: Any) -> Any:
