@@ -61,7 +61,7 @@ def make_vision_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_vision_model(folder: Path, kind: str, hidden: int = 64, seed: int = 0) -> Path:
-    """A Qwen2.5-VL or Qwen3-VL: 4 language layers with multimodal rotary positions, 2 vision layers."""
+    """A Qwen2.5-VL or Qwen3-VL: 2 language layers with multimodal rotary positions, 2 vision layers."""
     config_class, model_class, processor, patch = MODELS[kind]
     tokens = {
         "image_token_id": SPECIAL_TOKENS["<|image_pad|>"],
@@ -96,7 +96,7 @@ def _text_shape(hidden: int, kind: str) -> dict:
         "vocab_size": VOCABULARY,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 2,
         "num_attention_heads": hidden // 32,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
@@ -104,7 +104,7 @@ def _text_shape(hidden: int, kind: str) -> dict:
         "bos_token_id": None,
         "eos_token_id": SPECIAL_TOKENS["<|im_end|>"],
         "pad_token_id": SPECIAL_TOKENS["<|endoftext|>"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
     }
     if kind == "qwen3_vl":
         shape.update(num_attention_heads=4, head_dim=32)

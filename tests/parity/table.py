@@ -37,8 +37,8 @@ FAMILIES: dict[str, dict[str, object]] = {
         "top_k": 1,
     },
     # The vision tower learns too: its gradients come through the language layers of every rank.
-    "Qwen2.5-VL": {"freeze_vit": False, "freeze_aligner": False},
-    "Qwen3-VL": {"freeze_vit": False, "freeze_aligner": False},
+    "Qwen2.5-VL": {"freeze_vit": False, "freeze_aligner": False, "train_iters": 2, "lr": 2e-5},
+    "Qwen3-VL": {"freeze_vit": False, "freeze_aligner": False, "train_iters": 2, "lr": 2e-5},
 }
 
 LAYOUTS = [
@@ -69,12 +69,12 @@ LAYOUTS = [
     Layout("ETP2", "moe, all active", 2, {TP: 2, "sequence_parallel": True, ETP: 2}),
     Layout("on-policy, TP2", "on-policy", 2, {TP: 2}),
     Layout("on-policy, PP2", "on-policy", 2, {PP: 2}),
-    Layout("Qwen2.5-VL, TP2", "Qwen2.5-VL", 2, {TP: 2}),
-    Layout("Qwen2.5-VL, PP2", "Qwen2.5-VL", 2, {PP: 2}),
+    Layout("Qwen2.5-VL, TP2 + SP", "Qwen2.5-VL", 2, {TP: 2, "sequence_parallel": True}),
     Layout("Qwen3-VL, TP2", "Qwen3-VL", 2, {TP: 2}),
     Layout("Qwen3-VL, PP2", "Qwen3-VL", 2, {PP: 2}),
-    Layout("Qwen2.5-VL, TP2 + SP", "Qwen2.5-VL", 2, {TP: 2, "sequence_parallel": True}),
-    Layout("Qwen3-VL, TP2 + SP", "Qwen3-VL", 2, {TP: 2, "sequence_parallel": True}),
-    Layout("Qwen2.5-VL, CP2", "Qwen2.5-VL", 2, {CP: 2}),
     Layout("Qwen3-VL, CP2", "Qwen3-VL", 2, {CP: 2}),
 ]
+
+# What stock gets wrong, kept here until it is mended: mcore-bridge 1.6 slices the DeepStack features over the sequence
+# without a collective in the backward pass, so with a trainable vision tower their gradients are divided by TP.
+WRONG_IN_STOCK = [Layout("Qwen3-VL, TP2 + SP", "Qwen3-VL", 2, {TP: 2, "sequence_parallel": True})]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.launch import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
-from tests.parity.table import FAMILIES, LAYOUTS, TP, Layout
+from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_sums
 from tests.tiny_vision import make_pictures, make_vision_model
 
@@ -152,6 +152,17 @@ def test_layout_trains_like_one_process(layout, material, references, figures):
     assert distance.norm < 0.02, distance
     assert distance.cosine > 0.999, distance
     assert distance.weights < 0.01, distance
+
+
+@pytest.mark.parametrize("layout", WRONG_IN_STOCK, ids=lambda layout: layout.name)
+def test_layout_that_stock_gets_wrong(layout, material, references, figures):
+    """Fails when the host has been mended: then the layout belongs into LAYOUTS."""
+    truth, true_gradients = train_reference(material, references, layout.reference)
+    run, gradients = train(material, layout)
+    figures[layout.name] = distance = compare(run, truth, gradients, true_gradients)
+    assert distance.loss < 0.005, distance
+    assert "deepstack" in distance.norm_of, distance
+    assert 0.45 < distance.norm < 0.55, distance
 
 
 def print_table(table: dict[str, Distance]) -> None:
