@@ -81,6 +81,7 @@ NAMES = {
     "CUDAGraph": streams.CUDAGraph,
     "graph": streams.refuse_cuda_graphs,
     "make_graphed_callables": streams.refuse_cuda_graphs,
+    "graph_pool_handle": streams.refuse_cuda_graphs,
     # random states
     "default_generators": random_state.DefaultGenerators(),
     "get_rng_state": random_state.get_rng_state,

@@ -4,6 +4,7 @@ REPLACED flags only choose a faster way to the same numbers, or a way that needs
 REFUSED flags would change the numbers: the run ends with the flag's name.
 """
 
+import json
 import os
 import sys
 
@@ -30,10 +31,19 @@ REPLACED = {
 REFUSED = {
     "fp8_format": "fp8",
     "fp4_format": "fp4",
-    "optimizer_cuda_graph": "CUDA graphs",
+    "optimizer_cuda_graph": "capturing CUDA graphs",
     "use_megatron_fsdp": "Megatron-FSDP",
     "moe_enable_deepep": "DeepEP",
 }
+# Keys of the model's configuration, given as JSON in --megatron_extra_kwargs.
+REFUSED_EXTRA = {
+    "cuda_graph_impl": "capturing CUDA graphs",
+    "enable_cuda_graph": "capturing CUDA graphs",
+    "external_cuda_graph": "capturing CUDA graphs",
+    "fp8": "fp8",
+    "fp4": "fp4",
+}
+EXTRA = "megatron_extra_kwargs"
 OFF = ("false", "none", "")
 
 
@@ -42,14 +52,31 @@ def adapt_command_line(argv: list[str]) -> None:
     command = argv[0].replace(os.sep, "/")
     if os.path.basename(command) not in COMMANDS or "/_megatron/" not in command:
         return
-    for flag, operation in REFUSED.items():
-        if _take(argv.copy(), flag).lower() not in OFF:
-            stop(f"--{flag}: {operation} is not available on the CPU backend; drop the flag or use a GPU.")
+    _refuse({flag: _take(argv.copy(), flag) for flag in REFUSED}, REFUSED, "--{}")
+    _refuse(_read_extra(_take(argv.copy(), EXTRA)), REFUSED_EXTRA, f"{{}} in --{EXTRA}")
     for flag, value in REPLACED.items():
         given = _take(argv, flag)
         if given and given.lower() != value and os.environ.get("RANK", "0") == "0":
             print(f"swift_kd_plugin: on the CPU --{flag} is {value}, not {given}.", file=sys.stderr)
         argv += [f"--{flag}", value]
+
+
+def _refuse(given: dict[str, object], refused: dict[str, str], place: str) -> None:
+    for name, operation in refused.items():
+        if str(given.get(name, "")).lower() not in OFF:
+            stop(f"{place.format(name)}: {operation} is not available on the CPU backend; drop it or use a GPU.")
+
+
+def _read_extra(value: str) -> dict[str, object]:
+    """The JSON text or file of --megatron_extra_kwargs. What is not JSON is left for ms-swift to repair or refuse."""
+    if os.path.isfile(value):
+        with open(value, encoding="utf-8") as file:
+            value = file.read()
+    try:
+        extra = json.loads(value)
+    except json.JSONDecodeError:
+        return {}
+    return extra if isinstance(extra, dict) else {}
 
 
 def _take(argv: list[str], flag: str) -> str:

@@ -63,9 +63,10 @@ def test_events_measure_time():
 
 
 def test_cuda_graphs_are_refused_by_name():
-    for make in (torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.make_graphed_callables):
+    names = ("CUDAGraph", "graph", "make_graphed_callables", "graph_pool_handle")
+    for name in names:
         with pytest.raises(NotImplementedError, match="CUDA graphs are not available on the CPU backend"):
-            make(None)
+            getattr(torch.cuda, name)(None)
 
 
 def test_megatrons_forked_random_states_are_real(caplog):
@@ -123,12 +124,46 @@ def test_other_programs_keep_their_command_line():
     assert argv[1:] == ["--sleep_level", "1"]
 
 
-def test_flags_that_change_the_numbers_are_refused_by_name(capfd):
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("fp8_format", "hybrid", "--fp8_format: fp8 is"),
+        ("optimizer_cuda_graph", "true", "--optimizer_cuda_graph: capturing CUDA graphs is"),
+        (
+            "megatron_extra_kwargs",
+            '{"cuda_graph_impl": "local"}',
+            "cuda_graph_impl in --megatron_extra_kwargs: capturing CUDA graphs is",
+        ),
+    ],
+)
+def test_flags_that_change_the_numbers_are_refused_by_name(capfd, flag, value, message):
     from swift_kd_plugin.cpu.flags import adapt_command_line
 
     with pytest.raises(SystemExit):
-        adapt_command_line(["/x/swift/cli/_megatron/rlhf.py", "--fp8_format", "hybrid"])
-    assert "--fp8_format: fp8 is not available on the CPU backend" in capfd.readouterr().err
+        adapt_command_line(["/x/swift/cli/_megatron/rlhf.py", f"--{flag}", value])
+    assert f"{message} not available on the CPU backend" in capfd.readouterr().err
+
+
+def test_harmless_extra_arguments_are_left_alone(tmp_path):
+    from swift_kd_plugin.cpu.flags import adapt_command_line
+
+    file = tmp_path / "extra.json"
+    file.write_text('{"hidden_dropout": 0.1}')
+    for value in ('{"cuda_graph_impl": "none", "fp8": null}', "{'hidden_dropout': 0.1}", "[1]", str(file)):
+        argv = ["/x/swift/cli/_megatron/rlhf.py", "--megatron_extra_kwargs", value]
+        adapt_command_line(argv)
+        assert argv[1:3] == ["--megatron_extra_kwargs", value]
+
+
+def test_a_data_loader_leaves_the_random_state_alone():
+    """A resumed run starts its loader's iterator at another moment than the run that was not interrupted."""
+    from torch.utils.data import DataLoader
+
+    torch.manual_seed(0)
+    first = torch.rand(3)
+    torch.manual_seed(0)
+    assert len(list(DataLoader([1, 2, 3]))) == 3
+    assert torch.equal(first, torch.rand(3))
 
 
 def test_the_backend_is_applied_and_undone():

@@ -1,0 +1,197 @@
+"""vLLM on the CPU: inside the training process as the student's pen, and behind `swift deploy` as the teacher."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from tests.launch import Run, environment, flags_to_argv, free_port, megatron_rlhf
+from tests.runs.recording import REPOSITORY, Recorded, needs_cpu_backend, train_and_record
+
+pytestmark = needs_cpu_backend
+
+BASE_MODEL = REPOSITORY / "examples" / "base_model"
+DATA = REPOSITORY / "examples" / "data"
+STEPS, BATCH, TOP_K = 3, 4, 20
+
+
+@pytest.fixture(scope="module")
+def blurred(tmp_path_factory) -> Path:
+    """The base model with noise on its weights: it speaks, and not as the base model does."""
+    folder = tmp_path_factory.mktemp("vllm") / "blurred"
+    shutil.copytree(BASE_MODEL, folder)
+    torch.manual_seed(0)
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: weight + 0.05 * torch.randn_like(weight) for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rollouts(flags, blurred, tmp_path_factory) -> Recorded:
+    """On-policy training on questions without answers, with a rate at which the weights move at each step."""
+    changes = {
+        "model": BASE_MODEL,
+        "teacher_model": blurred,
+        "dataset": DATA / "noexp.jsonl",
+        "train_iters": STEPS,
+        "global_batch_size": BATCH,
+        "lr": 5e-3,
+        "temperature": 1.0,
+        "lmbda": 1,
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_max_model_len": 128,
+        "max_completion_length": 16,
+        "log_completions": True,
+        "no_save_optim": True,
+    }
+    return train_and_record(tmp_path_factory.mktemp("rollouts") / "run", flags, **changes)
+
+
+def test_rollouts_end_in_silence(rollouts):
+    assert len(rollouts.run.steps) == STEPS
+    for noise in ("Invalid process group", "Traceback", "Exception ignored", "core dumped"):
+        assert noise not in rollouts.run.log
+
+
+def test_completions_are_written(rollouts):
+    rows = [json.loads(line) for line in (rollouts.run.output / "completions.jsonl").read_text().splitlines()]
+    assert [row["gen_step"] for row in rows] == [[step] * BATCH for step in range(STEPS)]
+    questions = {json.loads(line)["messages"][0]["content"] for line in (DATA / "noexp.jsonl").open()}
+    for row in rows:
+        assert len(row["completion"]) == BATCH
+        assert all(row["completion"])
+        assert all(any(question in prompt for question in questions) for prompt in row["prompt"])
+
+
+def test_vllm_has_the_trainers_weights_after_each_sync(rollouts):
+    (rank,) = rollouts.ranks
+    assert len(rank["vllm_distances"]) == STEPS
+    assert all(set(distances.values()) == {0.0} for distances in rank["vllm_distances"])
+    assert not any(torch.equal(before, after) for before, after in itertools.pairwise(rank["synced"]))
+
+
+def pick_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [T] of `tokens` [T] under `logits` [T, V]."""
+    return F.log_softmax(logits.float(), -1).gather(1, tokens[:, None])[:, 0]
+
+
+@torch.no_grad()
+def test_vllm_answers_with_these_weights(rollouts):
+    """A linear layer of vLLM computes with a packed copy of its weight: that the weight is right is not enough."""
+    answers = rollouts.ranks[0]["answers"]
+    assert len(answers) == STEPS * BATCH
+    for answer in answers:
+        own = pick_logprobs(answer["logits"], answer["tokens"])
+        assert (own - answer["logprobs"]).abs().max() < 0.15  # bf16; seen: 0.05
+
+    # Had the sync not reached the packed copies, the last answers would be those of the first weights.
+    first_weights = AutoModelForCausalLM.from_pretrained(BASE_MODEL).eval()
+    for answer in answers[-BATCH:]:
+        prompt, tokens = answer["prompt"], answer["tokens"]
+        stale = first_weights(torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1]
+        assert (pick_logprobs(stale, tokens) - answer["logprobs"]).abs().max() > 0.5
+
+
+@contextmanager
+def serve(model: Path, folder: Path) -> Iterator[str]:
+    """`swift deploy` with vLLM, started at once; ended with its workers on leaving. Yields its URL."""
+    port = free_port()
+    flags = {
+        "model": model,
+        "model_type": "qwen3",
+        "template": "qwen3",
+        "infer_backend": "vllm",
+        "host": "127.0.0.1",
+        "port": port,
+        "torch_dtype": "bfloat16",
+        "max_logprobs": TOP_K,
+        "vllm_enforce_eager": True,
+        "vllm_gpu_memory_utilization": 0.1,
+        "vllm_max_model_len": 256,
+    }
+    env = environment(None, VLLM_PLUGINS="none", VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1")
+    # The server is ms-swift's own: vLLM knows the CPU by itself.
+    env.pop("SWIFT_KD_DEVICE", None)
+    folder.mkdir(parents=True)
+    with (
+        (folder / "server.txt").open("w") as log,
+        subprocess.Popen(
+            ["swift", "deploy", *flags_to_argv(flags)],
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            end_group(process)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(url: str, seconds: float = 150) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    raise TimeoutError(f"{url} did not answer within {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def taught(flags, blurred, tmp_path_factory) -> tuple[Run, Run]:
+    """The same top-k run with a teacher behind a server and with a local one."""
+    folder = tmp_path_factory.mktemp("taught")
+    common = {
+        **flags,
+        "model": blurred,
+        "teacher_model": None,
+        "teacher_model_type": None,
+        "dataset": DATA / "exp.jsonl",
+        "gkd_logits_topk": TOP_K,
+        "train_iters": STEPS,
+        "no_save_optim": True,
+    }
+    with serve(BASE_MODEL, folder / "server") as url:
+        # The server gets ready meanwhile.
+        local = megatron_rlhf(folder / "local", {**common, "teacher_model": BASE_MODEL, "teacher_model_type": "qwen3"})
+        wait_for(url)
+        remote = megatron_rlhf(folder / "remote", {**common, "teacher_model_server": url})
+    return remote.expect_success(), local.expect_success()
+
+
+def test_a_server_teaches_like_a_local_teacher(taught):
+    """Both round to bf16, at other places: the local teacher's softmax is in bf16, the server's in fp32."""
+    remote, local = taught
+    assert "Skipping local teacher model loading" in remote.log
+    assert len(remote.losses) == len(local.losses) == STEPS
+    assert min(local.losses) > 0.05
+    assert remote.losses == pytest.approx(local.losses, rel=0.02)
+    assert remote.grad_norms[0] == pytest.approx(local.grad_norms[0], rel=0.02)
