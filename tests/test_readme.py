@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import environment, run_command
+from tests.parity.table import LAYOUTS, WRONG_IN_STOCK
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +27,12 @@ RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALL
 def test_the_gate_runs_every_target():
     targets = re.search(r"for target in (.*); do", GATE)[1].split()
     assert {c.split()[1] for c in COMMANDS if is_target(c)} <= set(targets)
+
+
+def test_the_table_has_every_layout():
+    table = README.split("<!-- parity table -->")[1].split("<!-- end of parity table -->")[0]
+    rows = [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]
+    assert rows == [layout.name for layout in [*LAYOUTS, *WRONG_IN_STOCK]]
 
 
 def test_there_are_commands():
