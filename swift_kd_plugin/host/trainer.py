@@ -1,6 +1,7 @@
 """KDTrainer: ms-swift's Megatron GKD trainer with a full teacher view and checks where stock is silent."""
 
 import os
+from contextlib import nullcontext
 
 import torch
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
@@ -11,6 +12,7 @@ from swift.utils import get_logger, is_master, to_device
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.checkpoint import describe_failed_save
 from swift_kd_plugin.host.pairing import check_shared_response
+from swift_kd_plugin.host.random_state import keep_random_states
 from swift_kd_plugin.host.rollout import close_engine
 from swift_kd_plugin.host.sample import KDSample
 
@@ -25,6 +27,11 @@ class KDTrainer(MegatronGKDTrainer):
     def train(self, train_dataset, val_dataset) -> None:
         super().train(train_dataset, val_dataset)
         close_engine(self)
+
+    def _init_resample_data_iterator(self, train_dataset):
+        # Stock seeds all random states anew here; in a resumed run they have just been loaded from the checkpoint.
+        with keep_random_states() if self.state.iteration else nullcontext():
+            return super()._init_resample_data_iterator(train_dataset)
 
     def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
         template, device = self.template, self.device

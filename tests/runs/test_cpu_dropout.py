@@ -12,16 +12,11 @@ pytestmark = needs_cpu_backend
 
 @pytest.fixture(scope="module")
 def dropout(flags) -> dict[str, object]:
-    """Four steps with dropout under TP=2, where attention draws from a state per rank and the rest from a shared one.
-
-    truncation_strategy is not ms-swift's default `delete`: with it the trainer seeds all random states again at the
-    start of training, after those of the checkpoint have been loaded.
-    """
+    """Four steps with dropout under TP=2: attention draws from a state per rank, the rest from a shared one."""
     return {
         **flags,
         "tensor_model_parallel_size": 2,
         "megatron_extra_kwargs": json.dumps({"hidden_dropout": 0.1, "attention_dropout": 0.1}),
-        "truncation_strategy": "right",
         "seed": 42,
         "data_seed": 42,
         "train_iters": 4,
