@@ -20,7 +20,8 @@ FAMILIES: dict[str, dict[str, object]] = {
     "dense": {},
     "sft_alpha": {"sft_alpha": 0.5},
     # Forward KL where both sides are sure of other answers: there the JSD is flat and its gradient is noise.
-    "top-k": {"gkd_logits_topk": 64, "beta": 0},
+    # The larger batch averages what bf16 does to the smallest gradients (the 32 weights of a q_norm).
+    "top-k": {"gkd_logits_topk": 64, "beta": 0, "global_batch_size": 32},
     "lora": {"tuner_type": "lora", "lora_dropout": 0.0, "target_modules": "all-linear"},
     "moe": {"moe_aux_loss_coeff": 0.0},
     # Under TP a token near the border goes to another expert, as one bit of bf16 decides; with every expert active
@@ -29,6 +30,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "on-policy": {
         "lmbda": 1,
         "beta": 0,
+        "global_batch_size": 32,
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_max_model_len": 128,

@@ -70,7 +70,7 @@ def figures():
     print_table(table)
 
 
-def make_confident_pairs(file: Path, rows: int = 64) -> None:
+def make_confident_pairs(file: Path, rows: int = 128) -> None:
     """Questions that the student answers from the book in its own view, while the teacher's view has another book.
 
     Both are sure of their answers: neither what the student writes nor the teacher's top-k hangs on the last bit.
