@@ -55,10 +55,11 @@ def preprocess_or_name_the_row(preprocess, batch: dict[str, list], may_filter: b
         batch: columns of equal length.
         may_filter: whether the preprocessor is one that leaves rows out on purpose.
     """
+    done, failure = None, None
     try:
         done = preprocess(dict(batch), strict=True, **kwargs)
-    except Exception:
-        done = None
+    except Exception as error:
+        failure = error
     expected = len(next(iter(batch.values())))
     if done is not None and (may_filter or len(done["messages"]) == expected):
         return done
@@ -67,6 +68,8 @@ def preprocess_or_name_the_row(preprocess, batch: dict[str, list], may_filter: b
         reason = _find_reason(preprocess, row, may_filter, kwargs)
         if reason:
             raise BadRow(reason, row)
+    if failure:
+        raise failure
     return done
 
 

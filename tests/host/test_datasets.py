@@ -70,6 +70,18 @@ def test_bad_rows_can_be_dropped(load):
     assert len(load([GOOD, {"messages": []}, GOOD], strict=False)) == 2
 
 
+def test_a_batch_that_fails_although_its_rows_pass_keeps_its_error():
+    from swift_kd_plugin.host.datasets import preprocess_or_name_the_row
+
+    def preprocess(batch, strict):
+        if len(batch["messages"]) > 1:
+            raise RuntimeError("too many at once")
+        return batch
+
+    with pytest.raises(RuntimeError, match="too many at once"):
+        preprocess_or_name_the_row(preprocess, {"messages": [GOOD["messages"]] * 2}, False)
+
+
 def test_a_preprocessor_may_filter_on_purpose(load):
     from swift.dataset import MessagesPreprocessor
 
