@@ -68,11 +68,6 @@ def is_launcher() -> bool:
     return "torch.distributed.run" in sys.orig_argv[:4] or os.path.basename(sys.argv[0]) in ("megatron", "torchrun")
 
 
-def is_megatron_rank(argv: list[str]) -> bool:
-    """True in the scripts that `megatron` starts: swift/cli/_megatron/rlhf.py and its siblings."""
-    return os.path.basename(os.path.dirname(os.path.abspath(argv[0]))) == "_megatron"
-
-
 def _prepare_launcher() -> None:
     from swift_kd_plugin.errors import report_failed_ranks
     from swift_kd_plugin.launcher import check_launch
@@ -96,7 +91,7 @@ def _switch_device(device: str) -> None:
 def _wake() -> None:
     import swift_kd_plugin
     from swift_kd_plugin.errors import report_and_exit, stop
-    from swift_kd_plugin.launcher import act_as_single_process, refuse_other_trainers, refuse_ray
+    from swift_kd_plugin.launcher import act_as_single_process, is_megatron_rank, refuse_other_trainers, refuse_ray
     from swift_kd_plugin.ledger import when_imported
     from swift_kd_plugin.requirements import find_unsupported
 

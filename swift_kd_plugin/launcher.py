@@ -7,6 +7,7 @@ from typing import NoReturn
 from swift_kd_plugin.errors import stop
 
 DEFAULT_PORT = 29500  # torchrun's own
+RANK_SCRIPTS = ("rlhf.py", "sft.py", "pt.py", "export.py")
 
 
 def check_launch(argv: list[str], config: dict) -> None:
@@ -56,6 +57,12 @@ def _check_port() -> None:
             probe.bind(("", port))
         except OSError as error:
             stop(f"port {port} cannot be used ({error.strerror.lower()}); set MASTER_PORT to a free port.")
+
+
+def is_megatron_rank(argv: list[str]) -> bool:
+    """True in the scripts that `megatron` starts: swift/cli/_megatron/rlhf.py and its siblings."""
+    folder, script = os.path.split(os.path.abspath(argv[0]))
+    return script in RANK_SCRIPTS and os.path.basename(folder) == "_megatron"
 
 
 def act_as_single_process() -> None:

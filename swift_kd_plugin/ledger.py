@@ -50,6 +50,16 @@ def replace_attribute(owner: object, name: str, new: object) -> Undo:
     return undo
 
 
+def undo_all(undo: list[Undo]) -> Undo:
+    """One way back for several replacements, newest first."""
+
+    def undo_in_reverse() -> None:
+        for step in reversed(undo):
+            step()
+
+    return undo_in_reverse
+
+
 class Ledger:
     """A set of patches that can be armed (applied as their modules load) and undone, all together or one by one."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+HAS_GPU = os.path.exists("/dev/nvidiactl")
 
 
 def free_port() -> int:
@@ -63,7 +64,7 @@ def environment(processes: int | None, **changes: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NPROC_PER_NODE")}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env.setdefault("OMP_NUM_THREADS", "1")
-    if not os.path.exists("/dev/nvidiactl"):
+    if not HAS_GPU:
         env["SWIFT_KD_DEVICE"] = "cpu"
     if processes is not None:
         env.update(NPROC_PER_NODE=str(processes), MASTER_PORT=str(free_port()))

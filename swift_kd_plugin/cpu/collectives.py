@@ -5,7 +5,7 @@ from functools import wraps
 import torch
 from torch import distributed as dist
 
-from swift_kd_plugin.ledger import Undo, replace_attribute
+from swift_kd_plugin.ledger import Undo, replace_attribute, undo_all
 
 
 def use_gloo(function):
@@ -40,4 +40,4 @@ def replace_collectives(module) -> Undo:
         replace_attribute(dist, "new_group", use_gloo(dist.new_group)),
         replace_attribute(dist, "all_to_all_single", accept_tensor_splits(dist.all_to_all_single)),
     ]
-    return lambda: [step() for step in reversed(undo)]
+    return undo_all(undo)

@@ -9,8 +9,8 @@ import os
 import sys
 
 from swift_kd_plugin.errors import stop
+from swift_kd_plugin.launcher import is_megatron_rank
 
-COMMANDS = ("rlhf.py", "sft.py", "pt.py", "export.py")
 REPLACED = {
     "ddp_backend": "gloo",
     "gradient_accumulation_fusion": "false",
@@ -49,8 +49,7 @@ OFF = ("false", "none", "")
 
 def adapt_command_line(argv: list[str]) -> None:
     """Rewrites `argv` in place if it is a rank's command line. Prints each given flag that is replaced, on rank 0."""
-    command = argv[0].replace(os.sep, "/")
-    if os.path.basename(command) not in COMMANDS or "/_megatron/" not in command:
+    if not is_megatron_rank(argv):
         return
     _refuse({flag: _take(argv.copy(), flag) for flag in REFUSED}, REFUSED, "--{}")
     _refuse(_read_extra(_take(argv.copy(), EXTRA)), REFUSED_EXTRA, f"{{}} in --{EXTRA}")

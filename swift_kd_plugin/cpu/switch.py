@@ -10,7 +10,7 @@ import torch
 from swift_kd_plugin.cpu import collectives, cuda, random_state, vllm
 from swift_kd_plugin.cpu.device_mode import CudaMeansCpu
 from swift_kd_plugin.cpu.flags import adapt_command_line
-from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute
+from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute, undo_all
 
 GPU = "the machine has a GPU"
 
@@ -18,13 +18,11 @@ GPU = "the machine has a GPU"
 def replace_cuda(module: ModuleType) -> Undo:
     undo = []
     for name, new in cuda.NAMES.items():
-        if not hasattr(torch.cuda, name):
-            setattr(torch.cuda, name, None)
         undo.append(replace_attribute(torch.cuda, name, _own_copy(new)))
     undo += [replace_attribute(torch.cuda.random, name, getattr(torch.cuda, name)) for name in cuda.RANDOM_NAMES]
     for name in ("range_push", "range_pop"):
         undo.append(replace_attribute(torch.cuda.nvtx, name, _own_copy(cuda.do_nothing)))
-    return lambda: [step() for step in reversed(undo)]
+    return undo_all(undo)
 
 
 def _own_copy(new):

@@ -1,20 +1,17 @@
 """Runs of the real command on the CPU backend with `recorder.py` as a second plugin, and what the recorder wrote."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.launch import Run, megatron_rlhf
+from tests.launch import HAS_GPU, Run, megatron_rlhf
 
 RECORDER = Path(__file__).with_name("recorder.py")
 REPOSITORY = Path(__file__).parents[2]
 
-needs_cpu_backend = pytest.mark.skipif(
-    os.path.exists("/dev/nvidiactl"), reason="the CPU backend is for machines without a GPU"
-)
+needs_cpu_backend = pytest.mark.skipif(HAS_GPU, reason="the CPU backend is for machines without a GPU")
 
 
 def probe_tokens() -> torch.Tensor:
