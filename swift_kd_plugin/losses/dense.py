@@ -1,0 +1,113 @@
+"""Losses over whole vocabularies: both sides' logits in, value and gradient per token out, chunk by chunk.
+
+T tokens, C tokens of a chunk, v_student / v_teacher a rank's columns of either side, v the columns that both have.
+Per chunk one gather of the ranks' normalisers and one sum of a few stacked scalars per token; a teacher whose columns
+lie on other ranks takes one exchange more, `adaptive_kl` one gather more.
+"""
+
+import torch
+from torch import Tensor
+
+from swift_kd_plugin.losses.measures import entropy_sums, finish_entropies, peaks, top1_agreement
+from swift_kd_plugin.losses.pair import Pair
+from swift_kd_plugin.losses.request import Measured, Request, Rows, rows_of, working_dtype, write_rows
+from swift_kd_plugin.losses.shards import move_columns
+from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
+
+
+def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> Rows:
+    """Fills `gradient` (this rank's [T, v_student], or None) and returns what `request` asks for, per token.
+
+    Args:
+        student: [T, v_student] logits of this rank; may be the same memory as `gradient`.
+        teacher: [T, v_teacher] logits of this rank.
+    """
+    rows = Rows(request, student)
+    for tokens in request.chunks(student):
+        chunk = _Chunk(
+            request,
+            rows_of(student, request.student_rows, tokens),
+            rows_of(teacher, request.teacher_rows, tokens),
+            tokens,
+        )
+        rows.put(tokens, *chunk.values())
+        if gradient is not None:
+            write_rows(gradient, request.student_rows, tokens, chunk.gradient())
+    return rows
+
+
+class _Chunk:
+    def __init__(self, request: Request, student: Tensor, teacher: Tensor, tokens: slice):
+        self.request, self.dtype = request, working_dtype(student)
+        self.shard = request.student.cut(request.teacher.vocab)
+        own = request.teacher.cut(request.student.vocab)
+        self.removed = {
+            "removed_student_mass": self._side(student[:, self.shard.width : request.student.width]),
+            "removed_teacher_mass": self._side(teacher[:, own.width : request.teacher.width]),
+        }
+        if request.student.vocab == request.teacher.vocab:
+            self.removed = {}
+        if request.student.widths != request.teacher.widths:
+            teacher = move_columns(teacher, request.teacher, self.shard)
+        self.q = self._side(student[:, : self.shard.width])
+        self.p = self._side(teacher[:, : self.shard.width])
+        self.ce = None
+        if request.ce_weights is not None:
+            labels, weights = request.labels[tokens], request.ce_weights[tokens]
+            self.ce = CrossEntropy(student, labels, weights, request.student, self.dtype)
+
+    def _side(self, logits: Tensor) -> Side:
+        return Side(logits, self.request.temperature, self.dtype)
+
+    def values(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each token and its parts, all float64 [C]."""
+        lse = self._normalise()
+        self.pair = Pair(
+            self.p.probabilities(lse["p"]), self.q.probabilities(lse["q"]),
+            self.p.logits, self.q.logits, lse["p"], lse["q"], self.shard,
+        )  # fmt: skip
+        self.measured = Measured(self.request, self.pair)
+        partial = self.measured.local_sums()
+        if self.ce:
+            partial["label_logit"] = self.ce.label_logit()
+        if self.request.statistics:
+            partial |= entropy_sums(self.pair, self.p.logits, self.q.logits)
+        sums = dict(zip(partial, self.shard.sum(torch.stack(list(partial.values()))), strict=True))
+
+        parts = {"divergence": self.measured.take(sums)}
+        loss = self.request.weight * parts["divergence"]
+        if self.ce:
+            self.ce_lse = lse["ce"]
+            parts["ce"] = lse["ce"] - sums["label_logit"]
+            loss = loss + self.ce.weights * parts["ce"]
+        if self.request.statistics:
+            parts |= finish_entropies(sums, lse["p"], lse["q"])
+            parts["top1_agreement"] = lse["agreement"]
+        for name in self.removed:
+            kept = lse["p" if "teacher" in name else "q"]
+            parts[name] = torch.sigmoid(lse[name] - kept)
+        return loss, parts
+
+    def _normalise(self) -> dict[str, Tensor]:
+        """logsumexp over all ranks of everything that needs one, and whose favourite token is whose."""
+        sides = {"p": self.p, "q": self.q, **self.removed} | ({"ce": self.ce.side} if self.ce else {})
+        local = {name: side.local_lse() for name, side in sides.items()}
+        if self.request.statistics:
+            local |= peaks(self.p, self.q)
+        everyone = self.shard.gather(torch.stack(list(local.values())))
+        gathered = dict(zip(local, everyone.unbind(1), strict=True))
+        joined = {name: logsumexp(gathered[name]) for name in sides}
+        if self.request.statistics:
+            joined["agreement"] = top1_agreement(gathered)
+        return joined
+
+    def gradient(self) -> Tensor:
+        """This rank's gradient of the chunk's losses in the student's logits [C, v]."""
+        slope, total = self.measured.gradient()
+        scale = self.request.weight / self.request.temperature
+        gradient = torch.addcmul(slope, self.pair.q, -total.to(self.dtype)[:, None]).mul_(scale)
+        if self.ce is None:
+            return gradient
+        whole = self.ce.gradient(self.ce_lse)
+        whole[:, : gradient.shape[1]] += gradient
+        return whole

@@ -1,0 +1,177 @@
+"""Each divergence by its value and its gradient, term by term over the vocabulary of one chunk of tokens.
+
+C tokens of a chunk, v this rank's columns (or K + 1 buckets of a top-k teacher). P teacher, Q student.
+
+A divergence D = sum_i d(P_i, Q_i) is given as two tensors [C, v]: the terms d and the weighted slopes Q_i dd/dQ_i.
+Summed over the vocabulary they give the value and, since Q is a softmax, the gradient in its logits:
+
+    dD/dz_i = Q_i dd/dQ_i - Q_i sum_j Q_j dd/dQ_j
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from swift_kd_plugin.losses.adaptive import head_of, mix_adaptive
+from swift_kd_plugin.losses.pair import Pair, Terms
+
+
+def forward_kl(pair: Pair) -> list[Terms]:
+    return [Terms(pair.p * pair.log_ratio, -pair.p)]
+
+
+def reverse_kl(pair: Pair) -> list[Terms]:
+    value = (pair.q * pair.log_ratio).neg_()
+    # d(Q log Q)/dQ has a constant 1 that centring removes, unless the probabilities do not add up to one.
+    return [Terms(value, value if pair.complete else value + pair.q)]
+
+
+def jsd(pair: Pair, beta: float = 0.5, scaled: bool = False) -> list[Terms]:
+    if beta in (0.0, 1.0):
+        return forward_kl(pair) if beta == 0.0 else reverse_kl(pair)
+    gap = pair.relative_gap(beta)
+    teacher = pair.p * _log1p(gap * (1 - beta))
+    student = pair.q * _log1p(gap.mul_(-beta))
+    scale = 1 / (beta * (1 - beta)) if scaled else 1.0
+    student *= (1 - beta) * scale
+    return [Terms(teacher.mul_(beta * scale).add_(student), student)]
+
+
+def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:
+    if lam == 0.0:
+        return forward_kl(pair)
+    gap = pair.relative_gap(lam)
+    value = pair.p * _log1p(gap * (1 - lam))
+    return [Terms(value, gap.mul_(-lam).add_(1).mul_(pair.p).mul_(lam - 1))]
+
+
+def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
+    if lam == 0.0:
+        return reverse_kl(pair)
+    gap = pair.relative_gap(1 - lam).mul_(lam - 1)
+    share = (gap + 1).mul_(pair.q)
+    value = pair.q * _log1p(gap)
+    slope = value - share.mul_(lam)
+    return [Terms(value, slope if pair.complete else slope.add_(pair.q))]
+
+
+def adaptive_kl(pair: Pair, head_mass: float = 0.5, fixed_weights: bool = False) -> list[Terms]:
+    """`fixed_weights` treats the gaps of head and tail as constants, as the paper's code does; otherwise the gradient
+    is that of the value."""
+    inside = head_of(pair.p, pair.shard, head_mass).to(pair.p.dtype)
+    gap = pair.p - pair.q
+    slope = torch.zeros_like(gap) if fixed_weights else gap.sign().mul_(pair.q).neg_()
+    head = Terms(gap.abs_() * inside, slope * inside)
+    tail = Terms(gap - head.value, slope - head.slope)
+    return [*forward_kl(pair), *reverse_kl(pair), head, tail]
+
+
+def tvd(pair: Pair) -> list[Terms]:
+    gap = pair.p - pair.q
+    slope = gap.sign().mul_(pair.q).mul_(-0.5)
+    return [Terms(gap.abs_().mul_(0.5), slope)]
+
+
+def alpha_beta(pair: Pair, a: float = 0.2, b: float = 0.7) -> list[Terms]:
+    if a == 0.0 or b == 0.0 or a + b == 0.0:
+        return [_alpha_beta_limit(pair, a, b)]
+    # P^a Q^b - a/s P^s - b/s Q^s is written from the larger of the two sides, so that no power overflows, and with
+    # expm1, so that equal sides give exactly zero.
+    s, ratio = a + b, pair.log_ratio
+    teacher_larger = ratio > 0
+    distance = ratio.abs()
+    larger = torch.exp(s * torch.maximum(pair.log_p, pair.log_q))
+    other = teacher_larger.to(ratio.dtype) * (b - a) + a
+    shrink, shrink_all = torch.expm1(-other * distance), torch.expm1(-s * distance)
+    value = larger * (shrink - other / s * shrink_all) * (-1 / (a * b))
+    slope = larger * (shrink - torch.where(teacher_larger, shrink_all, 0.0)) * (-1 / a)
+    return [Terms(value, slope)]
+
+
+def _alpha_beta_limit(pair: Pair, a: float, b: float) -> Terms:
+    ratio = pair.log_ratio
+    if a == 0.0 and b == 0.0:
+        return Terms(0.5 * ratio**2, -ratio)
+    if b == 0.0:
+        teacher, student = torch.exp(a * pair.log_p), torch.exp(a * pair.log_q)
+        return Terms((teacher * a * ratio - teacher + student) / a**2, (student - teacher) / a)
+    if a == 0.0:
+        teacher, student = torch.exp(b * pair.log_p), torch.exp(b * pair.log_q)
+        return Terms((teacher - student - student * b * ratio) / b**2, -student * ratio)
+    grown = torch.expm1(a * ratio)
+    return Terms((grown - a * ratio) / a**2, -grown / a)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    """log(1 + x) for x >= -1, finite where rounding has brought x to -1: there the term's probability is nil."""
+    return x.clamp_min(torch.finfo(x.dtype).eps / 2 - 1).log1p_()
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence of the family: how its terms are made, and what a person reads about it.
+
+    `mix` is None where the value is the sum of the terms. Otherwise there are several lists of terms, and
+    `mix([sum of each])` gives the value and its partial derivative in each sum.
+    """
+
+    terms: Callable[..., list[Terms]]
+    formula: str
+    paper: str
+    params: dict[str, float | bool] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    mix: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+_LAMBDA = {"params": {"lam": 0.1}, "ranges": {"lam": (0.0, 1.0)}}
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": Divergence(forward_kl, "sum P log(P/Q)", "Hinton et al. 2015, arXiv 1503.02531"),
+    "reverse_kl": Divergence(reverse_kl, "sum Q log(Q/P)", "MiniLLM, arXiv 2306.08543"),
+    "jsd": Divergence(
+        jsd,
+        "beta KL(P||M) + (1-beta) KL(Q||M), M = beta P + (1-beta) Q; scaled: divided by beta (1-beta); "
+        "beta 0 and 1 are forward and reverse KL",
+        "GKD, arXiv 2306.13649",
+        {"beta": 0.5, "scaled": False},
+        {"beta": (0.0, 1.0)},
+    ),
+    "skew_kl": Divergence(skew_kl, "KL(P || lam P + (1-lam) Q)", "DistiLLM, arXiv 2402.03898", **_LAMBDA),
+    "skew_rkl": Divergence(skew_rkl, "KL(Q || (1-lam) P + lam Q)", "DistiLLM, arXiv 2402.03898", **_LAMBDA),
+    "adaptive_kl": Divergence(
+        adaptive_kl,
+        "(g_h KL(P||Q) + g_t KL(Q||P)) / (g_h + g_t), g = sum |P-Q| over the head and the tail of P",
+        "AKL, arXiv 2404.02657",
+        {"head_mass": 0.5, "fixed_weights": False},
+        {"head_mass": (0.0, 1.0)},
+        mix_adaptive,
+    ),
+    "tvd": Divergence(tvd, "1/2 sum |P-Q|", "f-distill, ACL 2023, arXiv 2307.15190"),
+    "alpha_beta": Divergence(
+        alpha_beta,
+        "-1/(ab) sum [P^a Q^b - a/(a+b) P^(a+b) - b/(a+b) Q^(a+b)], and its limits",
+        "ABKD, arXiv 2503.07067",
+        {"a": 0.2, "b": 0.7},
+        {"a": (-10.0, 10.0), "b": (-10.0, 10.0)},
+    ),
+}
+
+
+def check_params(name: str, params: dict) -> dict:
+    """The divergence's parameters with defaults filled in.
+
+    Raises:
+        ValueError: an unknown divergence or parameter, or a value out of its range.
+    """
+    if name not in DIVERGENCES:
+        raise ValueError(f"There is no divergence {name!r}; choose one of {', '.join(DIVERGENCES)}.")
+    divergence = DIVERGENCES[name]
+    for key, value in params.items():
+        if key not in divergence.params:
+            known = ", ".join(divergence.params) or "none"
+            raise ValueError(f"{name} has no parameter {key!r} (it has: {known}).")
+        low, high = divergence.ranges.get(key, (value, value))
+        if not low <= value <= high:
+            raise ValueError(f"{name} needs {key} between {low:g} and {high:g}, and it is {value}.")
+    return {**divergence.params, **params}

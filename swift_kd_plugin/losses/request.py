@@ -1,0 +1,137 @@
+"""What a caller asks of a chunked loss, and the rows of numbers it gets back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from swift_kd_plugin.losses.divergences import DIVERGENCES
+from swift_kd_plugin.losses.pair import Pair, Terms
+from swift_kd_plugin.losses.shards import VocabShard
+
+CPU_CHUNK_ELEMENTS = 2**17
+GPU_CHUNK_ELEMENTS = 2**25
+
+
+@dataclass(frozen=True)
+class Request:
+    """A loss over T tokens: `weight * D + ce_weights * CE` per token.
+
+    Args:
+        divergence, params, temperature: D and what P and Q are divided by before the softmax.
+        student, teacher: who holds which columns; of a top-k teacher only the number of ids.
+        weight: what D is multiplied with in the loss.
+        labels: next token ids [T], needed with `ce_weights`.
+        ce_weights: what each token's cross-entropy is multiplied with [T], or None for no cross-entropy.
+        clip: largest contribution of one vocabulary entry to D, or None.
+        student_rows, teacher_rows: which rows of the logits are the T tokens [T]; None means all of them in order.
+        tail: what becomes of the ids that a top-k teacher does not list.
+        teacher_temperature: temperature at which a top-k teacher's log-probabilities were taken.
+        statistics: whether to measure both KLs, entropies, agreement and removed mass as well.
+        chunk: tokens that are worked on at once.
+    """
+
+    divergence: str
+    params: dict
+    temperature: float
+    student: VocabShard
+    teacher: VocabShard
+    weight: float = 1.0
+    labels: Tensor | None = None
+    ce_weights: Tensor | None = None
+    clip: float | None = None
+    student_rows: Tensor | None = None
+    teacher_rows: Tensor | None = None
+    tail: str = "bucket"
+    teacher_temperature: float = 1.0
+    statistics: bool = False
+    chunk: int = 1
+
+    def chunks(self, student: Tensor) -> Iterator[slice]:
+        total = len(student if self.student_rows is None else self.student_rows)
+        for start in range(0, total, self.chunk):
+            yield slice(start, min(start + self.chunk, total))
+
+
+class Rows:
+    """Per token: the mixed `loss` [T] and its `parts` [T] each, all in the working precision."""
+
+    def __init__(self, request: Request, student: Tensor):
+        rows = student if request.student_rows is None else request.student_rows
+        self.loss = torch.zeros(len(rows), dtype=working_dtype(student), device=student.device)
+        self.parts: dict[str, Tensor] = {}
+
+    def put(self, tokens: slice, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        self.loss[tokens] = loss.to(self.loss.dtype)
+        for name, values in parts.items():
+            row = self.parts.setdefault(name, torch.zeros_like(self.loss))
+            row[tokens] = values.to(row.dtype)
+
+
+def working_dtype(logits: Tensor) -> torch.dtype:
+    """fp32 for half precisions and fp32, float64 for float64."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def chunk_tokens(width: int, device: torch.device) -> int:
+    """Tokens per chunk: a thread's part stays in its cache on a CPU, a GPU's kernels are long enough."""
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return max(threads, threads * CPU_CHUNK_ELEMENTS // max(width, 1))
+    return max(1, GPU_CHUNK_ELEMENTS // max(width, 1))
+
+
+def rows_of(logits: Tensor, rows: Tensor | None, tokens: slice) -> Tensor:
+    """The chunk's rows of `logits`: a view, or a copy where rows are picked."""
+    return logits[tokens] if rows is None else logits.index_select(0, rows[tokens])
+
+
+def write_rows(gradient: Tensor, rows: Tensor | None, tokens: slice, values: Tensor) -> None:
+    """Writes a chunk's gradient, rounding it to the buffer's precision; columns beyond `values` become zero."""
+    width = values.shape[1]
+    if rows is None:
+        gradient[tokens, :width] = values.to(gradient.dtype)
+        gradient[tokens, width:] = 0
+    else:
+        if width < gradient.shape[1]:
+            values = torch.nn.functional.pad(values, (0, gradient.shape[1] - width))
+        gradient.index_copy_(0, rows[tokens], values.to(gradient.dtype))
+
+
+class Measured:
+    """A divergence's terms on a chunk, before and after they are summed over the ranks."""
+
+    def __init__(self, request: Request, pair: Pair):
+        self.divergence = DIVERGENCES[request.divergence]
+        self.pair = pair
+        self.terms = [_clipped(term, request.clip) for term in self.divergence.terms(pair, **request.params)]
+
+    def local_sums(self) -> dict[str, Tensor]:
+        """This rank's sums over its columns, value and slope of each list of terms, float64 [C] each."""
+        parts = [part for term in self.terms for part in term]
+        return {f"term_{index}": part.sum(-1).double() for index, part in enumerate(parts)}
+
+    def take(self, named: dict[str, Tensor]) -> Tensor:
+        """From the sums over all columns the divergence per token, float64 [C]."""
+        sums = torch.stack([named[f"term_{index}"] for index in range(2 * len(self.terms))])
+        values, self._slopes = sums[0::2], sums[1::2]
+        if self.divergence.mix is None:
+            self._weights = None
+            return values[0]
+        value, self._weights = self.divergence.mix(values)
+        return value
+
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """The weighted slopes [C, v] and their sum over the vocabulary [C]: the gradient is slope - Q * sum."""
+        if self._weights is None:
+            return self.terms[0].slope, self._slopes[0]
+        weights = self._weights.to(self.pair.q.dtype)
+        slope = sum(weight[:, None] * term.slope for weight, term in zip(weights, self.terms, strict=True))
+        return slope, (self._weights * self._slopes).sum(0)
+
+
+def _clipped(term: Terms, clip: float | None) -> Terms:
+    if clip is None:
+        return term
+    return Terms(term.value.clamp_max(clip), term.slope * (term.value <= clip))

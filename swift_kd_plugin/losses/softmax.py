@@ -1,0 +1,82 @@
+"""A softmax over a vocabulary of which this rank holds some columns, in the steps that the collectives need."""
+
+import torch
+from torch import Tensor
+
+from swift_kd_plugin.losses.shards import VocabShard
+
+
+class Side:
+    """One model's logits of a chunk, temperature applied: [C, v] of this rank.
+
+    Args:
+        logits: [C, v] in any precision.
+        dtype: precision to work in.
+    """
+
+    def __init__(self, logits: Tensor, temperature: float, dtype: torch.dtype):
+        self.logits = self.scaled(logits, temperature, dtype)
+        lowest = torch.finfo(dtype).min
+        if logits.shape[1] == 0:
+            self.peak = self.logits.new_full((len(logits),), lowest)
+            self._exps, self._mass = self.logits, self.logits.new_zeros(len(logits))
+            return
+        self.peak = self.logits.amax(-1).clamp_min_(lowest)
+        self._exps = torch.sub(self.logits, self.peak[:, None]).exp_()
+        self._mass = self._exps.sum(-1)
+
+    @staticmethod
+    def scaled(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+        logits = logits.to(dtype)
+        return logits if temperature == 1.0 else logits / temperature
+
+    def local_lse(self) -> Tensor:
+        """logsumexp over this rank's columns, float64 [C]; -inf where it has none."""
+        return torch.where(self._mass > 0, self.peak.double() + self._mass.double().log(), -torch.inf)
+
+    def mean_logit(self, lse: Tensor) -> Tensor:
+        """This rank's part of sum softmax(logits) * logits for the logsumexp over all ranks, float64 [C]."""
+        factor = torch.where(self._mass > 0, (self.peak.double() - lse).exp(), 0.0)
+        weighted = self._exps * self.logits.clamp_min(torch.finfo(self.logits.dtype).min)
+        return weighted.sum(-1).double() * factor
+
+    def probabilities(self, lse: Tensor) -> Tensor:
+        """exp(logits - lse) for the logsumexp over all ranks, float64 [C] -> [C, v]. Used once: it takes the buffer."""
+        factor = torch.where(self._mass > 0, (self.peak.double() - lse).exp(), 0.0)
+        return self._exps.mul_(factor.to(self._exps.dtype)[:, None])
+
+
+def logsumexp(gathered: Tensor) -> Tensor:
+    """Joins the ranks' local values: [ranks, C] -> [C]. Every rank adds in the same order and gets the same bits."""
+    return torch.logsumexp(gathered, 0)
+
+
+class CrossEntropy:
+    """Cross-entropy of the student with the labels of a chunk, at temperature 1, over all ids the student has.
+
+    Args:
+        logits: [C, v] of this rank, raw.
+        labels: [C] global ids; a negative one has no cross-entropy.
+        weights: what each token's cross-entropy counts [C].
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shard: VocabShard, dtype: torch.dtype):
+        self.side = Side(logits[:, : shard.width], 1.0, dtype)
+        self.weights = torch.where(labels >= 0, weights, 0.0).double()
+        self._column = labels - shard.start
+        self._here = (self._column >= 0) & (self._column < shard.width)
+        self._column = torch.where(self._here, self._column, 0)
+
+    def label_logit(self) -> Tensor:
+        """This rank's part of the label's logit: the logit where it holds the label, else 0. float64 [C]."""
+        if self.side.logits.shape[1] == 0:
+            return self.weights.new_zeros(len(self.weights))
+        logit = self.side.logits.gather(1, self._column[:, None])[:, 0]
+        return torch.where(self._here, logit, 0.0).double()
+
+    def gradient(self, lse: Tensor) -> Tensor:
+        """weights * (softmax - onehot(label)) [C, v]. Used once."""
+        grad = self.side.probabilities(lse)
+        if grad.shape[1]:
+            grad.scatter_add_(1, self._column[:, None], -self._here.to(grad.dtype)[:, None])
+        return grad.mul_(self.weights.to(grad.dtype)[:, None])

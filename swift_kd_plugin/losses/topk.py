@@ -1,0 +1,196 @@
+"""Losses against a teacher that tells its K most probable tokens only.
+
+T tokens, C tokens of a chunk, v this rank's columns of the student, K entries of the teacher, B = K + 1 buckets: the
+entries and one more that holds the probability of all other ids, on both sides.
+Per chunk one gather of the ranks' normalisers and one sum of the student's K logits; the rest is the same on all ranks.
+"""
+
+import torch
+from torch import Tensor
+
+from swift_kd_plugin.losses.measures import entropy_sums
+from swift_kd_plugin.losses.pair import Pair
+from swift_kd_plugin.losses.request import Measured, Request, Rows, chunk_tokens, rows_of, working_dtype, write_rows
+from swift_kd_plugin.losses.shards import VocabShard
+from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
+
+TAILS = ("bucket", "ignore", "renormalise")
+
+
+def teacher_topk(logits: Tensor, k: int, shard: VocabShard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The k most probable tokens over all ranks: log-probabilities in fp32 or finer [T, k] and global ids [T, k].
+
+    Args:
+        logits: [T, v] of this rank.
+        temperature: divides the logits before the log-softmax over the whole vocabulary.
+    """
+    count, tokens = min(k, shard.vocab), len(logits)
+    log_probs = logits.new_empty(tokens, count, dtype=working_dtype(logits))
+    ids = torch.empty(tokens, count, dtype=torch.long, device=logits.device)
+    size = chunk_tokens(logits.shape[1], logits.device)
+    for start in range(0, tokens, size):
+        part = slice(start, min(start + size, tokens))
+        side = Side(logits[part, : shard.width], temperature, working_dtype(logits))
+        found = side.logits.topk(min(count, shard.width), dim=-1)
+        values = side.logits.new_full((len(side.logits), count), -torch.inf)
+        columns = found.indices.new_zeros(values.shape)
+        values[:, : found.values.shape[1]] = found.values
+        columns[:, : found.values.shape[1]] = found.indices + shard.start
+        # One gather: ids below 2**53 are exact in float64.
+        local = torch.cat([values.double(), columns.double(), side.local_lse()[:, None]], 1)
+        everyone = shard.gather(local)
+        best = everyone[:, :, :count].transpose(0, 1).flatten(1).topk(count, dim=-1)
+        ids[part] = everyone[:, :, count:-1].transpose(0, 1).flatten(1).gather(1, best.indices).long()
+        log_probs[part] = (best.values - logsumexp(everyone[:, :, -1])[:, None]).to(log_probs.dtype)
+    return log_probs, ids
+
+
+def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, gradient: Tensor | None) -> Rows:
+    """Fills `gradient` (this rank's [T, v], or None) and returns what `request` asks for, per token.
+
+    Args:
+        student: [T, v] logits of this rank; may be the same memory as `gradient`.
+        log_probs: [T, K] the teacher's log-probabilities over its whole vocabulary; -inf marks a missing entry.
+        ids: [T, K] their global token ids, each at most once per token.
+    """
+    rows = Rows(request, student)
+    for tokens in request.chunks(student):
+        entries = [rows_of(part, request.teacher_rows, tokens) for part in (log_probs, ids)]
+        chunk = _Chunk(request, rows_of(student, request.student_rows, tokens), *entries, tokens)
+        rows.put(tokens, *chunk.values())
+        if gradient is not None:
+            write_rows(gradient, request.student_rows, tokens, chunk.gradient())
+    return rows
+
+
+class _Chunk:
+    def __init__(self, request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, tokens: slice):
+        self.request, self.dtype = request, working_dtype(student)
+        self.shard = request.student.cut(request.teacher.vocab)
+        # A teacher that was tempered before it lost its tail is met by a student that is; otherwise both are tempered
+        # after, as distributions over buckets.
+        self.early = request.temperature if request.teacher_temperature == request.temperature else 1.0
+        self.late = request.temperature / self.early
+        self._read_teacher(log_probs, ids)
+        column = ids - self.shard.start
+        self.here = self.present & (column >= 0) & (column < self.shard.width)
+        self.column = torch.where(self.here, column, 0)
+        logits = Side.scaled(student[:, : self.shard.width], self.early, self.dtype)
+        self.entries = self._pick(logits)
+        listed = torch.where(self.here, -torch.inf, 0.0).to(logits.dtype)
+        self.rest = Side(logits.scatter_add(1, self.column, listed) if self.shard.width else logits, 1.0, self.dtype)
+        self.ce = None
+        if request.ce_weights is not None:
+            labels, weights = request.labels[tokens], request.ce_weights[tokens]
+            self.ce = CrossEntropy(student, labels, weights, request.student, self.dtype)
+
+    def _read_teacher(self, log_probs: Tensor, ids: Tensor) -> None:
+        """The teacher over the ids that both sides have, float64: log-probabilities [C, K], tail [C], removed [C]."""
+        given = torch.isfinite(log_probs)
+        self.present = given & (ids < self.shard.vocab)
+        exact = log_probs.double().masked_fill(~given, -torch.inf)
+        self.removed = exact.masked_fill(self.present, -torch.inf).exp().sum(-1)
+        # Log-probabilities in fp32 add up to one no closer than this.
+        rounding = torch.finfo(log_probs.dtype).eps / 2
+        tail = (1 - exact.exp().sum(-1)).clamp_min(rounding)
+        nothing_left = self.present.sum(-1) == self.shard.vocab
+        self.log_tail = tail.log().masked_fill(nothing_left, -torch.inf)
+        kept = torch.log1p(-self.removed.clamp_max(1 - rounding))
+        self.log_p = exact.masked_fill(~self.present, -torch.inf) - kept[:, None]
+        self.log_tail = self.log_tail - kept
+
+    def _pick(self, logits: Tensor) -> Tensor:
+        """The student's logits at the teacher's ids where this rank holds them, else 0; float64 [C, K]."""
+        if self.shard.width == 0:
+            return torch.zeros(self.column.shape, dtype=torch.float64, device=logits.device)
+        return torch.where(self.here, logits.gather(1, self.column), 0.0).double()
+
+    def values(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each token and its parts, all float64 [C]."""
+        lse, sums = self._reduce()
+        log_q = torch.cat([self.entries.masked_fill(~self.present, -torch.inf), lse["rest"][:, None]], 1)
+        log_p = torch.cat([self.log_p, self.log_tail[:, None]], 1)
+        if self.request.tail == "renormalise":
+            log_q, log_p = log_q[:, :-1], log_p[:, :-1]
+        log_q, log_p = (x.div(self.late).log_softmax(-1) for x in (log_q.log_softmax(-1), log_p.log_softmax(-1)))
+        self.q_buckets = log_q.exp()
+        count = -1 if self.request.tail == "ignore" else None
+        self.pair = _pair(log_p[:, :count], log_q[:, :count], complete=count is None)
+        self.measured = Measured(self.request, self.pair)
+        parts = {"divergence": self.measured.take(self.measured.local_sums())}
+        loss = self.request.weight * parts["divergence"]
+        if self.ce:
+            self.ce_lse = lse["ce"]
+            parts["ce"] = lse["ce"] - sums[:, -1]
+            loss = loss + self.ce.weights * parts["ce"]
+        if self.request.statistics:
+            parts |= self._statistics(lse, sums[:, 0])
+        return loss, parts
+
+    def _reduce(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Normalisers over all ranks, and the sums over ranks; fills in the student's K logits and tail."""
+        sides = {"rest": self.rest} | ({"ce": self.ce.side} if self.ce else {})
+        local = {name: side.local_lse() for name, side in sides.items()} | {"peak": self.rest.peak.double()}
+        everyone = self.shard.gather(torch.stack(list(local.values())))
+        gathered = dict(zip(local, everyone.unbind(1), strict=True))
+        lse = {name: logsumexp(gathered[name]) for name in sides}
+        self.rest_peak, self.lse_rest = gathered["peak"].amax(0), lse["rest"]
+        extra = [self._mean_of_rest()]
+        if self.ce:
+            extra.append(self.ce.label_logit())
+        sums = self.shard.sum(torch.cat([self.entries, torch.stack(extra, 1)], 1))
+        self.entries = sums[:, : -len(extra)]
+        return lse, sums[:, -len(extra) :]
+
+    def _mean_of_rest(self) -> Tensor:
+        """This rank's part of the mean logit under the student's distribution over the ids not listed [C]."""
+        if not self.request.statistics:
+            return torch.zeros_like(self.lse_rest)
+        return self.rest.mean_logit(self.lse_rest)
+
+    def _statistics(self, lse: dict[str, Tensor], rest_mean: Tensor) -> dict[str, Tensor]:
+        sums = entropy_sums(self.pair, self.pair.log_p, self.pair.log_q)
+        listed = self.entries.masked_fill(~self.present, -torch.inf)
+        whole = torch.logaddexp(listed.logsumexp(-1), lse["rest"])
+        shares = (listed - whole[:, None]).exp()
+        tail = (lse["rest"] - whole).exp()
+        mean = (shares * self.entries).sum(-1) + tail * rest_mean
+        favourite = self.log_p.argmax(-1, keepdim=True)
+        best = torch.maximum(listed.amax(-1), self.rest_peak)
+        return {
+            "forward_kl": sums["forward_kl"],
+            "reverse_kl": sums["reverse_kl"],
+            "teacher_entropy": -sums["mean_p"],
+            "student_entropy": whole - mean,
+            "top1_agreement": (listed.gather(1, favourite)[:, 0] >= best).double(),
+            "teacher_tail_mass": self.log_tail.exp(),
+            "student_tail_mass": tail,
+            "removed_teacher_mass": self.removed,
+        }
+
+    def gradient(self) -> Tensor:
+        """This rank's gradient of the chunk's losses in the student's logits [C, v]."""
+        slope, total = self.measured.gradient()
+        scale = self.request.weight / self.request.temperature
+        buckets = self.q_buckets * -total[:, None]
+        buckets[:, : slope.shape[1]] += slope
+        buckets *= scale
+        tail = torch.zeros_like(total) if self.request.tail == "renormalise" else buckets[:, -1]
+        gradient = self.rest.probabilities(self.lse_rest).mul_(tail.to(self.dtype)[:, None])
+        if self.shard.width:
+            listed = torch.where(self.here, buckets[:, : self.here.shape[1]], 0.0)
+            gradient.scatter_add_(1, self.column, listed.to(self.dtype))
+        if self.ce is None:
+            return gradient
+        whole = self.ce.gradient(self.ce_lse)
+        whole[:, : gradient.shape[1]] += gradient
+        return whole
+
+
+def _pair(log_p: Tensor, log_q: Tensor, complete: bool) -> Pair:
+    """Both sides over the same buckets; an entry that is missing has probability 0 on both and adds nothing."""
+    missing = torch.isneginf(log_p) & torch.isneginf(log_q)
+    zero = log_p.new_zeros(len(log_p))
+    shard = VocabShard((log_p.shape[1],), 0, log_p.shape[1])
+    logits_p, logits_q = log_p.masked_fill(missing, 0.0), log_q.masked_fill(missing, 0.0)
+    return Pair(log_p.exp(), log_q.exp(), logits_p, logits_q, zero, zero, shard, complete)
