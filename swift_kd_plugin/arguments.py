@@ -6,39 +6,183 @@ from typing import Literal
 from swift_kd_plugin.errors import KDError
 
 
+def _flag(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
-class KDArguments:
-    """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults training is stock ms-swift's.
+class DataFlags:
+    kd_bad_rows: Literal["error", "drop"] = _flag(
+        "error",
+        "What to do with a dataset row that cannot be used (no messages, an unknown role, an empty content, a "
+        "teacher_messages column without a user turn): 'error' ends the run and names the row, 'drop' leaves it out "
+        "like stock ms-swift and logs how many.",
+    )
+
+
+@dataclass
+class DivergenceFlags:
+    kd_divergence: (
+        Literal[
+            "forward_kl",
+            "reverse_kl",
+            "jsd",
+            "skew_kl",
+            "skew_rkl",
+            "adaptive_kl",
+            "tvd",
+            "alpha_beta",
+            "stock",
+        ]
+        | None
+    ) = _flag(
+        None,
+        "Divergence between teacher P and student Q per token. Default: what ms-swift's --beta says (0 forward KL, "
+        "1 reverse KL, between them JSD). 'stock' runs ms-swift's own loss code, for comparison.",
+    )
+    kd_beta: float | None = _flag(None, "jsd: share of the teacher in the mixture, 0 to 1. Default: ms-swift's --beta.")
+    kd_beta_final: float | None = _flag(None, "jsd: value of --kd_beta at the end of training (see --kd_schedule).")
+    kd_jsd_scaled: bool = _flag(
+        False, "jsd: divide by beta (1 - beta), which makes its size continuous to both KLs at beta 0 and 1."
+    )
+    kd_lambda: float = _flag(0.1, "skew_kl, skew_rkl: share of the own side in the mixture, 0 to 1.")
+    kd_head_mass: float = _flag(0.5, "adaptive_kl: teacher probability that makes up the head, 0 to 1.")
+    kd_adaptive_fixed_weights: bool = _flag(
+        False, "adaptive_kl: treat the weights of both KLs as constants, as the paper's code does."
+    )
+    kd_ab_alpha: float = _flag(0.2, "alpha_beta: exponent a of the teacher.")
+    kd_ab_beta: float = _flag(0.7, "alpha_beta: exponent b of the student.")
+    kd_topk: int | None = _flag(
+        None,
+        "Use the teacher's k most probable tokens only (the same as --gkd_logits_topk). Default: the whole vocabulary; "
+        "a teacher server needs a number.",
+    )
+    kd_topk_tail: Literal["bucket", "ignore", "renormalise"] = _flag(
+        "bucket",
+        "With --kd_topk, what becomes of all other tokens: 'bucket' compares their probability as one entry, 'ignore' "
+        "leaves them out of the sum, 'renormalise' makes the k add up to one on both sides, as ms-swift does.",
+    )
+    kd_allow_removed_mass: bool = _flag(
+        False,
+        "Where the vocabularies differ, train on although the ids that only one side has hold more than 0.001 of its "
+        "probability.",
+    )
+
+
+@dataclass
+class ObjectiveFlags:
+    kd_temperature: float | None = _flag(
+        None,
+        "Temperature of the loss, above 0. Default: --temperature, which is also that of sampling. Giving it turns "
+        "--kd_t_squared on.",
+    )
+    kd_temperature_final: float | None = _flag(None, "Value of --kd_temperature at the end of training.")
+    kd_t_squared: bool | None = _flag(
+        None,
+        "Multiply the divergence by the squared temperature, which keeps the size of its gradient. Default: true if "
+        "--kd_temperature or --kd_ce_alpha is given, else false as in ms-swift.",
+    )
+    kd_ce_alpha: float | None = _flag(
+        None,
+        "Loss per token: ce_alpha * CE + (1 - ce_alpha) * T^2 * D, 0 to 1; CE counts on responses of the dataset only. "
+        "Default: ms-swift's D + sft_alpha * CE.",
+    )
+    kd_ce_alpha_final: float | None = _flag(None, "Value of --kd_ce_alpha at the end of training.")
+    kd_ce_column: str | None = _flag(
+        None, "Dataset column with true or false that chooses the rows whose responses have a cross-entropy."
+    )
+    kd_schedule: Literal["constant", "linear", "cosine"] = _flag(
+        "constant",
+        "How temperature, ce_alpha and beta go to their final values; a resumed run goes on where it was.",
+    )
+    kd_token_policy: Literal["none", "teacher_entropy", "student_top_rho", "clip", "position"] = _flag(
+        "none",
+        "How much each token counts: 'teacher_entropy' 1 - H(P) / log(vocabulary); 'student_top_rho' only the share "
+        "--kd_token_rho of each response where the student is least sure; 'clip' bounds what one vocabulary entry adds "
+        "to the divergence by --kd_token_clip; 'position' goes from 1 at the first to --kd_position_final at the last "
+        "token of a response.",
+    )
+    kd_token_rho: float = _flag(0.2, "Share of tokens that student_top_rho keeps, above 0, at most 1.")
+    kd_token_clip: float = _flag(0.05, "Largest contribution of one vocabulary entry under the policy clip, above 0.")
+    kd_position_final: float = _flag(0.5, "Weight of a response's last token under the policy position, at least 0.")
+    kd_metrics: bool = _flag(
+        True, "Log both KLs, entropies, agreement and overlap next to the loss; false leaves them out and is faster."
+    )
+    kd_grad_norm: Literal["stock", "exact"] = _flag(
+        "stock",
+        "Gradient norm (and with it gradient clipping) under tensor parallelism: 'stock' leaves out the embedding and "
+        "output-layer shards of all but one rank, as ms-swift 4.6 does; 'exact' counts all of them and gives the norm "
+        "of the single-process run.",
+    )
+
+
+@dataclass
+class KDArguments(ObjectiveFlags, DivergenceFlags, DataFlags):
+    """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:
-        KDError: a flag was changed although `--rlhf_type` is not `gkd`.
+        KDError: a flag was changed although `--rlhf_type` is not `gkd`, is out of its range, or contradicts another.
     """
 
-    kd_bad_rows: Literal["error", "drop"] = field(
-        default="error",
-        metadata={
-            "help": "What to do with a dataset row that cannot be used (no messages, an unknown role, an empty "
-            "content, a teacher_messages column without a user turn): 'error' ends the run and names the row, "
-            "'drop' leaves it out like stock ms-swift and logs how many."
-        },
-    )
-    kd_grad_norm: Literal["stock", "exact"] = field(
-        default="stock",
-        metadata={
-            "help": "Gradient norm (and with it gradient clipping) under tensor parallelism: 'stock' leaves out the "
-            "embedding and output-layer shards of all but one rank, as ms-swift 4.6 does; 'exact' counts all of "
-            "them and gives the norm of the single-process run."
-        },
-    )
-
     def __post_init__(self):
-        self._refuse_without_gkd()
-        super().__post_init__()
-
-    def _refuse_without_gkd(self) -> None:
         changed = [f.name for f in fields(KDArguments) if getattr(self, f.name) != f.default]
         if changed and self.rlhf_type != "gkd":
             raise KDError(
                 f"--{changed[0]} has a meaning for --rlhf_type gkd only, and --rlhf_type is {self.rlhf_type}; "
                 "drop the flag or change the type."
+            )
+        self._check_ranges()
+        self._check_contradictions(changed)
+        if self.kd_topk is not None:
+            self.gkd_logits_topk = self.kd_topk
+        super().__post_init__()
+
+    def _check_ranges(self) -> None:
+        shares = ("kd_beta", "kd_beta_final", "kd_lambda", "kd_head_mass", "kd_ce_alpha", "kd_ce_alpha_final")
+        for name in shares:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise KDError(f"--{name} is {value}; it must lie between 0 and 1.")
+        for name in ("kd_temperature", "kd_temperature_final", "kd_token_clip", "kd_token_rho", "kd_topk"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise KDError(f"--{name} is {value}; it must be above 0.")
+        if self.kd_token_rho > 1 or self.kd_position_final < 0:
+            raise KDError("--kd_token_rho must be at most 1 and --kd_position_final at least 0.")
+
+    def _check_contradictions(self, changed: list[str]) -> None:
+        loss_flags = {f.name for group in (DivergenceFlags, ObjectiveFlags) for f in fields(group)}
+        loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk"}
+        if self.kd_divergence == "stock" and (given := sorted(loss_flags & set(changed))):
+            raise KDError(f"--{given[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
+        for name in ("kd_temperature", "kd_ce_alpha", "kd_beta"):
+            final = getattr(self, f"{name}_final")
+            if final is not None and getattr(self, name) is None:
+                raise KDError(f"--{name}_final is where a schedule ends; say with --{name} where it begins.")
+            if final is not None and self.kd_schedule == "constant":
+                raise KDError(f"--{name}_final needs --kd_schedule linear or cosine.")
+        if self.kd_ce_alpha is not None and self.sft_alpha:
+            raise KDError("--kd_ce_alpha and --sft_alpha both weigh the cross-entropy; keep one of them.")
+        if None not in (self.kd_topk, self.gkd_logits_topk) and self.kd_topk != self.gkd_logits_topk:
+            raise KDError("--kd_topk and --gkd_logits_topk are the same setting; keep one of them.")
+        self._check_divergence_flags(changed)
+
+    def _check_divergence_flags(self, changed: list[str]) -> None:
+        owners = {
+            "kd_beta": ("jsd",),
+            "kd_jsd_scaled": ("jsd",),
+            "kd_lambda": ("skew_kl", "skew_rkl"),
+            "kd_head_mass": ("adaptive_kl",),
+            "kd_adaptive_fixed_weights": ("adaptive_kl",),
+            "kd_ab_alpha": ("alpha_beta",),
+            "kd_ab_beta": ("alpha_beta",),
+        }
+        for name, divergences in owners.items():
+            # Without --kd_divergence, beta chooses between jsd and both KLs, as in ms-swift.
+            allowed = (*divergences, None) if divergences == ("jsd",) else divergences
+            if name in changed and self.kd_divergence not in allowed:
+                raise KDError(f"--{name} belongs to --kd_divergence {' or '.join(divergences)}.")
+        if self.kd_token_policy == "clip" and self.kd_divergence == "adaptive_kl":
+            raise KDError(
+                "--kd_token_policy clip needs a divergence that is a sum over the vocabulary, not adaptive_kl."
             )

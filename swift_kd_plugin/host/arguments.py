@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.datasets import locate_bad_row
-from swift_kd_plugin.host.model_checks import check_length, check_models, is_plain_folder
+from swift_kd_plugin.host.model_checks import check_length, check_models, check_supported, is_plain_folder
 
 
 def extend_arguments(stock: type) -> type:
@@ -17,6 +17,8 @@ def extend_arguments(stock: type) -> type:
     class MegatronRLHFArguments(KDArguments, stock):
         def __post_init__(self):
             check_models(self)
+            if self.rlhf_type == "gkd":
+                check_supported(self)
             check_length(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).

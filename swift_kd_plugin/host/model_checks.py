@@ -43,6 +43,15 @@ def check_length(args) -> None:
         )
 
 
+def check_supported(args) -> None:
+    """Raises KDError for what distillation would do wrong without a word."""
+    if args.mtp_num_layers:
+        raise KDError(
+            "--mtp_num_layers: distillation gives the multi-token prediction layers no loss, so they would be saved "
+            "untrained; leave the flag out."
+        )
+
+
 def _attention_knows_partition() -> bool:
     from megatron.core.packed_seq_params import PackedSeqParams
 

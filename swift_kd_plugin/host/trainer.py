@@ -1,28 +1,54 @@
-"""KDTrainer: ms-swift's Megatron GKD trainer with a full teacher view and checks where stock is silent."""
+"""KDTrainer: ms-swift's Megatron GKD trainer with our losses, a full teacher view, and checks where stock is silent."""
 
 import os
+import time
 from contextlib import nullcontext
+from functools import partial
 
 import torch
+from megatron.core import mpu
+from megatron.core.utils import get_attr_wrapped_model
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
+from swift.megatron.trainers.gkd_utils import cp_slice_teacher_output
 from swift.megatron.utils import get_padding_to
 from swift.rlhf_trainers.gkd_helpers import encode_gkd_samples
+from swift.rlhf_trainers.gkd_loss import DataSource
 from swift.utils import get_logger, is_master, to_device
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.checkpoint import describe_failed_save
+from swift_kd_plugin.host.loss import choose_tokens, kd_loss
+from swift_kd_plugin.host.metrics import check_removed_mass, drop_lonely_groups, metric_names
+from swift_kd_plugin.host.objective import make_objective
 from swift_kd_plugin.host.pairing import check_shared_response
 from swift_kd_plugin.host.random_state import keep_random_states
 from swift_kd_plugin.host.rollout import close_engine
 from swift_kd_plugin.host.sample import KDSample
+from swift_kd_plugin.host.teacher import score_locally
+from swift_kd_plugin.host.tokens import describe_responses, weigh_positions
+from swift_kd_plugin.host.vocabulary import check_same_tokens, read_vocabularies
 
 logger = get_logger()
 
 
 class KDTrainer(MegatronGKDTrainer):
-    """Trains like `MegatronGKDTrainer`; samples may carry a whole teacher view (`teacher_messages`)."""
+    """Trains like `MegatronGKDTrainer` with the losses of `swift_kd_plugin.losses`, which `--kd_divergence stock`
+    leaves to ms-swift; samples may carry a whole teacher view (`teacher_messages`)."""
 
     sample_cls = KDSample
+
+    def __init__(self, args, template, **kwargs):
+        super().__init__(args, template, **kwargs)
+        self.stock_loss = args.kd_divergence == "stock"
+        self.train_seconds = 0.0
+        if self.stock_loss:
+            return
+        self.objective = make_objective(args)
+        self.vocabularies = read_vocabularies(self)
+        if self.teacher_models:
+            check_same_tokens(template.tokenizer, args.teacher_model_dir)
+        self.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
+        logger.info(f"Loss per token: {self.objective}; token policy: {self.objective.policy.name}")
 
     def train(self, train_dataset, val_dataset) -> None:
         super().train(train_dataset, val_dataset)
@@ -33,18 +59,32 @@ class KDTrainer(MegatronGKDTrainer):
         with keep_random_states() if self.state.iteration else nullcontext():
             return super()._init_resample_data_iterator(train_dataset)
 
+    def _generate_and_score_completions(self, inputs: list[dict]) -> list[dict]:
+        self.response_source = "dataset"
+        return super()._generate_and_score_completions(inputs)
+
+    def _determine_data_source(self) -> DataSource:
+        source = super()._determine_data_source()
+        self.response_source = source.value
+        return source
+
     def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
         template, device = self.template, self.device
         with self._template_context(template):
             student, teacher, has_teacher_view = encode_gkd_samples(samples, template)
         if has_teacher_view:
             self._check_teacher_view(samples, student, teacher)
+        if self.args.kd_token_policy == "position":
+            weigh_positions(student, self.args.kd_position_final)
         padding_to = get_padding_to(self.args)
-        batch = to_device(template.data_collator(student, padding_to=padding_to), device)
+        batch = to_device(template.data_collator(list(student), padding_to=padding_to), device)
         if has_teacher_view:
             batch["teacher_model_inputs"] = to_device(template.data_collator(teacher, padding_to=padding_to), device)
         else:
             batch["teacher_model_inputs"] = batch.copy()
+        if not self.stock_loss:
+            source, shape = self.response_source, batch["labels"].shape
+            batch["responses"] = describe_responses(samples, student, shape, source, self.args.kd_ce_column).to(device)
         return batch
 
     def _check_teacher_view(self, samples, student, teacher) -> None:
@@ -55,6 +95,78 @@ class KDTrainer(MegatronGKDTrainer):
             )
         for sample, student_view, teacher_view in zip(samples, student, teacher, strict=True):
             check_shared_response(sample, student_view["labels"], teacher_view["labels"], self.template)
+
+    def temperature_of_step(self, ahead: int) -> float:
+        """The loss's temperature `ahead` train steps from now."""
+        return self.objective.at(self._progress(ahead)).temperature
+
+    def _progress(self, ahead: int = 0) -> float:
+        return (self.state.iteration + ahead) / max(self.args.train_iters - 1, 1)
+
+    def _compute_teacher_logits(self, encoded_batches, vp_stage=None) -> None:
+        super()._compute_teacher_logits(encoded_batches, vp_stage)
+        if self._is_self_distillation and not self.unwrapped_models[0].training:
+            # Stock scores its own student only in train steps and finds no teacher when it evaluates.
+            self._compute_teacher_logits_local(encoded_batches, vp_stage)
+
+    def _compute_teacher_logits_local(self, encoded_batches, vp_stage=None) -> None:
+        if self.stock_loss:
+            super()._compute_teacher_logits_local(encoded_batches, vp_stage)
+        else:
+            score_locally(self, encoded_batches, vp_stage)
+
+    def forward_step(self, data_iterator, model):
+        if self.stock_loss:
+            return super().forward_step(data_iterator, model)
+        unwrapped_model = get_attr_wrapped_model(model, "get_input_tensor", return_model_obj=True)
+        data = next(data_iterator)
+        responses, teacher_output = data.pop("responses"), data.pop("teacher_output")
+        for name in ("data_source", "teacher_model_inputs"):
+            data.pop(name, None)
+        data = self._prepare_batch(data, unwrapped_model.vp_stage)
+        packed, partition = data.get("packed_seq_params"), getattr(self.args, "cp_partition_mode", "zigzag")
+        if self.use_teacher_api:
+            teacher_output = cp_slice_teacher_output(teacher_output, packed, partition)
+        if self.args.context_parallel_size > 1:
+            responses = responses.on_this_rank(packed, partition)
+        labels, loss_scale = data.pop("labels", None), data.pop("loss_scale", None)
+        input_tensor = unwrapped_model.get_input_tensor()
+        if input_tensor is not None:
+            unwrapped_model.set_input_tensor(input_tensor)
+        return model(**data), partial(
+            self.loss_func, labels=labels, teacher_output=teacher_output, responses=responses, loss_scale=loss_scale
+        )
+
+    def loss_func(self, output_tensor, *, labels, teacher_output, responses=None, loss_scale=None, data_source=None):
+        """The summed loss of a micro-batch, its number of tokens, and its metrics over all data and context ranks."""
+        if self.stock_loss:
+            return super().loss_func(
+                output_tensor, labels=labels, teacher_output=teacher_output, data_source=data_source
+            )
+        teacher_output.validate()
+        tokens = choose_tokens(labels, teacher_output, responses, loss_scale)
+        settings = self.objective.at(self._progress())
+        loss, metrics = kd_loss(self, settings, output_tensor, teacher_output, tokens, responses)
+        count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
+        group = mpu.get_data_parallel_group(with_context_parallel=True)
+        metrics = self._all_reduce_metric(metrics, torch.distributed.ReduceOp.SUM, group=group)
+        if (self._step - 1) % self.steps_per_generation == 0:
+            self._flush_log_completions()
+        return loss, count, metrics
+
+    def train_step(self, train_data_iterator):
+        start = time.perf_counter()
+        result = super().train_step(train_data_iterator)
+        self.train_seconds += time.perf_counter() - start
+        return result
+
+    def _log_callback(self, logs, n_steps) -> None:
+        if "loss" in logs and self.unwrapped_models[0].training:
+            logs["tokens_per_second"] = float(logs["loss"][1]) / self.train_seconds
+            self.train_seconds = 0.0
+        check_removed_mass(logs, self.args.kd_allow_removed_mass)
+        drop_lonely_groups(logs)
+        super()._log_callback(logs, n_steps)
 
     def save_checkpoint(self) -> None:
         folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.iteration}")

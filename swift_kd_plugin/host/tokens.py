@@ -1,0 +1,83 @@
+"""Which response every token of a micro-batch belongs to, and what is known of that response."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from mcore_bridge import split_cp_inputs
+from torch import Tensor
+
+from swift_kd_plugin.losses.policies import position_weights
+
+SOURCES = ("dataset", "student", "teacher")
+MODES = ("thinking", "non_thinking")
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The responses of a micro-batch.
+
+    Args:
+        index: response of each position [b, s], -1 for padding.
+        source: who wrote each response, an index of `SOURCES` [n].
+        thinking: whether it thinks, an index of `MODES` [n].
+        ce: whether it has a cross-entropy, bool [n].
+    """
+
+    index: Tensor
+    source: Tensor
+    thinking: Tensor
+    ce: Tensor
+
+    def to(self, device) -> "Responses":
+        return Responses(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def on_this_rank(self, packed_seq_params, partition: str) -> "Responses":
+        """The positions that context parallelism leaves on this rank, cut as labels are."""
+        kwargs = {"cp_partition_mode": "contiguous"} if partition == "contiguous" else {}
+        cu_seqlens = getattr(packed_seq_params, "cu_seqlens_q", None)
+        return replace(self, index=split_cp_inputs(self.index, cu_seqlens, -1, **kwargs))
+
+
+def describe_responses(
+    samples, encoded: list[dict], shape: torch.Size, source: str, ce_column: str | None
+) -> Responses:
+    """Reads a collated micro-batch.
+
+    Args:
+        samples: its samples, in order.
+        encoded: the samples' encodings after collation, each as long as its part of the batch.
+        shape: of the batch's labels: [samples, length], or [1, total] where the samples lie in one row.
+        source: who wrote the responses.
+    """
+    numbers = torch.arange(len(samples))
+    if len(samples) > 1 and shape[0] == len(samples):
+        index = numbers[:, None].expand(shape)
+    else:
+        flat = numbers.repeat_interleave(torch.tensor([len(view["labels"]) for view in encoded]))
+        index = torch.nn.functional.pad(flat, (0, shape[1] - len(flat)), value=-1)[None]
+    ce = [source != "student" and (ce_column is None or bool(sample.extra.get(ce_column))) for sample in samples]
+    thinking = [MODES.index("thinking" if thinks(sample) else "non_thinking") for sample in samples]
+    return Responses(
+        index, torch.full((len(samples),), SOURCES.index(source)), torch.tensor(thinking), torch.tensor(ce)
+    )
+
+
+def weigh_positions(encoded: list[dict], final: float) -> None:
+    """Multiplies each response's loss_scale, in place, by weights from 1 at its first to `final` at its last token."""
+    for view in encoded:
+        trained = [position for position, label in enumerate(view["labels"]) if label != -100]
+        scale = list(view.get("loss_scale") or [float(label != -100) for label in view["labels"]])
+        for position, weight in zip(trained, position_weights(len(trained), final), strict=True):
+            scale[position] *= weight
+        view["loss_scale"] = scale
+
+
+def thinks(sample) -> bool:
+    """Whether a response was written in thinking mode: as its row says, else if its think block is not empty."""
+    said = (sample.extra.get("chat_template_kwargs") or {}).get("enable_thinking")
+    if said is not None:
+        return bool(said)
+    content = sample.messages[-1].get("content") if sample.messages else None
+    if not isinstance(content, str) or "</think>" not in content:
+        return False
+    return bool(content.split("</think>")[0].replace("<think>", "").strip())

@@ -1,0 +1,172 @@
+"""What is minimised: ce_alpha * CE + (1 - ce_alpha) * T^2 * D per token, and which tokens count how much."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from swift_kd_plugin.losses.api import dense_request, topk_request
+from swift_kd_plugin.losses.autograd import Task, run
+from swift_kd_plugin.losses.dense import dense_losses
+from swift_kd_plugin.losses.policies import teacher_entropy_weights, top_rho_weights
+from swift_kd_plugin.losses.schedules import Schedule
+from swift_kd_plugin.losses.topk import topk_losses
+
+ALWAYS_ONE, NEVER = Schedule(1.0), Schedule(0.0)
+
+
+@dataclass(frozen=True)
+class TokenPolicy:
+    """`name` is one of `POLICIES`; the other fields are of the policy that they are named after."""
+
+    name: str = "none"
+    rho: float = 0.2
+    clip: float = 0.05
+    position_final: float = 0.5
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a run; schedules are read at the share of training that is done.
+
+    Args:
+        divergence, params: a name in `DIVERGENCES` and its parameters but for jsd's beta, which is scheduled.
+        mixed: ce_alpha * CE + (1 - ce_alpha) * D; otherwise D + ce_alpha * CE, as stock ms-swift's sft_alpha.
+        t_squared: multiply D by the square of the temperature (Hinton et al. 2015), which keeps its gradient's size.
+        tail: what becomes of ids that a top-k teacher does not list.
+    """
+
+    divergence: str
+    params: dict = field(default_factory=dict)
+    beta: Schedule | None = None
+    temperature: Schedule = ALWAYS_ONE
+    ce_alpha: Schedule = NEVER
+    mixed: bool = False
+    t_squared: bool = False
+    tail: str = "bucket"
+    policy: TokenPolicy = TokenPolicy()
+
+    def at(self, progress: float) -> "Settings":
+        params = dict(self.params)
+        if self.beta is not None:
+            params["beta"] = self.beta.at(progress)
+        if self.policy.name == "clip":
+            params["clip"] = self.policy.clip
+        temperature, ce_alpha = self.temperature.at(progress), self.ce_alpha.at(progress)
+        weight = (1 - ce_alpha if self.mixed else 1.0) * (temperature**2 if self.t_squared else 1.0)
+        return Settings(self.divergence, params, temperature, weight, ce_alpha, self.tail, self.policy)
+
+    def __str__(self) -> str:
+        beta = f"(beta={self.beta})" if self.beta is not None else ""
+        params = "".join(f", {key}={value}" for key, value in self.params.items())
+        scale = " * T^2" if self.t_squared else ""
+        divergence = f"{self.divergence}{beta}{params} at T={self.temperature}{scale}"
+        if self.ce_alpha == NEVER:
+            return divergence
+        kept = f"(1 - {self.ce_alpha}) * " if self.mixed else ""
+        return f"{self.ce_alpha} * CE + {kept}{divergence}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An objective at one moment of training: every token's loss is weight * D + ce_weight * CE."""
+
+    divergence: str
+    params: dict
+    temperature: float
+    weight: float = 1.0
+    ce_weight: float = 0.0
+    tail: str = "bucket"
+    policy: TokenPolicy = TokenPolicy()
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher's K most probable tokens: log-probabilities and global ids [T, K], taken at `temperature`."""
+
+    log_probs: Tensor
+    ids: Tensor
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The T tokens that are trained on.
+
+    Args:
+        labels: next token ids [T].
+        student_rows, teacher_rows: where the tokens lie in the logits of either side [T].
+        sample: which response each belongs to [T].
+        ce: on which the cross-entropy counts, bool [T].
+        scale: the template's loss_scale and the like, or None [T].
+    """
+
+    labels: Tensor
+    student_rows: Tensor
+    teacher_rows: Tensor
+    sample: Tensor
+    ce: Tensor
+    scale: Tensor | None = None
+
+
+def objective_loss(
+    settings: Settings,
+    student: Tensor,
+    teacher: Tensor | TopK,
+    tokens: Tokens,
+    *,
+    group: ProcessGroup | None = None,
+    sequence_group: ProcessGroup | None = None,
+    student_vocab: int | None = None,
+    teacher_vocab: int | None = None,
+    statistics: bool = True,
+    inplace_grad: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of all tokens' losses, not yet divided by their number, and what each is made of.
+
+    Args:
+        student: [N, v] logits of this rank, of which `tokens.student_rows` count.
+        teacher: [M, v_teacher] logits of this rank, or top-k entries [M, K].
+        group: tensor-parallel group or None.
+        sequence_group: context-parallel group or None, for policies that look at a whole response.
+
+    Returns:
+        loss: scalar, differentiable in `student`.
+        parts: `loss`, `divergence`, `ce`, `weight` and the statistics, per token [T].
+    """
+    measured = statistics or settings.policy.name in ("teacher_entropy", "student_top_rho")
+    more = {
+        "weight": settings.weight,
+        "student_rows": tokens.student_rows,
+        "teacher_rows": tokens.teacher_rows,
+        "statistics": measured,
+    }
+    if settings.ce_weight > 0:
+        more |= {"labels": tokens.labels, "ce_weights": settings.ce_weight * tokens.ce.double()}
+    common = (settings.divergence, settings.temperature, group, student_vocab, teacher_vocab, None, settings.params)
+    if isinstance(teacher, TopK):
+        more |= {"tail": settings.tail, "teacher_temperature": teacher.temperature}
+        request = topk_request(student, teacher.log_probs, teacher.ids, *common, **more)
+        task = Task(topk_losses, request, inplace_grad)
+        losses = run(task, student, teacher.log_probs, teacher.ids)
+    else:
+        request = dense_request(student, teacher, *common, **more)
+        task = Task(dense_losses, request, inplace_grad)
+        losses = run(task, student, teacher)
+    vocab = min(request.student.vocab, request.teacher.vocab)
+    weight = _weights(settings.policy, task.parts, tokens, vocab, sequence_group)
+    parts = {**task.parts, "weight": weight, "loss": losses.detach() * weight}
+    return (losses * weight).sum(), parts
+
+
+def _weights(policy: TokenPolicy, parts: dict, tokens: Tokens, vocab: int, group: ProcessGroup | None) -> Tensor:
+    weight = torch.ones(len(tokens.labels), device=tokens.labels.device)
+    if tokens.scale is not None:
+        weight = weight * tokens.scale
+    if policy.name == "teacher_entropy" and parts:
+        weight = weight * teacher_entropy_weights(parts["teacher_entropy"], vocab)
+    if policy.name == "student_top_rho":
+        entropy = parts["student_entropy"] if parts else weight[:0]
+        weight = weight * top_rho_weights(entropy, tokens.sample, policy.rho, group)
+    return weight

@@ -1,0 +1,28 @@
+"""Numbers that change over training."""
+
+import math
+from dataclasses import dataclass
+
+SHAPES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that goes from `start` to `final` along `shape`; without `final` it stays at `start`."""
+
+    start: float
+    final: float | None = None
+    shape: str = "constant"
+
+    def at(self, progress: float) -> float:
+        """The value when the share `progress` of training, 0 to 1, is done."""
+        if self.final is None or self.shape == "constant":
+            return self.start
+        progress = min(max(progress, 0.0), 1.0)
+        if self.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.final - self.start) * progress
+
+    def __str__(self) -> str:
+        moves = self.final is not None and self.shape != "constant"
+        return f"{self.start:g} -> {self.final:g} ({self.shape})" if moves else f"{self.start:g}"
