@@ -1,5 +1,6 @@
 """The local teacher: its forward, and its K most probable tokens where only those are wanted."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,23 @@ def tensor_group():
     return mpu.get_tensor_model_parallel_group() if mpu.get_tensor_model_parallel_world_size() > 1 else None
 
 
+@contextmanager
+def without_interleaving(args):
+    """A separate teacher runs forward only: it is built and run as if no interleaved pipeline stages were asked for."""
+    names = ("virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout")
+    given = {name: getattr(args, name) for name in names}
+    if given[names[0]] is None:
+        yield
+        return
+    vars(args).update(dict.fromkeys(names))
+    mpu.set_virtual_pipeline_model_parallel_world_size(None)
+    try:
+        yield
+    finally:
+        vars(args).update(given)
+        mpu.set_virtual_pipeline_model_parallel_world_size(given[names[0]])
+
+
 def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> None:
     """Adds `teacher_output` to every micro-batch by a forward of the teacher on this machine.
 
@@ -36,7 +54,8 @@ def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> 
         adapters = trainer.peft_models if trainer._teacher_use_disable_adapter else []
         context = ContextManagers([peft_model.disable_adapter() for peft_model in adapters])
     else:
-        model, context = trainer.teacher_models[vp_stage or 0], trainer.load_teacher_model_context()
+        model = trainer.teacher_models[vp_stage or 0]
+        context = ContextManagers([trainer.load_teacher_model_context(), without_interleaving(trainer.args)])
     with torch.no_grad(), context:
         for index, batch in enumerate(batches):
             inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch["teacher_model_inputs"].items()}

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from megatron.core import mpu
+from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_attr_wrapped_model
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.megatron.trainers.gkd_utils import cp_slice_teacher_output
@@ -24,7 +25,7 @@ from swift_kd_plugin.host.pairing import check_shared_response
 from swift_kd_plugin.host.random_state import keep_random_states
 from swift_kd_plugin.host.rollout import close_engine
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.teacher import score_locally
+from swift_kd_plugin.host.teacher import score_locally, without_interleaving
 from swift_kd_plugin.host.tokens import describe_responses, weigh_positions
 from swift_kd_plugin.host.vocabulary import check_same_tokens, read_vocabularies
 
@@ -43,6 +44,11 @@ class KDTrainer(MegatronGKDTrainer):
         self.train_seconds = 0.0
         if self.stock_loss:
             return
+        if self._is_self_distillation and len(self.unwrapped_models) > 1:
+            raise KDError(
+                "Interleaved (virtual) pipeline stages need a teacher of their own, a --teacher_model that is not --model "
+                "or a --teacher_model_server; for self-distillation leave --virtual_pipeline_model_parallel_size out."
+            )
         self.objective = make_objective(args)
         self.vocabularies = read_vocabularies(self)
         if self.teacher_models:
@@ -58,6 +64,17 @@ class KDTrainer(MegatronGKDTrainer):
         # Stock seeds all random states anew here; in a resumed run they have just been loaded from the checkpoint.
         with keep_random_states() if self.state.iteration else nullcontext():
             return super()._init_resample_data_iterator(train_dataset)
+
+    def _load_teacher_model(self) -> None:
+        with without_interleaving(self.args):
+            super()._load_teacher_model()
+
+    def _replace_data_iterator(self, data_iterator):
+        if not isinstance(data_iterator, list):
+            return super()._replace_data_iterator(data_iterator)
+        # One iterator per interleaved stage: each stage takes the same batches and changes its own copies.
+        batches = list(super()._replace_data_iterator(data_iterator[0]).iterable)
+        return [RerunDataIterator(iter([dict(batch) for batch in batches])) for _ in data_iterator]
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> list[dict]:
         self.response_source = "dataset"
