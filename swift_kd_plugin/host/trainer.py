@@ -178,8 +178,9 @@ class KDTrainer(MegatronGKDTrainer):
         return result
 
     def _log_callback(self, logs, n_steps) -> None:
-        if "loss" in logs and self.unwrapped_models[0].training:
+        if "loss" in logs and self.unwrapped_models[0].training and not self.stock_loss:
             logs["tokens_per_second"] = float(logs["loss"][1]) / self.train_seconds
+            logs |= self.objective.moving(self._progress(-1))  # the step just made has been counted
             self.train_seconds = 0.0
         check_removed_mass(logs, self.args.kd_allow_removed_mass)
         drop_lonely_groups(logs)

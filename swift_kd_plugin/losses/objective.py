@@ -57,6 +57,11 @@ class Objective:
         weight = (1 - ce_alpha if self.mixed else 1.0) * (temperature**2 if self.t_squared else 1.0)
         return Settings(self.divergence, params, temperature, weight, ce_alpha, self.tail, self.policy)
 
+    def moving(self, progress: float) -> dict[str, float]:
+        """The values of the schedules that change over training."""
+        schedules = {"temperature": self.temperature, "ce_alpha": self.ce_alpha, "beta": self.beta}
+        return {name: schedule.at(progress) for name, schedule in schedules.items() if schedule and schedule.moves}
+
     def __str__(self) -> str:
         beta = f"(beta={self.beta})" if self.beta is not None else ""
         params = "".join(f", {key}={value}" for key, value in self.params.items())

@@ -16,13 +16,16 @@ class Schedule:
 
     def at(self, progress: float) -> float:
         """The value when the share `progress` of training, 0 to 1, is done."""
-        if self.final is None or self.shape == "constant":
+        if not self.moves:
             return self.start
         progress = min(max(progress, 0.0), 1.0)
         if self.shape == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return self.start + (self.final - self.start) * progress
 
+    @property
+    def moves(self) -> bool:
+        return self.final is not None and self.shape != "constant"
+
     def __str__(self) -> str:
-        moves = self.final is not None and self.shape != "constant"
-        return f"{self.start:g} -> {self.final:g} ({self.shape})" if moves else f"{self.start:g}"
+        return f"{self.start:g} -> {self.final:g} ({self.shape})" if self.moves else f"{self.start:g}"

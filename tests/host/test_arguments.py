@@ -1,9 +1,12 @@
 """kd_* flags and the checks that need no process group."""
 
 import json
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+
+from swift_kd_plugin.arguments import KDArguments
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -86,28 +89,94 @@ def test_a_partition_that_the_attention_does_not_know_is_refused(tmp_path):
         check_length(make_args(tmp_path, context_parallel_size=2, max_length=256, cp_partition_mode="contiguous"))
 
 
+class Host:
+    def __post_init__(self):
+        pass
+
+
+@dataclass
+class Arguments(KDArguments, Host):
+    """The flags of ours with the few of ms-swift that they look at."""
+
+    rlhf_type: str = "gkd"
+    sft_alpha: float = 0.0
+    gkd_logits_topk: int | None = None
+    beta: float = 0.5
+    temperature: float = 0.9
+
+
 def test_kd_flags_need_gkd():
-    from dataclasses import dataclass
-
-    from swift_kd_plugin.arguments import KDArguments
-
-    class Host:
-        def __post_init__(self):
-            pass
-
-    @dataclass
-    class Arguments(KDArguments, Host):
-        rlhf_type: str = "dpo"
-
-    Arguments()
-    Arguments(rlhf_type="gkd", kd_grad_norm="exact")
+    Arguments(rlhf_type="dpo")
+    Arguments(kd_grad_norm="exact")
     with pytest.raises(ValueError, match="--kd_grad_norm has a meaning for --rlhf_type gkd only"):
-        Arguments(kd_grad_norm="exact")
+        Arguments(rlhf_type="dpo", kd_grad_norm="exact")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"kd_beta": 1.5}, "--kd_beta is 1.5; it must lie between 0 and 1"),
+        ({"kd_ce_alpha": -0.1}, "--kd_ce_alpha is -0.1"),
+        ({"kd_temperature": 0.0}, "--kd_temperature is 0.0; it must be above 0"),
+        ({"kd_topk": 0}, "--kd_topk is 0"),
+        ({"kd_token_rho": 2.0}, "--kd_token_rho must be at most 1"),
+        ({"kd_temperature_final": 1.0}, "say with --kd_temperature where it begins"),
+        ({"kd_temperature": 2.0, "kd_temperature_final": 1.0}, "needs --kd_schedule linear or cosine"),
+        ({"kd_ce_alpha": 0.5, "sft_alpha": 0.5}, "keep one of them"),
+        ({"kd_topk": 4, "gkd_logits_topk": 8}, "are the same setting"),
+        ({"kd_divergence": "stock", "kd_temperature": 2.0}, "has no effect on ms-swift's own loss"),
+        ({"kd_divergence": "tvd", "kd_beta": 0.3}, "--kd_beta belongs to --kd_divergence jsd"),
+        ({"kd_lambda": 0.2}, "--kd_lambda belongs to --kd_divergence skew_kl or skew_rkl"),
+        ({"kd_divergence": "adaptive_kl", "kd_token_policy": "clip"}, "not adaptive_kl"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        Arguments(**flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "loss"),
+    [
+        ({}, "jsd(beta=0.5), scaled=False at T=0.9"),
+        ({"beta": 0.0, "temperature": 1.0, "sft_alpha": 0.1}, "0.1 * CE + jsd(beta=0), scaled=False at T=1"),
+        ({"kd_divergence": "reverse_kl"}, "reverse_kl at T=0.9"),
+        ({"kd_divergence": "skew_kl", "kd_temperature": 2.0}, "skew_kl, lam=0.1 at T=2 * T^2"),
+        ({"kd_temperature": 2.0, "kd_t_squared": False, "kd_divergence": "tvd"}, "tvd at T=2"),
+        (
+            {"kd_ce_alpha": 0.3, "kd_temperature": 5, "kd_temperature_final": 1, "kd_schedule": "cosine", "kd_beta": 0},
+            "0.3 * CE + (1 - 0.3) * jsd(beta=0), scaled=False at T=5 -> 1 (cosine) * T^2",
+        ),
+    ],
+)
+def test_the_objective_that_flags_mean(flags, loss):
+    from swift_kd_plugin.host.objective import make_objective
+
+    assert str(make_objective(Arguments(**flags))) == loss
+
+
+def test_topk_is_the_hosts_own_setting():
+    assert Arguments(kd_topk=8).gkd_logits_topk == 8
+
+
+def test_every_divergence_is_a_value_of_the_flag():
+    from typing import get_args
+
+    from swift_kd_plugin.losses import DIVERGENCES
+
+    (choices, _) = get_args(KDArguments.__dataclass_fields__["kd_divergence"].type)
+    assert set(get_args(choices)) == {*DIVERGENCES, "stock"}
+
+
+def test_multi_token_prediction_is_refused():
+    from swift_kd_plugin.host.model_checks import check_supported
+
+    check_supported(SimpleNamespace(mtp_num_layers=None))
+    with pytest.raises(ValueError, match="would be saved untrained"):
+        check_supported(SimpleNamespace(mtp_num_layers=1))
 
 
 def test_the_defaults_have_one_home_and_a_help_text():
     from dataclasses import fields
-
-    from swift_kd_plugin.arguments import KDArguments
 
     assert all(field.name.startswith("kd_") and field.metadata["help"] for field in fields(KDArguments))
