@@ -39,7 +39,7 @@ def make_metrics(
         counted = counted[: len(values)]
         metrics[name] = _pair(values, counted)
         for group, inside in groups.items():
-            metrics[f"{name}/{group}"] = _pair(values, counted & inside[: len(values)])
+            metrics[f"{name}_{group}"] = _pair(values, counted & inside[: len(values)])
     return metrics
 
 
@@ -50,8 +50,8 @@ def _pair(values: Tensor, counted: Tensor) -> Tensor:
 def drop_lonely_groups(logs: dict) -> None:
     """Removes from the logs, in place, the metrics of a group that all tokens belong to: they repeat the total."""
     for family in (SOURCES, MODES):
-        for name in [key for key in logs if "/" not in key]:
-            present = [f"{name}/{group}" for group in family if f"{name}/{group}" in logs]
+        for name in list(logs):
+            present = [f"{name}_{group}" for group in family if f"{name}_{group}" in logs]
             if len(present) == 1:
                 del logs[present[0]]
 

@@ -1,0 +1,201 @@
+"""The real trainer's loss and the gradient in its logits, against the definition in float64, in several layouts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.launch import megatron_rlhf
+from tests.losses import reference
+from tests.tiny_models import make_dense
+
+RECORDER = Path(__file__).with_name("loss_recorder.py")
+
+
+def record(folder: Path, flags: dict, processes: int = 1, **changes):
+    """A finished run and for each rank the list of its losses, in order."""
+    folder.mkdir(parents=True)
+    flags = {**flags, "external_plugins": ["swift_kd_plugin", RECORDER], **changes}
+    run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}).expect_success()
+    return run, [torch.load(folder / f"losses{rank}.pt", weights_only=False) for rank in range(processes)]
+
+
+def whole(shards: list[torch.Tensor]) -> torch.Tensor:
+    """The ranks' columns [b, s, v] of a vocabulary, side by side: [b * s, V] in float64."""
+    return torch.cat(shards, dim=-1).flatten(0, 1).double()
+
+
+def assert_right(ranks: list[list[dict]], divergence, temperature=0.9, weight=1.0, ce_weight=0.0) -> None:
+    """Loss, gradient and number of tokens of every micro-batch; `divergence(student, teacher)` is [T] over its tokens.
+
+    `temperature`, `weight` and `ce_weight` are numbers or functions of the iteration.
+    """
+    for shards in zip(*ranks, strict=True):
+        first = shards[0]
+        now = [f(first["iteration"]) if callable(f) else f for f in (temperature, weight, ce_weight)]
+        logits = whole([shard["logits"] for shard in shards]).requires_grad_()
+        rows = (first["labels"].flatten() != -100).nonzero()[:, 0]
+        vocab = first["vocabularies"][0]
+        losses = now[1] * divergence(logits[rows], shards, rows, now[0])
+        losses = losses + now[2] * reference.cross_entropy(logits[rows], first["labels"].flatten()[rows], vocab)
+        if first["loss_scale"] is not None:
+            losses = losses * first["loss_scale"].flatten()[rows]
+        losses.sum().backward()
+        torch.testing.assert_close(first["loss"].double(), losses.sum().detach(), rtol=2e-6, atol=1e-7)
+        gradient = whole([shard["gradient"] for shard in shards])
+        torch.testing.assert_close(gradient, logits.grad, rtol=1e-4, atol=1e-7)
+        assert first["count"] == len(rows) > 0
+        assert all(shard["loss"] == first["loss"] for shard in shards)
+
+
+def dense(name: str, **params):
+    def divergence(student, shards, rows, temperature):
+        teacher = whole([shard["teacher"]["full_logits"] for shard in shards])[rows]
+        sizes = dict(zip(("student_vocab", "teacher_vocab"), shards[0]["vocabularies"], strict=True))
+        return reference.dense(student, teacher, name, temperature, **sizes, **params)
+
+    return divergence
+
+
+def topk(name: str, tail: str):
+    def divergence(student, shards, rows, temperature):
+        teacher = shards[0]["teacher"]
+        entries = [teacher[part].flatten(0, 1)[rows] for part in ("topk_logprobs", "topk_indices")]
+        assert teacher["temperature"] == temperature
+        return reference.topk(student, *entries, name, temperature, temperature, tail)
+
+    return divergence
+
+
+def test_without_flags_it_is_stocks_loss(flags, tmp_path):
+    run, ranks = record(tmp_path / "ours", flags, kd_metrics=False)
+    assert_right(ranks, dense("jsd", beta=0.5))
+    assert ranks[0][0]["logits"].dtype == torch.float32
+    assert {"loss", "divergence", "tokens_per_second"} <= run.steps[0].keys()
+
+
+def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
+    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row["messages"][-1]["loss_scale"] = 0.5 + index % 2
+    scaled = tmp_path / "scaled.jsonl"
+    scaled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {
+        "dataset": scaled,
+        "is_binary_loss_scale": False,
+        "kd_divergence": "skew_kl",
+        "kd_lambda": 0.3,
+        "kd_ce_alpha": 0.2,
+        "kd_ce_alpha_final": 0.4,
+        "kd_temperature": 4,
+        "kd_temperature_final": 1,
+        "kd_schedule": "cosine",
+        "kd_token_policy": "position",
+        "train_iters": 5,
+        "save_steps": 3,
+        "no_save_optim": False,
+    }
+    temperatures = [4.0, 1 + 3 * (1 + 0.5**0.5) / 2, 2.5, 1 + 3 * (1 - 0.5**0.5) / 2, 1.0]
+
+    def temperature(iteration):
+        return temperatures[iteration]
+
+    def alpha(iteration):
+        return 0.2 + 0.2 * (4 - temperatures[iteration]) / 3
+
+    def weight(iteration):
+        return (1 - alpha(iteration)) * temperature(iteration) ** 2
+
+    run, ranks = record(tmp_path / "run", flags, **changes)
+    for step in ranks[0]:
+        for number in range(2):
+            scale = step["loss_scale"][(step["labels"] != -100) & (step["index"] == number)]
+            assert scale[0] in (0.5, 1.5)
+            assert scale[-1] == 0.5  # the end token has the template's 1, and is the last
+            assert scale[1] < scale[0]
+    assert_right(ranks, dense("skew_kl", lam=0.3), temperature, weight, alpha)
+    assert [step["temperature"] for step in run.steps] == pytest.approx(temperatures, abs=1e-6)
+
+    resumed, _ = record(tmp_path / "resumed", flags, **changes, mcore_model=run.output / "checkpoint-3", finetune=False)
+    keys = ("loss", "ce", "divergence", "temperature", "ce_alpha", "grad_norm")
+    assert [[s[k] for k in keys] for s in resumed.steps] == [[s[k] for k in keys] for s in run.steps[3:]]
+
+
+@pytest.fixture(scope="module")
+def larger_teacher(tmp_path_factory):
+    """390 ids against the student's 384: under TP 2 the shards begin at different ids."""
+    return make_dense(tmp_path_factory.mktemp("models") / "teacher", hidden=128, seed=1, vocab_size=390)
+
+
+def test_unequal_vocabularies_under_tensor_parallelism(flags, larger_teacher, tmp_path):
+    changes = {"teacher_model": larger_teacher, "kd_divergence": "forward_kl", "tensor_model_parallel_size": 2}
+    run, ranks = record(tmp_path / "tp2", flags, 2, **changes, kd_allow_removed_mass=True)
+    assert ranks[0][0]["vocabularies"] == (384, 390)
+    assert_right(ranks, dense("forward_kl"))
+    assert 1e-3 < run.steps[0]["removed_teacher_mass"] < 0.1
+    refused = megatron_rlhf(tmp_path / "refused", {**flags, **changes, "external_plugins": "swift_kd_plugin"}, 2)
+    assert refused.code == 1
+    assert "of the teacher's probability lies on token ids that the student does not have" in refused.log
+
+
+def test_a_topk_teacher_under_tensor_parallelism(flags, tmp_path):
+    changes = {"kd_topk": 6, "kd_divergence": "reverse_kl", "tensor_model_parallel_size": 2}
+    run, ranks = record(tmp_path / "run", flags, 2, **changes)
+    assert_right(ranks, topk("reverse_kl", "bucket"))
+    assert 0.2 < run.steps[0]["teacher_tail_mass"] < 1
+
+
+def test_padding_and_interleaved_stages_change_nothing(flags, tmp_path):
+    changes = {"kd_divergence": "adaptive_kl", "padding_free": False}
+    single, ranks = record(tmp_path / "single", flags, **changes)
+    assert_right(ranks, dense("adaptive_kl"))
+    staged = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    interleaved = megatron_rlhf(tmp_path / "vpp", {**flags, **changes, **staged}, 2).expect_success()
+    keys = ("loss", "divergence", "grad_norm")
+    for found, truth in zip(interleaved.steps, single.steps, strict=True):
+        assert [found[key] for key in keys] == pytest.approx([truth[key] for key in keys], rel=1e-6)
+
+
+def test_the_least_sure_tokens_do_not_depend_on_the_layout(flags, tmp_path):
+    changes = {"kd_token_policy": "student_top_rho", "kd_divergence": "forward_kl"}
+    single = megatron_rlhf(tmp_path / "single", {**flags, **changes}).expect_success()
+    spread = megatron_rlhf(tmp_path / "cp2", {**flags, **changes, "context_parallel_size": 2}, 2).expect_success()
+    assert spread.losses == pytest.approx(single.losses, rel=1e-2)
+    assert all(step["loss"] < 0.5 * step["divergence"] for step in single.steps)
+
+
+def test_another_tokenizer_is_refused(flags, material, tmp_path):
+    teacher = make_dense(tmp_path / "teacher", hidden=64, seed=2)
+    file = teacher / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    file.write_text(json.dumps(tokenizer))
+    run = megatron_rlhf(tmp_path / "run", {**flags, "teacher_model": teacher})
+    assert run.code == 1
+    assert "2 token ids mean different tokens to student and teacher" in run.log
+    assert "is 'A' and 'B'" in run.log
+    assert "Traceback" not in run.log
+
+
+def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags, material, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["teacher_prompt"] = "Add up. " + row["messages"][0]["content"]
+    for row in rows[::2]:
+        row["messages"][-1]["content"] = "<think>\nAdd.\n</think>\n\n" + row["messages"][-1]["content"]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"teacher_model": material / "student", "tuner_type": "lora", "split_dataset_ratio": 0.25}
+    changes |= {"dataset": tmp_path / "mixed.jsonl", "eval_steps": 2, "lr": 1e-2}
+    run = megatron_rlhf(tmp_path, {**flags, **changes}).expect_success()
+    evaluated = [json.loads(line) for line in (run.output / "logging.jsonl").read_text().splitlines()]
+    assert next(row["eval_divergence"] for row in evaluated if "eval_divergence" in row) > 1e-3
+    (events,) = run.output.rglob("events.out.tfevents.*")
+    logged = EventAccumulator(str(events.parent)).Reload().Tags()["scalars"]
+    for name in ("divergence", "forward_kl", "student_entropy", "top1_agreement", "topk_overlap", "tokens_per_second"):
+        assert f"train/{name}" in logged
+    assert {"train/divergence_thinking", "train/divergence_non_thinking"} <= set(logged)
+    assert not [name for name in logged if name.endswith("_dataset")]
