@@ -2,10 +2,13 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.losses import DIVERGENCES
 from tests.launch import environment, run_command
 from tests.parity.table import LAYOUTS, WRONG_IN_STOCK
 
@@ -33,6 +36,20 @@ def test_the_table_has_every_layout():
     table = README.split("<!-- parity table -->")[1].split("<!-- end of parity table -->")[0]
     rows = [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]
     assert rows == [layout.name for layout in [*LAYOUTS, *WRONG_IN_STOCK]]
+
+
+def test_the_table_has_every_divergence():
+    rows = {cells[1].strip(" `"): cells for line in README.splitlines() if len(cells := line.split("|")) == 6}
+    for name, divergence in DIVERGENCES.items():
+        assert re.search(r"arXiv [0-9.]+", divergence.paper)[0] in rows[name][3]
+
+
+def test_it_names_every_flag():
+    flags = {field.name for field in fields(KDArguments)}
+    named = set(re.findall(r"--(kd_\w+)", README))
+    finals = {f"{name}_final" for name in flags}
+    assert flags - finals == {name for name in named if name in flags} - finals
+    assert named <= flags | {"kd_"}
 
 
 def test_there_are_commands():
