@@ -5,7 +5,8 @@ from torch import Tensor
 
 from swift_kd_plugin.losses.shards import VocabShard
 
-CANDIDATES = 64
+# How many of a rank's largest probabilities are sorted first, and next where these do not reach the mass.
+CANDIDATES = (64, 4096)
 
 
 def mix_adaptive(sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,11 +26,11 @@ def head_of(p: Tensor, shard: VocabShard, mass: float) -> Tensor:
     """Marks the most probable ids whose probabilities add up to at most `mass`, and always the most probable: [C, v].
 
     Equally probable ids go in or stay out together, so that the head depends neither on the order of the vocabulary
-    nor on how it is cut. One gather of the ranks' largest probabilities, and a second, of all of them, only where
-    these do not reach `mass`.
+    nor on how it is cut. One gather of the ranks' largest probabilities; another of more of them, and a last one of
+    all, only where these do not reach `mass`.
     """
     widest = max(max(shard.widths), p.shape[1])
-    for count in (min(CANDIDATES, widest), widest):
+    for count in sorted({min(count, widest) for count in (*CANDIDATES, widest)}):
         local = torch.full((p.shape[0], count), -1.0, dtype=p.dtype, device=p.device)
         held = min(count, p.shape[1])
         local[:, :held] = p.topk(held, dim=-1).values

@@ -7,7 +7,7 @@ from swift_kd_plugin.losses.autograd import Task, run
 from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.divergences import check_params
 from swift_kd_plugin.losses.request import Request, chunk_tokens
-from swift_kd_plugin.losses.shards import shards_of
+from swift_kd_plugin.losses.shards import VocabShard, shards_of
 from swift_kd_plugin.losses.topk import TAILS, topk_losses
 
 
@@ -124,7 +124,7 @@ def topk_request(
         )
     clip, params = check_loss(divergence, temperature, params)
     shards = shards_of(student, None, group, student_vocab, teacher_vocab)
-    chunk = chunk_size or chunk_tokens(student.shape[1], student.device)
+    chunk = check_chunk(chunk_size, student, shards[0])
     return Request(divergence, params, temperature, *shards, clip=clip, chunk=chunk, **more)
 
 
@@ -146,8 +146,17 @@ def dense_request(
             f"The student's vocabulary has {sum(shards[0].widths)} columns and the teacher's {sum(shards[1].widths)}; "
             "pass student_vocab and teacher_vocab, the numbers of their real ids."
         )
-    chunk = chunk_size or chunk_tokens(student.shape[1], student.device)
+    chunk = check_chunk(chunk_size, student, shards[0])
     return Request(divergence, params, temperature, *shards, clip=clip, chunk=chunk, **more)
+
+
+def check_chunk(chunk_size: int | None, student: Tensor, shard: VocabShard) -> int:
+    """Tokens per chunk, the same on all ranks whatever their widths: each chunk is a round of collectives."""
+    if chunk_size is None:
+        return chunk_tokens(max(shard.widths), student.device)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 token, and it is {chunk_size}.")
+    return chunk_size
 
 
 def check_loss(divergence: str, temperature: float, params: dict) -> tuple[float | None, dict]:

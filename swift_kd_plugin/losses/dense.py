@@ -1,4 +1,5 @@
-"""Losses over whole vocabularies: both sides' logits in, value and gradient per token out, chunk by chunk.
+"""Losses over whole vocabularies: both sides' logits in, value and gradient per token out, chunk by chunk or, where
+`triton_dense` knows how, by kernels.
 
 T tokens, C tokens of a chunk, v_student / v_teacher a rank's columns of either side, v the columns that both have.
 Per chunk one gather of the ranks' normalisers and one sum of a few stacked scalars per token; a teacher whose columns
@@ -13,6 +14,7 @@ from swift_kd_plugin.losses.pair import Pair
 from swift_kd_plugin.losses.request import Measured, Request, Rows, rows_of, working_dtype, write_rows
 from swift_kd_plugin.losses.shards import move_columns
 from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
+from swift_kd_plugin.losses.triton_dense import kernel_losses, kernels_apply
 
 
 def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> Rows:
@@ -22,6 +24,8 @@ def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: T
         student: [T, v_student] logits of this rank; may be the same memory as `gradient`.
         teacher: [T, v_teacher] logits of this rank.
     """
+    if kernels_apply(request, student, teacher):
+        return kernel_losses(request, student, teacher, gradient)
     rows = Rows(request, student)
     for tokens in request.chunks(student):
         chunk = _Chunk(

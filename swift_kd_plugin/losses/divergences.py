@@ -32,8 +32,8 @@ def jsd(pair: Pair, beta: float = 0.5, scaled: bool = False) -> list[Terms]:
     if beta in (0.0, 1.0):
         return forward_kl(pair) if beta == 0.0 else reverse_kl(pair)
     gap = pair.relative_gap(beta)
-    teacher = pair.p * _log1p(gap * (1 - beta))
-    student = pair.q * _log1p(gap.mul_(-beta))
+    teacher = _log1p_(gap * (1 - beta)).mul_(pair.p)
+    student = _log1p_(gap.mul_(-beta)).mul_(pair.q)
     scale = 1 / (beta * (1 - beta)) if scaled else 1.0
     student *= (1 - beta) * scale
     return [Terms(teacher.mul_(beta * scale).add_(student), student)]
@@ -43,7 +43,7 @@ def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:
     if lam == 0.0:
         return forward_kl(pair)
     gap = pair.relative_gap(lam)
-    value = pair.p * _log1p(gap * (1 - lam))
+    value = _log1p_(gap * (1 - lam)).mul_(pair.p)
     return [Terms(value, gap.mul_(-lam).add_(1).mul_(pair.p).mul_(lam - 1))]
 
 
@@ -52,7 +52,7 @@ def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
         return reverse_kl(pair)
     gap = pair.relative_gap(1 - lam).mul_(lam - 1)
     share = (gap + 1).mul_(pair.q)
-    value = pair.q * _log1p(gap)
+    value = _log1p_(gap).mul_(pair.q)
     slope = value - share.mul_(lam)
     return [Terms(value, slope if pair.complete else slope.add_(pair.q))]
 
@@ -78,15 +78,14 @@ def alpha_beta(pair: Pair, a: float = 0.2, b: float = 0.7) -> list[Terms]:
     if a == 0.0 or b == 0.0 or a + b == 0.0:
         return [_alpha_beta_limit(pair, a, b)]
     # P^a Q^b - a/s P^s - b/s Q^s is written from the larger of the two sides, so that no power overflows, and with
-    # expm1, so that equal sides give exactly zero.
+    # expm1, so that equal sides give exactly zero. `above` is 0 where the student is larger, `below` where it is not.
     s, ratio = a + b, pair.log_ratio
-    teacher_larger = ratio > 0
-    distance = ratio.abs()
-    larger = torch.exp(s * torch.maximum(pair.log_p, pair.log_q))
-    other = teacher_larger.to(ratio.dtype) * (b - a) + a
-    shrink, shrink_all = torch.expm1(-other * distance), torch.expm1(-s * distance)
-    value = larger * (shrink - other / s * shrink_all) * (-1 / (a * b))
-    slope = larger * (shrink - torch.where(teacher_larger, shrink_all, 0.0)) * (-1 / a)
+    above, below = ratio.relu(), (-ratio).relu_()
+    larger = torch.maximum(pair.log_p, pair.log_q).mul_(s).exp_()
+    shrink = torch.expm1(-b * above - a * below)
+    shrink_above, shrink_below = above.mul_(-s).expm1_(), below.mul_(-s).expm1_()
+    slope = (shrink - shrink_above).mul_(larger).mul_(-1 / a)
+    value = shrink.sub_(shrink_above, alpha=b / s).sub_(shrink_below, alpha=a / s).mul_(larger).mul_(-1 / (a * b))
     return [Terms(value, slope)]
 
 
@@ -94,19 +93,25 @@ def _alpha_beta_limit(pair: Pair, a: float, b: float) -> Terms:
     ratio = pair.log_ratio
     if a == 0.0 and b == 0.0:
         return Terms(0.5 * ratio**2, -ratio)
-    if b == 0.0:
-        teacher, student = torch.exp(a * pair.log_p), torch.exp(a * pair.log_q)
-        return Terms((teacher * a * ratio - teacher + student) / a**2, (student - teacher) / a)
-    if a == 0.0:
-        teacher, student = torch.exp(b * pair.log_p), torch.exp(b * pair.log_q)
-        return Terms((teacher - student - student * b * ratio) / b**2, -student * ratio)
+    if a == 0.0 or b == 0.0:
+        # P^b - Q^b - Q^b log(P^b/Q^b), or P^a log(P^a/Q^a) - P^a + Q^a: from the larger side too.
+        power = a + b
+        larger = torch.exp(torch.maximum(power * pair.log_p, power * pair.log_q))
+        exponent = power * ratio
+        distance = exponent.abs()
+        shrink = torch.expm1(-distance)
+        first_larger = (exponent > 0) == (b == 0.0)
+        value = torch.where(first_larger, distance + shrink, -distance * (shrink + 1) - shrink)
+        slope = larger * shrink * exponent.sign() / a if b == 0.0 else -torch.exp(b * pair.log_q) * ratio
+        return Terms(value * larger / power**2, slope)
     grown = torch.expm1(a * ratio)
     return Terms((grown - a * ratio) / a**2, -grown / a)
 
 
-def _log1p(x: Tensor) -> Tensor:
-    """log(1 + x) for x >= -1, finite where rounding has brought x to -1: there the term's probability is nil."""
-    return x.clamp_min(torch.finfo(x.dtype).eps / 2 - 1).log1p_()
+def _log1p_(x: Tensor) -> Tensor:
+    """log(1 + x) in place for x >= -1, finite where rounding has brought x to -1: there the term's probability is
+    nil."""
+    return x.clamp_min_(torch.finfo(x.dtype).eps / 2 - 1).log1p_()
 
 
 @dataclass(frozen=True)

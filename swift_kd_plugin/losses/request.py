@@ -105,6 +105,8 @@ class Measured:
     def __init__(self, request: Request, pair: Pair):
         self.divergence = DIVERGENCES[request.divergence]
         self.pair = pair
+        # Clipped entries have no slope, so that the unclipped ones need the part that centring takes off all alike.
+        pair.complete = pair.complete and request.clip is None
         self.terms = [_clipped(term, request.clip) for term in self.divergence.terms(pair, **request.params)]
 
     def local_sums(self) -> dict[str, Tensor]:
@@ -126,8 +128,10 @@ class Measured:
         """The weighted slopes [C, v] and their sum over the vocabulary [C]: the gradient is slope - Q * sum."""
         if self._weights is None:
             return self.terms[0].slope, self._slopes[0]
-        weights = self._weights.to(self.pair.q.dtype)
-        slope = sum(weight[:, None] * term.slope for weight, term in zip(weights, self.terms, strict=True))
+        weights = self._weights.to(self.pair.q.dtype)[:, :, None]
+        slope = self.terms[0].slope * weights[0]
+        for weight, term in zip(weights[1:], self.terms[1:], strict=True):
+            slope.addcmul_(term.slope, weight)
         return slope, (self._weights * self._slopes).sum(0)
 
 

@@ -23,7 +23,7 @@ class Side:
             return
         self.peak = self.logits.amax(-1).clamp_min_(lowest)
         self._exps = torch.sub(self.logits, self.peak[:, None]).exp_()
-        self._mass = self._exps.sum(-1)
+        self._mass = self._exps.sum(-1, dtype=torch.float64)
 
     @staticmethod
     def scaled(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

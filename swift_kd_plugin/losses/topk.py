@@ -27,7 +27,7 @@ def teacher_topk(logits: Tensor, k: int, shard: VocabShard, temperature: float =
     count, tokens = min(k, shard.vocab), len(logits)
     log_probs = logits.new_empty(tokens, count, dtype=working_dtype(logits))
     ids = torch.empty(tokens, count, dtype=torch.long, device=logits.device)
-    size = chunk_tokens(logits.shape[1], logits.device)
+    size = chunk_tokens(max(shard.widths), logits.device)
     for start in range(0, tokens, size):
         part = slice(start, min(start + size, tokens))
         side = Side(logits[part, : shard.width], temperature, working_dtype(logits))
@@ -112,7 +112,7 @@ class _Chunk:
         log_p = torch.cat([self.log_p, self.log_tail[:, None]], 1)
         if self.request.tail == "renormalise":
             log_q, log_p = log_q[:, :-1], log_p[:, :-1]
-        log_q, log_p = (x.div(self.late).log_softmax(-1) for x in (log_q.log_softmax(-1), log_p.log_softmax(-1)))
+        log_q, log_p = (_log_softmax(_log_softmax(x) / self.late) for x in (log_q, log_p))
         self.q_buckets = log_q.exp()
         count = -1 if self.request.tail == "ignore" else None
         self.pair = _pair(log_p[:, :count], log_q[:, :count], complete=count is None)
@@ -185,6 +185,11 @@ class _Chunk:
         whole = self.ce.gradient(self.ce_lse)
         whole[:, : gradient.shape[1]] += gradient
         return whole
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """log_softmax that stays -inf in a row without any entry: a renormalised teacher that tells nothing of a token."""
+    return logits.log_softmax(-1).masked_fill(torch.isneginf(logits).all(-1, keepdim=True), -torch.inf)
 
 
 def _pair(log_p: Tensor, log_q: Tensor, complete: bool) -> Pair:

@@ -199,3 +199,20 @@ def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags,
         assert f"train/{name}" in logged
     assert {"train/divergence_thinking", "train/divergence_non_thinking"} <= set(logged)
     assert not [name for name in logged if name.endswith("_dataset")]
+
+
+def test_fault_10_stock_drops_loss_scale(flags, material, tmp_path):
+    losses = {"stock": [], "jsd": []}
+    for scale in (0.2, 0.8):
+        rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["messages"][-1]["loss_scale"] = scale
+        file = tmp_path / f"scaled-{scale}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        changes = {"dataset": file, "is_binary_loss_scale": False, "train_iters": 1}
+        for name, found in losses.items():
+            folder = tmp_path / f"{name}-{scale}"
+            found += megatron_rlhf(folder, {**flags, **changes, "kd_divergence": name}).expect_success().losses
+    assert losses["stock"][0] == losses["stock"][1]
+    # The end token has the template's weight in both.
+    assert 0.25 < losses["jsd"][0] / losses["jsd"][1] < 0.6

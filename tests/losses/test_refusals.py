@@ -1,0 +1,85 @@
+"""What the losses refuse, and that the message says why."""
+
+import math
+
+import pytest
+import torch
+
+from swift_kd_plugin.losses import DIVERGENCES, token_divergence, topk_divergence
+
+LOGITS = torch.zeros(3, 8)
+ENTRIES = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.long)
+
+
+def dense(**options):
+    return token_divergence(LOGITS, LOGITS, **options)
+
+
+def topk(**options):
+    return topk_divergence(LOGITS, *ENTRIES, **options)
+
+
+BAD_OPTIONS = [
+    ({"divergence": "kl"}, r"no divergence 'kl'; choose one of forward_kl, reverse_kl"),
+    ({"beta": 0.5}, r"forward_kl has no parameter 'beta' \(it has: none\)"),
+    ({"divergence": "jsd", "lam": 0.1}, r"jsd has no parameter 'lam' \(it has: beta, scaled\)"),
+    ({"divergence": "jsd", "beta": 1.1}, "jsd needs beta between 0 and 1, and it is 1.1"),
+    ({"divergence": "jsd", "beta": math.nan}, "jsd needs beta between 0 and 1, and it is nan"),
+    ({"divergence": "skew_kl", "lam": -0.1}, "skew_kl needs lam between 0 and 1"),
+    ({"divergence": "skew_rkl", "lam": 2.0}, "skew_rkl needs lam between 0 and 1"),
+    ({"divergence": "adaptive_kl", "head_mass": 1.5}, "adaptive_kl needs head_mass between 0 and 1"),
+    ({"divergence": "alpha_beta", "a": 11.0}, "alpha_beta needs a between -10 and 10"),
+    ({"temperature": 0.0}, "temperature must be above 0, and it is 0"),
+    ({"temperature": -1.0}, "temperature must be above 0"),
+    ({"temperature": math.nan}, "temperature must be above 0, and it is nan"),
+    ({"clip": 0.0}, "clip is 0.0 for forward_kl; it must be above 0"),
+    ({"divergence": "adaptive_kl", "clip": 0.1}, "adaptive_kl, which is no sum over the vocabulary, cannot be clipped"),
+    ({"chunk_size": 0}, "chunk_size must be at least 1 token, and it is 0"),
+    ({"chunk_size": -2}, "chunk_size must be at least 1 token"),
+    ({"student_vocab": 9, "teacher_vocab": 8}, "student_vocab is 9, but the student's logits have only 8 columns"),
+]
+
+
+@pytest.mark.parametrize("loss", [dense, topk])
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[str(options) for options, _ in BAD_OPTIONS])
+def test_options(loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        loss(**options)
+
+
+def test_dense_shapes():
+    with pytest.raises(ValueError, match=r"\[tokens, vocabulary\].*\(1, 3, 8\) and the teacher's \(1, 3, 8\)"):
+        token_divergence(LOGITS[None], LOGITS[None])
+    with pytest.raises(ValueError, match="student has logits for 3 tokens and the teacher for 2"):
+        token_divergence(LOGITS, LOGITS[:2])
+    with pytest.raises(ValueError, match="teacher_vocab is 9, but the teacher's logits have only 8 columns"):
+        dense(student_vocab=8, teacher_vocab=9)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"student_vocab": 8}, {"teacher_vocab": 7}])
+def test_unequal_columns_need_both_vocabularies(sizes):
+    with pytest.raises(ValueError, match="has 8 columns and the teacher's 7; pass student_vocab and teacher_vocab"):
+        token_divergence(LOGITS, LOGITS[:, :7], **sizes)
+    assert token_divergence(LOGITS, LOGITS[:, :7], student_vocab=8, teacher_vocab=7).shape == (3,)
+
+
+def test_topk_shapes():
+    log_probs, ids = ENTRIES
+    with pytest.raises(ValueError, match=r"ids \[tokens, K\]; the shapes are \(3, 8\), \(3, 2\) and \(3, 1\)"):
+        topk_divergence(LOGITS, log_probs, ids[:, :1])
+    with pytest.raises(ValueError, match="student has logits for 3 tokens and the teacher for 2"):
+        topk_divergence(LOGITS, log_probs[:2], ids[:2])
+
+
+def test_topk_options():
+    with pytest.raises(ValueError, match="no tail 'drop'; choose one of bucket, ignore, renormalise"):
+        topk(tail="drop")
+    with pytest.raises(ValueError, match=r"teacher_temperature is 3\.0; it must be 1 or the loss's, 2\.0"):
+        topk(temperature=2.0, teacher_temperature=3.0)
+
+
+def test_every_divergence_tells_its_formula_and_paper():
+    for name, divergence in DIVERGENCES.items():
+        assert "P" in divergence.formula, name
+        assert divergence.paper, name
+        assert divergence.ranges.keys() <= divergence.params.keys()
