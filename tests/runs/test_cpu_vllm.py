@@ -175,7 +175,8 @@ def taught(flags, blurred, tmp_path_factory) -> tuple[Run, Run]:
         "teacher_model": None,
         "teacher_model_type": None,
         "dataset": DATA / "exp.jsonl",
-        "gkd_logits_topk": TOP_K,
+        "kd_topk": TOP_K,
+        "temperature": 1.0,  # a server knows no other
         "train_iters": STEPS,
         "no_save_optim": True,
     }
@@ -188,7 +189,7 @@ def taught(flags, blurred, tmp_path_factory) -> tuple[Run, Run]:
 
 
 def test_a_server_teaches_like_a_local_teacher(taught):
-    """Both round to bf16, at other places: the local teacher's softmax is in bf16, the server's in fp32."""
+    """Both round to bf16, at other places."""
     remote, local = taught
     assert "Skipping local teacher model loading" in remote.log
     assert len(remote.losses) == len(local.losses) == STEPS
