@@ -108,6 +108,9 @@ class ObjectiveFlags:
     kd_metrics: bool = _flag(
         True, "Log both KLs, entropies, agreement and overlap next to the loss; false leaves them out and is faster."
     )
+    kd_kernels: bool = _flag(
+        True, "Use Triton kernels for the loss on a GPU where they know the divergence; false computes it in PyTorch."
+    )
     kd_grad_norm: Literal["stock", "exact"] = _flag(
         "stock",
         "Gradient norm (and with it gradient clipping) under tensor parallelism: 'stock' leaves out the embedding and "

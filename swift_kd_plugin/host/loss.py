@@ -73,6 +73,7 @@ def kd_loss(
         teacher_vocab=vocabularies[1],
         statistics=trainer.args.kd_metrics,
         inplace_grad=True,
+        kernels=trainer.args.kd_kernels,
     )
     of_token = {"source": responses.source[tokens.sample], "thinking": responses.thinking[tokens.sample]}
     metrics = make_metrics(trainer.metric_names, parts, tokens.ce, **of_token, device=student.device)

@@ -16,6 +16,8 @@ from swift_kd_plugin.losses.shards import move_columns
 from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
 from swift_kd_plugin.losses.triton_dense import kernel_losses, kernels_apply
 
+RULED_OUT = -1e30
+
 
 def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> Rows:
     """Fills `gradient` (this rank's [T, v_student], or None) and returns what `request` asks for, per token.
@@ -61,6 +63,10 @@ class _Chunk:
             self.ce = CrossEntropy(student, labels, weights, request.student, self.dtype)
 
     def _side(self, logits: Tensor) -> Side:
+        logits = logits.to(self.dtype)
+        if logits.numel() and torch.isneginf(logits.amin()):
+            # An id that both sides rule out adds nothing; -inf - (-inf) would be no number.
+            logits = logits.clamp_min(RULED_OUT)
         return Side(logits, self.request.temperature, self.dtype)
 
     def values(self) -> tuple[Tensor, dict[str, Tensor]]:

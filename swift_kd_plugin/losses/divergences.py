@@ -32,11 +32,10 @@ def jsd(pair: Pair, beta: float = 0.5, scaled: bool = False) -> list[Terms]:
     if beta in (0.0, 1.0):
         return forward_kl(pair) if beta == 0.0 else reverse_kl(pair)
     gap = pair.relative_gap(beta)
-    teacher = _log1p_(gap * (1 - beta)).mul_(pair.p)
-    student = _log1p_(gap.mul_(-beta)).mul_(pair.q)
     scale = 1 / (beta * (1 - beta)) if scaled else 1.0
-    student *= (1 - beta) * scale
-    return [Terms(teacher.mul_(beta * scale).add_(student), student)]
+    teacher = _log1p_(gap * (1 - beta))
+    student = _log1p_(gap.mul_(-beta)).mul_(pair.q).mul_((1 - beta) * scale)
+    return [Terms(torch.addcmul(student, teacher, pair.p, value=beta * scale, out=teacher), student)]
 
 
 def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:

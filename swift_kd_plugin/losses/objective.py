@@ -127,6 +127,7 @@ def objective_loss(
     teacher_vocab: int | None = None,
     statistics: bool = True,
     inplace_grad: bool = False,
+    kernels: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of all tokens' losses, not yet divided by their number, and what each is made of.
 
@@ -146,6 +147,7 @@ def objective_loss(
         "student_rows": tokens.student_rows,
         "teacher_rows": tokens.teacher_rows,
         "statistics": measured,
+        "kernels": kernels,
     }
     if settings.ce_weight > 0:
         more |= {"labels": tokens.labels, "ce_weights": settings.ce_weight * tokens.ce.double()}

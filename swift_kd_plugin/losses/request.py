@@ -29,6 +29,7 @@ class Request:
         tail: what becomes of the ids that a top-k teacher does not list.
         teacher_temperature: temperature at which a top-k teacher's log-probabilities were taken.
         statistics: whether to measure both KLs, entropies, agreement and removed mass as well.
+        kernels: whether Triton kernels may do the work where they know how.
         chunk: tokens that are worked on at once.
     """
 
@@ -46,6 +47,7 @@ class Request:
     tail: str = "bucket"
     teacher_temperature: float = 1.0
     statistics: bool = False
+    kernels: bool = True
     chunk: int = 1
 
     def chunks(self, student: Tensor) -> Iterator[slice]:

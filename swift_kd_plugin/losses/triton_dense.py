@@ -42,7 +42,8 @@ def kernels_apply(request: Request, student: Tensor, teacher: Tensor) -> bool:
         return False
     columns_move = request.student.group is not None and request.student.widths != request.teacher.widths
     return (
-        request.divergence in KINDS
+        request.kernels
+        and request.divergence in KINDS
         and request.clip is None
         and not columns_move
         and all(side.dtype in DTYPES and side.stride(1) == 1 for side in (student, teacher))

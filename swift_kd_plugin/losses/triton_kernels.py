@@ -185,6 +185,7 @@ def _terms(p, q, log_ratio, beta, rest, scale, KIND: tl.constexpr):
         slope = value
     elif KIND == "jsd":
         slope = q * _log1p(-beta * relative) * (rest * scale)
+        # With a product and a sum in place of the fma, Triton 3.9's LLVM crashes on this kernel for sm_86 to sm_90.
         value = tl.fma(p * _log1p(rest * relative), beta * scale, slope)
     elif KIND == "skew_kl":
         value = p * _log1p(rest * relative)

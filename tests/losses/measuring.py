@@ -19,15 +19,15 @@ def labels_and_weights(tokens, vocab):
     return labels, random_logits(tokens, seed=8).abs()
 
 
-def dense(student, teacher, student_vocab, teacher_vocab, divergence="jsd", group=None, chunk_size=None, **rows):
+def dense(student, teacher, student_vocab, teacher_vocab, group=None, chunk_size=None, inplace=False, **rows):
     """The loss per token, and what it is made of."""
     count = len(rows["student_rows"]) if rows else len(student)
     labels, weights = labels_and_weights(count, student_vocab)
     request = dense_request(
-        student, teacher, divergence, TEMPERATURE, group, student_vocab, teacher_vocab, chunk_size, {},
+        student, teacher, "jsd", TEMPERATURE, group, student_vocab, teacher_vocab, chunk_size, {},
         weight=WEIGHT, labels=labels, ce_weights=weights, statistics=True, **rows,
     )  # fmt: skip
-    task = Task(dense_losses, request)
+    task = Task(dense_losses, request, inplace)
     return run(task, student, teacher), task.parts
 
 

@@ -57,9 +57,16 @@ class Layout:
         return {"student_vocab": self.student_vocab, "teacher_vocab": self.teacher_vocab}
 
     def logits(self, side: str) -> torch.Tensor:
-        """All logits of a side, without padding: [tokens, vocabulary]."""
-        vocab = self.student_vocab if side == "student" else self.teacher_vocab
-        return random_logits(self.tokens, vocab, seed=len(side))
+        """All logits of a side, without padding: [tokens, vocabulary]. On every other token the sides are alike."""
+        student = random_logits(self.tokens, self.student_vocab, seed=1)
+        if side == "student":
+            return student
+        teacher, both = (
+            random_logits(self.tokens, self.teacher_vocab, seed=2),
+            min(self.student_vocab, self.teacher_vocab),
+        )
+        teacher[::2, :both] = student[::2, :both] + 0.1 * teacher[::2, :both]
+        return teacher
 
     def shard(self, side: str, rank: int) -> torch.Tensor:
         """The columns of a rank; those that are no ids hold large numbers."""

@@ -84,14 +84,17 @@ def test_sparse(vocabularies, teacher_temperature):
     compare_parts(ours(student)[1], expected, ce, vocabularies[0])
 
 
+@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("chunk_size", [None, 4])
-def test_picked_rows(chunk_size):
+def test_picked_rows(chunk_size, inplace):
     sizes = VOCABULARIES[1]
     student, teacher, upstream = correlated(sizes)
     upstream = upstream[: len(ROWS["student_rows"])]
+    student[1], student[2] = -torch.inf, torch.nan  # nobody asked for these rows
 
     def ours(logits):
-        return measuring.dense(logits, teacher, *sizes, chunk_size=chunk_size, **ROWS)
+        copy = logits * 1
+        return measuring.dense(copy, teacher, *sizes, chunk_size=chunk_size, inplace=inplace, **ROWS)
 
     def naive(logits):
         divergence = reference.dense(logits, teacher[ROWS["teacher_rows"]], "jsd", measuring.TEMPERATURE, *sizes)

@@ -78,6 +78,7 @@ def test_cross_entropy_and_statistics(ranks):
         expected = sharded.statistics(layout, layout.logits("student"), layout.logits("teacher"))
         for kind in (0, 1):
             found = [rank["losses"]["statistics", layout.name][kind] for rank in ranks]
+            assert 0 < expected[kind]["top1_agreement"].mean() < 1
             gradient = torch.cat([parts["gradient"] for parts in found], 1)
             assert_close(gradient[:, : layout.student_vocab], expected[kind]["gradient"])
             assert not gradient[:, layout.student_vocab :].any()

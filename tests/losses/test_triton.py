@@ -24,8 +24,7 @@ CASES = [case for case in DENSE_CASES if case[0] in triton_dense.KINDS]
 ONE_OF_EACH_KERNEL = [(name, {}) for name in triton_dense.KINDS]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 # Both paths compute in fp32. A value may be off by this share of itself (of 1 if it is smaller), and a gradient by this
-# share of its row's largest plus a quarter of the largest probability, of which the gradient is a difference. The
-# largest that were seen are 9e-7 and 1.2e-6.
+# share of its row's largest plus a quarter of the largest probability, of which the gradient is a difference.
 TOLERANCE = 2e-6
 
 
@@ -48,6 +47,18 @@ def test_kernels_agree_with_the_chunks_in_the_interpreter():
 @pytest.mark.skipif(find_spec("triton.backends.nvidia") is None, reason="this Triton cannot compile for CUDA")
 def test_kernels_compile_for_cuda():
     run_apart("compiled", "0")
+
+
+def test_losses_need_no_triton():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from swift_kd_plugin.losses import token_divergence
+logits = torch.randn(3, 50, requires_grad=True)
+token_divergence(logits, torch.randn(3, 50)).sum().backward()
+"""
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -125,7 +136,7 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def interpreted_divergences(case, temperature):
-    for width, dtype in ((37, F32), (512, F16), (1101, BF16), (1200, F32)):
+    for width, dtype in ((37, F32), (601, BF16), (1101, F32)):
         student, teacher = close_pair(3, width, dtype)
         compare(request_of(student, teacher, case, temperature), student, teacher)
 
@@ -134,7 +145,7 @@ def interpreted_divergences(case, temperature):
 @pytest.mark.parametrize("case", ONE_OF_EACH_KERNEL, ids=name_of)
 def interpreted_mixed_losses(case, temperature):
     """The blocks are as large as on a GPU."""
-    student, teacher = close_pair(4, 4500, BF16)
+    student, teacher = close_pair(4, 4500, F16)
     compare(request_of(student, teacher, case, temperature, **with_everything(student)), student, teacher)
 
 
@@ -154,9 +165,9 @@ def interpreted_rows_and_padding(case, temperature):
 @pytest.mark.parametrize("vocabs", [(1100, 1020), (1010, 1177)])
 @pytest.mark.parametrize("case", ONE_OF_EACH_KERNEL, ids=name_of)
 def interpreted_ids_that_one_side_lacks(case, vocabs):
-    student, teacher = close_pair(5, 1177, F32)
+    student, teacher = close_pair(3, 1177, F32)
     student = student[:, :1100]
-    student[0, 1080], teacher[0, 1150] = 30.0, 30.0
+    student[0, 1080], teacher[0, 1150] = 130.0, 30.0
     fields = with_everything(student[:, : vocabs[0]])
     fields["labels"][2] = vocabs[0] - 1
     for temperature in (1.0, 2.0):
@@ -170,6 +181,8 @@ def interpreted_large_logits(case):
         x.clamp(-200, 200) for x in (random_logits(6, 1100, seed=s, spread=120.0, dtype=F32) for s in (1, 2))
     )
     student[0] = teacher[0] + 50.0
+    teacher[1] /= 8
+    student[1] = teacher[1] + random_logits(1100, seed=3, spread=1.0, dtype=F32) + 149.7
     compare(request_of(student, teacher, case, statistics=True), student, teacher)
 
 
@@ -214,7 +227,7 @@ def interpreted_nan_shows_in_its_row_alone(case, side):
 @pytest.mark.parametrize("case", ONE_OF_EACH_KERNEL, ids=name_of)
 def interpreted_gradient_in_place(case):
     """The interpreter cuts bf16 off where a GPU rounds, so both are written by the kernels."""
-    student, teacher = close_pair(4, 5001, BF16)
+    student, teacher = close_pair(2, 5001, BF16)
     request = request_of(student, teacher, case, **with_everything(student))
     gradient = torch.empty_like(student)
     apart = triton_dense.kernel_losses(request, student, teacher, gradient)
@@ -272,8 +285,8 @@ def interpreted_two_ranks():
 
 def rank_compares(rank: int) -> list[str]:
     group, failures = torch.distributed.group.WORLD, []
-    student, teacher = close_pair(5, 2000, F32)
-    for widths, vocab in (((1000, 1000), 1030), ((2000, 0), 1990)):
+    student, teacher = close_pair(4, 1400, F32)
+    for widths, vocab in (((700, 700), 730), ((1400, 0), 1390)):
         own = slice(sum(widths[:rank]), sum(widths[: rank + 1]))
         fields = with_everything(student[:, :vocab])
         for case in ONE_OF_EACH_KERNEL:
