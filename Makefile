@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_autoload_guard.pth
 
-.PHONY: help install lint format test quickstart clean
+.PHONY: help install lint format test bench quickstart clean
 
 help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
 	@echo "make quickstart  internalise an experience into a small model, about 3 minutes without a GPU"
 	@echo "make test        install and run every test"
+	@echo "make bench       time and memory of the losses against ms-swift's and TRL's, about 3 minutes"
 	@echo "make lint        check format and style"
 	@echo "make format      mend format and style"
 	@echo "make clean       remove $(VENV) and what the targets wrote"
@@ -39,6 +40,9 @@ format: $(BIN)/ruff
 
 test: install
 	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python scripts/dev/bench_losses.py
 
 quickstart: install
 	$(BIN)/python examples/quickstart/quickstart.py

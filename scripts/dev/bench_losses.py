@@ -91,7 +91,8 @@ def extra_memory(cases: list[tuple[str, str]], shape: Shape) -> dict[tuple[str, 
 
     def measure(case: tuple[str, str]) -> float:
         command = [sys.executable, __file__, "--memory-of", "/".join(case)]
-        command += ["--tokens", str(shape.tokens), "--vocab", str(shape.vocab)]
+        sizes = {"--tokens": shape.tokens, "--vocab": shape.vocab, "--threads": torch.get_num_threads()}
+        command += [str(part) for option in sizes.items() for part in option]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(result.stdout.splitlines()[-1])
 
@@ -145,21 +146,26 @@ def measure_others(shape: Shape, repeats: int, stock_row: dict) -> list[dict]:
     return rows
 
 
-def measure_errors(device: str) -> list[dict]:
-    """Errors on fp32 logits up to +-200, a student far from its teacher and one close to it, against TRL's formula in
-    float64; and what a student that equals its teacher costs."""
+def measure_errors(shape: Shape) -> list[dict]:
+    """fp32 errors against TRL's formula in float64, and what a student that equals its teacher costs.
+
+    "model": logits as the times are taken on; "far": up to +-200, a student unlike its teacher; "close": one like it.
+    """
     generator = torch.Generator().manual_seed(0)
-    teacher, far = (torch.empty(64, 8192).uniform_(-200, 200, generator=generator).to(device) for _ in range(2))
-    close = teacher + 0.01 * torch.empty(64, 8192).normal_(generator=generator).to(device)
+    teacher, far = (torch.empty(16, 8192).uniform_(-200, 200, generator=generator) for _ in range(2))
+    close = teacher + 0.01 * torch.empty(16, 8192).normal_(generator=generator)
+    model = make_logits(Shape(min(16, shape.tokens), shape.vocab, device=shape.device))
+    pairs = {"model": model, "far": (far, teacher), "close": (close, teacher)}
     rows = []
     for divergence in BETAS:
         for name in ("ours", *RIVALS):
             loss = find_loss(name, divergence)
             row = {"divergence": divergence, "loss": name}
-            row["far_value"], row["far_gradient"] = errors(loss, far, teacher, divergence)
-            row["close_value"], row["close_gradient"] = errors(loss, close, teacher, divergence)
+            for kind, pair in pairs.items():
+                pair = [logits.to(shape.device) for logits in pair]
+                row[f"{kind}_value"], row[f"{kind}_gradient"] = errors(loss, *pair, divergence)
             for dtype in (torch.float32, torch.bfloat16):
-                same = make_logits(Shape(64, 8192, dtype, device))[1]
+                same = make_logits(Shape(16, 8192, dtype, shape.device))[1]
                 row[f"equal_{str(dtype).removeprefix('torch.')}"] = float(loss(same, same)) / len(same)
             rows.append(row)
     return rows
@@ -188,7 +194,7 @@ def run_cpu(shape: Shape, repeats: int) -> dict:
         "losses": rows,
         "targets": hold_to_targets(rows),
         "others": measure_others(shape, repeats, stock_jsd),
-        "numerics": measure_errors("cpu"),
+        "numerics": measure_errors(shape),
     }
 
 
@@ -209,7 +215,7 @@ def run_cuda(shape: Shape, repeats: int) -> dict:
         "copy_gigabytes_per_second": copied,
         "floor_bytes": floor,
         "losses": rows,
-        "numerics": measure_errors("cuda"),
+        "numerics": measure_errors(shape),
     }
 
 
@@ -241,17 +247,20 @@ def print_others(rows: list[dict]) -> None:
 
 
 def print_numerics(rows: list[dict]) -> None:
-    print("\nLargest relative errors on fp32 logits up to +-200, and the loss where the student equals its teacher")
+    print(
+        "\nLargest relative errors in fp32: on logits as above, and up to +-200 with a student far from its teacher and"
+    )
+    print("with one close to it; and the loss per token of a student that equals its teacher")
     columns = {"divergence": "divergence", "loss": "loss"}
-    columns |= {"far_value": "far value:.0e", "far_gradient": "gradient:.0e"}
-    columns |= {"close_value": "close value:.0e", "close_gradient": "gradient:.0e"}
-    columns |= {"equal_float32": "equal fp32:.1e", "equal_bfloat16": "equal bf16:.1e"}
-    print(table(rows, columns))
+    for kind in ("model", "far", "close"):
+        columns |= {f"{kind}_value": f"{kind}:.0e", f"{kind}_gradient": "gradient:.0e"}
+    print(table(rows, columns | {"equal_float32": "equal fp32:.1e", "equal_bfloat16": "equal bf16:.1e"}))
 
 
 def main(
     tokens: Annotated[int | None, typer.Option(help="Tokens; 512 on a CPU and 8,192 on a GPU if not given.")] = None,
     vocab: Annotated[int, typer.Option(help="Columns of the logits.")] = 151_936,
+    threads: Annotated[int, typer.Option(help="Threads on the CPU; 0 leaves the choice to torch.")] = 0,
     repeats: Annotated[int, typer.Option(help="Timed calls of each loss, after one that is not timed.")] = 3,
     device: Annotated[Device, typer.Option(help="auto: the CPU, and the GPU where there is one.")] = Device.auto,
     output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("output/bench_losses.json"),
@@ -259,6 +268,8 @@ def main(
     memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Compare the losses with those of ms-swift, TRL and Liger."""
+    if threads:
+        torch.set_num_threads(threads)
     shape = Shape(tokens or 512, vocab)
     if memory_of:
         print(extra_memory_here(find_loss(*memory_of.split("/")), shape))

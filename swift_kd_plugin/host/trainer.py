@@ -46,8 +46,8 @@ class KDTrainer(MegatronGKDTrainer):
             return
         if self._is_self_distillation and len(self.unwrapped_models) > 1:
             raise KDError(
-                "Interleaved (virtual) pipeline stages need a teacher of their own, a --teacher_model that is not --model "
-                "or a --teacher_model_server; for self-distillation leave --virtual_pipeline_model_parallel_size out."
+                "Interleaved pipeline stages need a teacher of their own (another --teacher_model than --model, or a "
+                "--teacher_model_server); for self-distillation leave --virtual_pipeline_model_parallel_size out."
             )
         self.objective = make_objective(args)
         self.vocabularies = read_vocabularies(self)

@@ -17,7 +17,6 @@ from tests.losses.cases import (
     ONE_OF_EACH,
     name_of,
     random_logits,
-    random_topk,
     value_and_gradient,
 )
 
@@ -61,10 +60,8 @@ class Layout:
         student = random_logits(self.tokens, self.student_vocab, seed=1)
         if side == "student":
             return student
-        teacher, both = (
-            random_logits(self.tokens, self.teacher_vocab, seed=2),
-            min(self.student_vocab, self.teacher_vocab),
-        )
+        teacher = random_logits(self.tokens, self.teacher_vocab, seed=2)
+        both = min(self.student_vocab, self.teacher_vocab)
         teacher[::2, :both] = student[::2, :both] + 0.1 * teacher[::2, :both]
         return teacher
 
@@ -75,6 +72,10 @@ class Layout:
         garbage = random_logits(self.tokens, sum(widths) - logits.shape[1], seed=rank + 50, spread=300)
         stop = list(accumulate(widths))[rank]
         return torch.cat([logits, garbage], 1)[:, stop - widths[rank] : stop]
+
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a top-k teacher tells: log-probabilities and ids [tokens, ENTRIES]."""
+        return self.logits("teacher").log_softmax(-1).topk(ENTRIES, dim=-1)
 
     def upstream(self) -> torch.Tensor:
         return random_logits(self.tokens, seed=3, spread=1.0)
@@ -133,7 +134,7 @@ def dense(layout: Layout, case, student, teacher, group=None):
 
 def sparse(layout: Layout, case, tail, student, group=None):
     name, params = case
-    log_probs, ids = random_topk(layout.tokens, layout.teacher_vocab, ENTRIES)
+    log_probs, ids = layout.entries()
     if layout.tokens:
         log_probs[1, :2] = -torch.inf
     options = {"group": group, "chunk_size": layout.chunk_size, **layout.vocabularies, **params}
@@ -146,8 +147,7 @@ def sparse(layout: Layout, case, tail, student, group=None):
 def statistics(layout: Layout, student, teacher, group=None) -> tuple[dict, dict]:
     """The loss with cross-entropy and everything that is measured beside it, of a dense and of a top-k teacher."""
     found = []
-    entries = random_topk(layout.tokens, layout.teacher_vocab, ENTRIES)
-    for loss, other in ((measuring.dense, (teacher,)), (measuring.sparse, entries)):
+    for loss, other in ((measuring.dense, (teacher,)), (measuring.sparse, layout.entries())):
         sizes = (layout.student_vocab, layout.teacher_vocab)
 
         def measured(logits, loss=loss, other=other, sizes=sizes):
@@ -190,6 +190,19 @@ def many_tokens(rank: int, size: int) -> dict:
         "sparse": (sparse(layout, case, "bucket", student, group)[0], sparse(layout, case, "bucket", whole)[0]),
         "entries": (entries, teacher_topk(whole, ENTRIES, one)[0]),
     }
+
+
+def uneven_head(rank: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """AKL where the first rank holds all of the teacher's head, which is wider than what ranks exchange at first."""
+    width = 200
+    student, teacher = (random_logits(3, width * size, seed=seed, spread=0.01) for seed in (1, 2))
+    teacher[:, :width] += 1
+    mine = slice(rank * width, (rank + 1) * width)
+    options = {"divergence": "adaptive_kl", "head_mass": 0.3}
+    return (
+        token_divergence(student[:, mine], teacher[:, mine], group=dist.group.WORLD, **options),
+        token_divergence(student, teacher, **options),
+    )
 
 
 def unequal_tokens(rank: int) -> list[str]:

@@ -23,6 +23,7 @@ def run_rank(rank: int, size: int) -> dict:
         "losses": sharded.all_losses(rank, size),
         "counts": count_collectives(rank, size),
         "many": sharded.many_tokens(rank, size),
+        "head": sharded.uneven_head(rank, size),
         "errors": sharded.unequal_tokens(rank),
         "TP x CP": sharded.with_context_parallelism(rank) if size == 4 else None,
     }
@@ -92,6 +93,11 @@ def test_chunks_that_nobody_chose_are_the_same_on_uneven_shards(ranks):
     for rank in ranks:
         for name, (found, expected) in rank["many"].items():
             assert_close(found, expected, 1e-12, name)
+
+
+def test_the_head_of_adaptive_kl_lies_on_one_rank(ranks):
+    for rank in ranks:
+        assert_close(*rank["head"], 1e-13)
 
 
 def test_every_rank_learns_that_their_tokens_differ(ranks):
