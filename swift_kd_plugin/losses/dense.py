@@ -44,7 +44,7 @@ def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: T
 
 class _Chunk:
     def __init__(self, request: Request, student: Tensor, teacher: Tensor, tokens: slice):
-        self.request, self.dtype = request, working_dtype(student)
+        self.request, self.dtype, self.rules_out = request, working_dtype(student), False
         self.shard = request.student.cut(request.teacher.vocab)
         own = request.teacher.cut(request.student.vocab)
         self.removed = {
@@ -66,7 +66,7 @@ class _Chunk:
         logits = logits.to(self.dtype)
         if logits.numel() and torch.isneginf(logits.amin()):
             # An id that both sides rule out adds nothing; -inf - (-inf) would be no number.
-            logits = logits.clamp_min(RULED_OUT)
+            logits, self.rules_out = logits.clamp_min(RULED_OUT), True
         return Side(logits, self.request.temperature, self.dtype)
 
     def values(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,10 +85,13 @@ class _Chunk:
         sums = dict(zip(partial, self.shard.sum(torch.stack(list(partial.values()))), strict=True))
 
         parts = {"divergence": self.measured.take(sums)}
+        if self.rules_out:
+            # What one side alone rules out may cost without bound.
+            parts["divergence"].masked_fill_(parts["divergence"] > -RULED_OUT * 1e-9, torch.inf)
         loss = self.request.weight * parts["divergence"]
         if self.ce:
             self.ce_lse = lse["ce"]
-            parts["ce"] = lse["ce"] - sums["label_logit"]
+            parts["ce"] = self.ce.loss(lse["ce"], sums["label_logit"])
             loss = loss + self.ce.weights * parts["ce"]
         if self.request.statistics:
             parts |= finish_entropies(sums, lse["p"], lse["q"])

@@ -43,6 +43,9 @@ def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:
         return forward_kl(pair)
     gap = pair.relative_gap(lam)
     value = _log1p_(gap * (1 - lam)).mul_(pair.p)
+    if pair.complete:
+        # This adds up to zero but for the rounding of both sides' normalisers, which it takes off.
+        value.add_(pair.p - pair.q, alpha=lam - 1)
     return [Terms(value, gap.mul_(-lam).add_(1).mul_(pair.p).mul_(lam - 1))]
 
 
@@ -53,6 +56,8 @@ def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
     share = (gap + 1).mul_(pair.q)
     value = _log1p_(gap).mul_(pair.q)
     slope = value - share.mul_(lam)
+    if pair.complete:
+        value.add_(pair.p - pair.q, alpha=1 - lam)
     return [Terms(value, slope if pair.complete else slope.add_(pair.q))]
 
 

@@ -62,7 +62,8 @@ class CrossEntropy:
 
     def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shard: VocabShard, dtype: torch.dtype):
         self.side = Side(logits[:, : shard.width], 1.0, dtype)
-        self.weights = torch.where(labels >= 0, weights, 0.0).double()
+        self._labelled = labels >= 0
+        self.weights = torch.where(self._labelled, weights, 0.0).double()
         self._column = labels - shard.start
         self._here = (self._column >= 0) & (self._column < shard.width)
         self._column = torch.where(self._here, self._column, 0)
@@ -73,6 +74,10 @@ class CrossEntropy:
             return self.weights.new_zeros(len(self.weights))
         logit = self.side.logits.gather(1, self._column[:, None])[:, 0]
         return torch.where(self._here, logit, 0.0).double()
+
+    def loss(self, lse: Tensor, label_logit: Tensor) -> Tensor:
+        """From the sums over all ranks the cross-entropy per token, 0 without a label. float64 [C]."""
+        return torch.where(self._labelled, lse - label_logit, 0.0)
 
     def gradient(self, lse: Tensor) -> Tensor:
         """weights * (softmax - onehot(label)) [C, v]. Used once."""

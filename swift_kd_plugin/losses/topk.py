@@ -121,7 +121,7 @@ class _Chunk:
         loss = self.request.weight * parts["divergence"]
         if self.ce:
             self.ce_lse = lse["ce"]
-            parts["ce"] = lse["ce"] - sums[:, -1]
+            parts["ce"] = self.ce.loss(lse["ce"], sums[:, -1])
             loss = loss + self.ce.weights * parts["ce"]
         if self.request.statistics:
             parts |= self._statistics(lse, sums[:, 0])

@@ -105,7 +105,7 @@ class _Losses:
         parts = {"divergence": sums["value"]}
         loss = self.request.weight * parts["divergence"]
         if self.ce:
-            parts["ce"] = lse["ce"] - sums["label_logit"]
+            parts["ce"] = torch.where(self.request.labels >= 0, lse["ce"] - sums["label_logit"], 0.0)
             loss = loss + self.ce_weights * parts["ce"]
         if self.request.statistics:
             parts |= finish_entropies(sums, lse["p"], lse["q"])

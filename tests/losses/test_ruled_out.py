@@ -26,3 +26,4 @@ def test_an_id_that_both_sides_rule_out_adds_nothing(name):
 def test_an_id_that_only_the_teacher_rules_out_counts_for_the_student():
     student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]])
     assert token_divergence(student, teacher).item() == pytest.approx(0.6931472)
+    assert token_divergence(student, teacher, divergence="reverse_kl").item() == torch.inf
