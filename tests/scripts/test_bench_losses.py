@@ -47,7 +47,7 @@ def test_everything_is_measured(tmp_path: Path, given_memory, capsys):
     assert {row["divergence"] for row in cpu["losses"] + cpu["others"]} == set(DIVERGENCES)
     for row in cpu["targets"]:
         assert row["holds"] == (row["ratio"] <= row["target"]), row
-    memory = {(row["loss"], row["against"]): row["ratio"] for row in cpu["targets"] if row["what"] == "extra"}
+    memory = {(row["loss"], row["against"]): row["ratio"] for row in cpu["targets"] if row["what"] == "memory"}
     assert memory["ours in place", "trl"] == pytest.approx(0.02)
     assert memory["ours", "stock"] == pytest.approx(0.1)
     printed = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_extra_memory_is_that_of_a_fresh_process():
     shape = Shape(64, 50_000)
     gradient = shape.tokens * shape.vocab * 4 / 2**20
     extra = bench_losses.extra_memory([("ours", "tvd"), ("ours in place", "tvd")], shape)
-    assert 0 <= extra["ours in place", "tvd"] < 0.7 * gradient
+    assert 0 < extra["ours in place", "tvd"] < 0.7 * gradient
     saved = extra["ours", "tvd"] - extra["ours in place", "tvd"]
     assert saved == pytest.approx(gradient, rel=0.3)
 
