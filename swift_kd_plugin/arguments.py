@@ -120,7 +120,21 @@ class ObjectiveFlags:
 
 
 @dataclass
-class KDArguments(ObjectiveFlags, DivergenceFlags, DataFlags):
+class TeacherFlags:
+    kd_fused_loss: bool = _flag(
+        True,
+        "Compute the loss from hidden states and output weight, a few tokens at a time, so that no logits of a whole "
+        "micro-batch are held; false computes the student's logits first. Models that change their logits after the "
+        "output layer (softcaps, biases) take the logits anyway.",
+    )
+    kd_teacher_payload_device: Literal["cuda", "cpu"] = _flag(
+        "cuda",
+        "Where what the teacher said waits until it is trained on: on the GPU or in pinned CPU memory.",
+    )
+
+
+@dataclass
+class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:
@@ -154,7 +168,7 @@ class KDArguments(ObjectiveFlags, DivergenceFlags, DataFlags):
             raise KDError("--kd_token_rho must be at most 1 and --kd_position_final at least 0.")
 
     def _check_contradictions(self, changed: list[str]) -> None:
-        loss_flags = {f.name for group in (DivergenceFlags, ObjectiveFlags) for f in fields(group)}
+        loss_flags = {f.name for group in (DivergenceFlags, ObjectiveFlags, TeacherFlags) for f in fields(group)}
         loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk"}
         if self.kd_divergence == "stock" and (given := sorted(loss_flags & set(changed))):
             raise KDError(f"--{given[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")

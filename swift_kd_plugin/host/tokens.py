@@ -4,12 +4,14 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from mcore_bridge import split_cp_inputs
+from swift.megatron.utils import get_packed_seq_params
 from torch import Tensor
 
 from swift_kd_plugin.losses.policies import position_weights
 
 SOURCES = ("dataset", "student", "teacher")
 MODES = ("thinking", "non_thinking")
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Responses:
 
     Args:
         index: response of each position [b, s], -1 for padding.
+        number: which of the micro-batch's response tokens a position predicts, counted in sample order; -1 for none.
         source: who wrote each response, an index of `SOURCES` [n].
         thinking: whether it thinks, an index of `MODES` [n].
         ce: whether it has a cross-entropy, bool [n].
     """
 
     index: Tensor
+    number: Tensor
     source: Tensor
     thinking: Tensor
     ce: Tensor
@@ -31,25 +35,44 @@ class Responses:
     def to(self, device) -> "Responses":
         return Responses(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def on_this_rank(self, packed_seq_params, partition: str) -> "Responses":
-        """The positions that context parallelism leaves on this rank, cut as labels are."""
-        kwargs = {"cp_partition_mode": "contiguous"} if partition == "contiguous" else {}
-        cu_seqlens = getattr(packed_seq_params, "cu_seqlens_q", None)
-        return replace(self, index=split_cp_inputs(self.index, cu_seqlens, -1, **kwargs))
+    def on_this_rank(self, args, batch: dict) -> "Responses":
+        """The positions that context parallelism leaves on this rank."""
+        cut = {name: cut_for_context_rank(args, batch, getattr(self, name)) for name in ("index", "number")}
+        return replace(self, **cut)
 
 
-def describe_responses(
-    samples, encoded: list[dict], shape: torch.Size, source: str, ce_column: str | None
-) -> Responses:
+def number_tokens(labels: Tensor) -> Tensor:
+    """Counts a collated micro-batch's response tokens in sample order: [b, s] -> [b, s].
+
+    Position p of the result says which response token is predicted there, the label of p + 1; -1 where none is.
+    """
+    predicts = torch.roll(labels, -1, dims=-1) != IGNORED
+    return torch.where(predicts, predicts.flatten().cumsum(0).view_as(labels) - 1, -1)
+
+
+def cut_for_context_rank(args, batch: dict, positions: Tensor) -> Tensor:
+    """What is left of `positions` [b, s] on this context-parallel rank, cut as ms-swift cuts the batch's labels."""
+    if args.context_parallel_size == 1:
+        return positions
+    lengths = None
+    if args.padding_free:
+        position_ids = batch.get("text_position_ids")
+        position_ids = batch["position_ids"] if position_ids is None else position_ids
+        lengths = get_packed_seq_params(args, position_ids).cu_seqlens_q
+    kwargs = {"cp_partition_mode": "contiguous"} if args.cp_partition_mode == "contiguous" else {}
+    return split_cp_inputs(positions, lengths, -1, **kwargs)
+
+
+def describe_responses(samples, encoded: list[dict], labels: Tensor, source: str, ce_column: str | None) -> Responses:
     """Reads a collated micro-batch.
 
     Args:
         samples: its samples, in order.
         encoded: the samples' encodings after collation, each as long as its part of the batch.
-        shape: of the batch's labels: [samples, length], or [1, total] where the samples lie in one row.
+        labels: of the batch: [samples, length], or [1, total] where the samples lie in one row.
         source: who wrote the responses.
     """
-    numbers = torch.arange(len(samples))
+    numbers, shape = torch.arange(len(samples)), labels.shape
     if len(samples) > 1 and shape[0] == len(samples):
         index = numbers[:, None].expand(shape)
     else:
@@ -57,16 +80,15 @@ def describe_responses(
         index = torch.nn.functional.pad(flat, (0, shape[1] - len(flat)), value=-1)[None]
     ce = [source != "student" and (ce_column is None or bool(sample.extra.get(ce_column))) for sample in samples]
     thinking = [MODES.index("thinking" if thinks(sample) else "non_thinking") for sample in samples]
-    return Responses(
-        index, torch.full((len(samples),), SOURCES.index(source)), torch.tensor(thinking), torch.tensor(ce)
-    )
+    sources = torch.full((len(samples),), SOURCES.index(source))
+    return Responses(index, number_tokens(labels), sources, torch.tensor(thinking), torch.tensor(ce))
 
 
 def weigh_positions(encoded: list[dict], final: float) -> None:
     """Multiplies each response's loss_scale, in place, by weights from 1 at its first to `final` at its last token."""
     for view in encoded:
-        trained = [position for position, label in enumerate(view["labels"]) if label != -100]
-        scale = list(view.get("loss_scale") or [float(label != -100) for label in view["labels"]])
+        trained = [position for position, label in enumerate(view["labels"]) if label != IGNORED]
+        scale = list(view.get("loss_scale") or [float(label != IGNORED) for label in view["labels"]])
         for position, weight in zip(trained, position_weights(len(trained), final), strict=True):
             scale[position] *= weight
         view["loss_scale"] = scale

@@ -10,7 +10,6 @@ from megatron.core import mpu
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_attr_wrapped_model
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
-from swift.megatron.trainers.gkd_utils import cp_slice_teacher_output
 from swift.megatron.utils import get_padding_to
 from swift.rlhf_trainers.gkd_helpers import encode_gkd_samples
 from swift.rlhf_trainers.gkd_loss import DataSource
@@ -18,6 +17,7 @@ from swift.utils import get_logger, is_master, to_device
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.checkpoint import describe_failed_save
+from swift_kd_plugin.host.hidden import stop_before_head
 from swift_kd_plugin.host.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.metrics import check_removed_mass, drop_lonely_groups, metric_names
 from swift_kd_plugin.host.objective import make_objective
@@ -25,7 +25,8 @@ from swift_kd_plugin.host.pairing import check_shared_response
 from swift_kd_plugin.host.random_state import keep_random_states
 from swift_kd_plugin.host.rollout import close_engine
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.teacher import score_locally, without_interleaving
+from swift_kd_plugin.host.roads import choose_roads
+from swift_kd_plugin.host.teacher import offload_all_but_head, score_locally, without_interleaving
 from swift_kd_plugin.host.tokens import describe_responses, weigh_positions
 from swift_kd_plugin.host.vocabulary import check_same_tokens, read_vocabularies
 
@@ -39,8 +40,8 @@ class KDTrainer(MegatronGKDTrainer):
     sample_cls = KDSample
 
     def __init__(self, args, template, **kwargs):
-        super().__init__(args, template, **kwargs)
         self.stock_loss = args.kd_divergence == "stock"
+        super().__init__(args, template, **kwargs)
         self.train_seconds = 0.0
         if self.stock_loss:
             return
@@ -53,6 +54,7 @@ class KDTrainer(MegatronGKDTrainer):
         self.vocabularies = read_vocabularies(self)
         if self.teacher_models:
             check_same_tokens(template.tokenizer, args.teacher_model_dir)
+        self.fused, self.teacher_kind = choose_roads(self)
         self.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
         logger.info(f"Loss per token: {self.objective}; token policy: {self.objective.policy.name}")
 
@@ -68,6 +70,13 @@ class KDTrainer(MegatronGKDTrainer):
     def _load_teacher_model(self) -> None:
         with without_interleaving(self.args):
             super()._load_teacher_model()
+
+    def _offload_teacher_models(self) -> None:
+        if self.stock_loss:
+            super()._offload_teacher_models()
+        elif self.teacher_models:
+            stays = offload_all_but_head(self.teacher_models, head_stays=self.gkd_logits_topk is None)
+            logger.info_once(f"Between its forwards {stays / 2**20:.1f} MiB of the teacher stay on the device: its head.")
 
     def _replace_data_iterator(self, data_iterator):
         if not isinstance(data_iterator, list):
@@ -100,15 +109,17 @@ class KDTrainer(MegatronGKDTrainer):
         else:
             batch["teacher_model_inputs"] = batch.copy()
         if not self.stock_loss:
-            source, shape = self.response_source, batch["labels"].shape
-            batch["responses"] = describe_responses(samples, student, shape, source, self.args.kd_ce_column).to(device)
+            source, column = self.response_source, self.args.kd_ce_column
+            responses = describe_responses(samples, student, batch["labels"].cpu(), source, column).to(device)
+            batch["responses"] = responses.on_this_rank(self.args, batch)
         return batch
 
     def _check_teacher_view(self, samples, student, teacher) -> None:
-        if self.args.context_parallel_size > 1:
+        if self.stock_loss and self.args.context_parallel_size > 1:
             raise KDError(
                 "A teacher view (teacher_messages, teacher_prompt) with --context_parallel_size above 1 is not "
-                "supported: each rank would pair response tokens of different positions; use TP, PP or DP."
+                "supported by ms-swift's own loss: each rank would pair response tokens of different positions; use "
+                "TP, PP or DP, or another --kd_divergence."
             )
         for sample, student_view, teacher_view in zip(samples, student, teacher, strict=True):
             check_shared_response(sample, student_view["labels"], teacher_view["labels"], self.template)
@@ -137,33 +148,27 @@ class KDTrainer(MegatronGKDTrainer):
             return super().forward_step(data_iterator, model)
         unwrapped_model = get_attr_wrapped_model(model, "get_input_tensor", return_model_obj=True)
         data = next(data_iterator)
-        responses, teacher_output = data.pop("responses"), data.pop("teacher_output")
+        responses, signal = data.pop("responses"), data.pop("signal")
         for name in ("data_source", "teacher_model_inputs"):
             data.pop(name, None)
         data = self._prepare_batch(data, unwrapped_model.vp_stage)
-        packed, partition = data.get("packed_seq_params"), getattr(self.args, "cp_partition_mode", "zigzag")
-        if self.use_teacher_api:
-            teacher_output = cp_slice_teacher_output(teacher_output, packed, partition)
-        if self.args.context_parallel_size > 1:
-            responses = responses.on_this_rank(packed, partition)
         labels, loss_scale = data.pop("labels", None), data.pop("loss_scale", None)
         input_tensor = unwrapped_model.get_input_tensor()
         if input_tensor is not None:
             unwrapped_model.set_input_tensor(input_tensor)
-        return model(**data), partial(
-            self.loss_func, labels=labels, teacher_output=teacher_output, responses=responses, loss_scale=loss_scale
-        )
+        with stop_before_head(unwrapped_model) if self.fused else nullcontext() as caught:
+            output = model(**data)
+        of_batch = {"labels": labels, "signal": signal, "responses": responses, "loss_scale": loss_scale}
+        return output, partial(self.loss_func, caught=caught, **of_batch)
 
-    def loss_func(self, output_tensor, *, labels, teacher_output, responses=None, loss_scale=None, data_source=None):
+    def loss_func(self, output_tensor, *, labels, signal=None, responses=None, loss_scale=None, caught=None, **stock):
         """The summed loss of a micro-batch, its number of tokens, and its metrics over all data and context ranks."""
         if self.stock_loss:
-            return super().loss_func(
-                output_tensor, labels=labels, teacher_output=teacher_output, data_source=data_source
-            )
-        teacher_output.validate()
-        tokens = choose_tokens(labels, teacher_output, responses, loss_scale)
+            return super().loss_func(output_tensor, labels=labels, **stock)
+        tokens = choose_tokens(labels, responses, loss_scale, self.fused)
+        student = caught.head if self.fused else output_tensor.flatten(0, 1)
         settings = self.objective.at(self._progress())
-        loss, metrics = kd_loss(self, settings, output_tensor, teacher_output, tokens, responses)
+        loss, metrics = kd_loss(self, settings, student, signal.load(self.device), tokens, responses)
         count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
         group = mpu.get_data_parallel_group(with_context_parallel=True)
         metrics = self._all_reduce_metric(metrics, torch.distributed.ReduceOp.SUM, group=group)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.losses.head import Head
 from swift_kd_plugin.losses.objective import TopK
 
 logger = get_logger()
@@ -24,20 +25,19 @@ class Vocabularies:
     student: int
     teacher: int | None
 
-    def of(self, student: Tensor, signal: Tensor | TopK) -> tuple[int, int | None]:
+    def of(self, student: Tensor | Head, teacher: Tensor | Head | TopK) -> tuple[int, int | None]:
         """Both numbers as the losses take them: never more than there are columns over all ranks."""
-        teacher = self.teacher
-        if isinstance(signal, Tensor):
-            teacher = self.teacher_columns(signal)
-        return min(self.student, columns_of(student)), teacher
+        count = self.teacher if isinstance(teacher, TopK) else self.teacher_columns(teacher)
+        return min(self.student, columns_of(student)), count
 
-    def teacher_columns(self, logits: Tensor) -> int:
+    def teacher_columns(self, logits: Tensor | Head) -> int:
         columns = columns_of(logits)
         return columns if self.teacher is None else min(self.teacher, columns)
 
 
-def columns_of(logits: Tensor) -> int:
-    return logits.shape[-1] * mpu.get_tensor_model_parallel_world_size()
+def columns_of(logits: Tensor | Head) -> int:
+    width = logits.width if isinstance(logits, Head) else logits.shape[-1]
+    return width * mpu.get_tensor_model_parallel_world_size()
 
 
 def read_vocabularies(trainer) -> Vocabularies:

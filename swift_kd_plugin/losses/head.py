@@ -26,3 +26,10 @@ class Head:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def __getitem__(self, rows: Tensor) -> "Head":
+        """The head of the chosen rows."""
+        return Head(tuple(part[rows] for part in self.inputs), self.weights)
+
+    def detach(self) -> "Head":
+        return Head(tuple(part.detach() for part in self.inputs), tuple(weight.detach() for weight in self.weights))
