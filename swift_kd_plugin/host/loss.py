@@ -41,8 +41,6 @@ def kd_loss(
     """
     assert torch.equal(signal.token_ids, tokens.labels), "the teacher's rows belong to other tokens"
     teacher = signal.as_teacher()
-    from swift_kd_plugin.host.scratch import materialise  # SCRATCH
-    student, teacher = materialise(student), materialise(teacher)  # SCRATCH
     vocabularies = trainer.vocabularies.of(student, teacher)
     overlap = _overlap(student, teacher, tokens, vocabularies) if trainer.args.kd_metrics else {}
     loss, parts = objective_loss(
@@ -63,10 +61,11 @@ def kd_loss(
     return loss, metrics | overlap
 
 
+@torch.no_grad()
 def _overlap(student: Tensor | Head, teacher: Tensor | Head | TopK, tokens: Tokens, vocabularies) -> dict[str, Tensor]:
     """The share of the teacher's K most probable tokens that are among the student's, on evenly spread tokens."""
     step = max(1, -(-len(tokens.student_rows) // OVERLAP_TOKENS))
-    students = student[tokens.student_rows[::step]].detach()
+    students = student[tokens.student_rows[::step]]
     rows = tokens.teacher_rows[::step]
     if isinstance(teacher, TopK):
         shares = topk_overlap(students, teacher.ids[rows], None, tensor_group(), *vocabularies)

@@ -90,8 +90,6 @@ def _signal(trainer, model, inputs: dict, responses: Responses, temperature: flo
 def keep_topk(trainer, signal: TeacherSignal, temperature: float) -> TeacherSignal:
     """The K most probable tokens of each row, over the whole vocabulary and at the loss's temperature."""
     teacher = signal.as_teacher()
-    from swift_kd_plugin.host.scratch import materialise  # SCRATCH
-    teacher = materialise(teacher)  # SCRATCH
     shard, _ = shards_of(teacher, None, tensor_group(), trainer.vocabularies.teacher_columns(teacher), None)
     entries = teacher_topk(teacher, trainer.gkd_logits_topk, shard, temperature)
     return TeacherSignal("topk", entries, signal.token_ids, temperature=temperature)

@@ -3,11 +3,13 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.autograd import Task, run
+from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.divergences import check_params
-from swift_kd_plugin.losses.request import Request, chunk_tokens
+from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
 from swift_kd_plugin.losses.shards import VocabShard, shards_of
+from swift_kd_plugin.losses.task import Task
 from swift_kd_plugin.losses.topk import TAILS, topk_losses
 
 
@@ -109,7 +111,7 @@ def topk_request(
     student, log_probs, ids, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params, **more
 ) -> Request:
     """Checks what a user passed and turns it into a request. `more` are further fields of Request."""
-    if student.dim() != 2 or log_probs.dim() != 2 or log_probs.shape != ids.shape:
+    if len(student.shape) != 2 or log_probs.dim() != 2 or log_probs.shape != ids.shape:
         raise ValueError(
             f"Logits are [tokens, vocabulary] and log-probabilities and ids [tokens, K]; the shapes are "
             f"{tuple(student.shape)}, {tuple(log_probs.shape)} and {tuple(ids.shape)}."
@@ -124,15 +126,15 @@ def topk_request(
         )
     clip, params = check_loss(divergence, temperature, params)
     shards = shards_of(student, None, group, student_vocab, teacher_vocab)
-    chunk = check_chunk(chunk_size, student, shards[0])
-    return Request(divergence, params, temperature, *shards, clip=clip, chunk=chunk, **more)
+    sizes = chunk_sizes(chunk_size, shards, student)
+    return Request(divergence, params, temperature, *shards, clip=clip, **sizes, **more)
 
 
 def dense_request(
     student, teacher, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params, **more
 ) -> Request:
     """Checks what a user passed and turns it into a request. `more` are further fields of Request."""
-    if student.dim() != 2 or teacher.dim() != 2:
+    if len(student.shape) != 2 or len(teacher.shape) != 2:
         raise ValueError(
             f"Logits are [tokens, vocabulary]; the student's have shape {tuple(student.shape)} and the teacher's "
             f"{tuple(teacher.shape)}."
@@ -146,17 +148,24 @@ def dense_request(
             f"The student's vocabulary has {sum(shards[0].widths)} columns and the teacher's {sum(shards[1].widths)}; "
             "pass student_vocab and teacher_vocab, the numbers of their real ids."
         )
-    chunk = check_chunk(chunk_size, student, shards[0])
-    return Request(divergence, params, temperature, *shards, clip=clip, chunk=chunk, **more)
+    sizes = chunk_sizes(chunk_size, shards, student, teacher)
+    return Request(divergence, params, temperature, *shards, clip=clip, **sizes, **more)
 
 
-def check_chunk(chunk_size: int | None, student: Tensor, shard: VocabShard) -> int:
-    """Tokens per chunk, the same on all ranks whatever their widths: each chunk is a round of collectives."""
-    if chunk_size is None:
-        return chunk_tokens(max(shard.widths), student.device)
-    if chunk_size < 1:
+def chunk_sizes(chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *sides: Tensor | Head) -> dict[str, int]:
+    """`chunk`, and `block` where a side is a head, of a request.
+
+    They are the same on all ranks whatever their widths: each chunk is a round of collectives. A given size is the
+    block's if there is one, which is then worked on in chunks of the usual size.
+    """
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, and it is {chunk_size}.")
-    return chunk_size
+    device, widths = sides[0].device, (shards[0].widths, shards[1].widths)
+    usual = chunk_tokens(max(widths[0]), device)
+    if not any(isinstance(side, Head) for side in sides):
+        return {"chunk": chunk_size or usual}
+    block = chunk_size or block_tokens(max(sum(widths, ())), device)
+    return {"chunk": min(usual, block), "block": block}
 
 
 def check_loss(divergence: str, temperature: float, params: dict) -> tuple[float | None, dict]:

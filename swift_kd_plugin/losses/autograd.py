@@ -4,70 +4,62 @@ Value and gradient are computed together, chunk by chunk, when the loss is calle
 gradient by what comes from above.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swift_kd_plugin.losses.request import Request, Rows
-
-
-@dataclass
-class Task:
-    """What is to be computed: `losses(request, student, *teacher, gradient)`; `parts` is filled on the way."""
-
-    losses: Callable[..., Rows]
-    request: Request
-    inplace: bool = False
-    parts: dict[str, Tensor] | None = None
-
-    def run(self, student: Tensor, teacher: tuple[Tensor, ...], differentiate: bool) -> tuple[Tensor, Tensor | None]:
-        gradient = None
-        if differentiate:
-            gradient = student if self.inplace else torch.empty_like(student)
-            if self.request.student_rows is not None:
-                untouched = torch.ones(len(student), dtype=torch.bool, device=student.device)
-                untouched[self.request.student_rows] = False
-        rows = self.losses(self.request, student, *teacher, gradient)
-        if gradient is not None and self.request.student_rows is not None:
-            gradient[untouched] = 0
-        self.parts = rows.parts
-        return rows.loss, gradient
+from swift_kd_plugin.losses.gradients import HeadGradient, LogitsGradient
+from swift_kd_plugin.losses.head import Head, flatten, unflatten
+from swift_kd_plugin.losses.task import Task
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, task: Task, differentiate: bool, student: Tensor, *teacher: Tensor) -> Tensor:
-        loss, ctx.gradient = task.run(student.detach(), teacher, differentiate)
-        ctx.task = task
+    def forward(ctx: Any, task: Task, differentiate: bool, parts: list[int], *tensors: Tensor) -> Tensor:
+        student, *teacher = _sides(tensors, parts)
+        ctx.task, ctx.parts = task, parts
+        ctx.gradient = _gradient_of(task, student) if differentiate else None
         if differentiate and not task.inplace:
-            ctx.save_for_backward(student, *teacher)
-        return loss
+            ctx.save_for_backward(*tensors)
+        return task.values(student, teacher, ctx.gradient)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor):
+    def backward(ctx: Any, upstream: Tensor):
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
+        # A head's gradient is a sum over the tokens, which cannot be weighted any more.
+        apart = upstream if ctx.parts[0] and not _uniform(upstream) else None
+        if gradient is None or apart is not None:
             if ctx.task.inplace:
                 raise RuntimeError(
                     "backward was called twice on a loss with inplace_grad=True, whose gradient and logits are gone "
                     "after the first call; pass inplace_grad=False."
                 )
-            student, *teacher = ctx.saved_tensors
-            gradient = ctx.task.run(student.detach(), tuple(teacher), True)[1]
-        rows = ctx.task.request.student_rows
-        if rows is not None:
-            grad_loss = grad_loss.new_zeros(len(gradient)).index_copy_(0, rows, grad_loss)
-        for part, factor in zip(gradient.split(4096), grad_loss.split(4096), strict=True):
-            part.mul_(factor[:, None])
-        return None, None, gradient, *[None] * (len(ctx.needs_input_grad) - 3)
+            student, *teacher = _sides(ctx.saved_tensors, ctx.parts)
+            gradient = _gradient_of(ctx.task, student, apart)
+            ctx.task.run(student, teacher, gradient)
+        found = gradient.times(upstream if apart is None else torch.ones_like(upstream))
+        return None, None, None, *found, *[None] * (len(ctx.needs_input_grad) - 3 - len(found))
 
 
-def run(task: Task, student: Tensor, *teacher: Tensor) -> Tensor:
+def _sides(tensors: tuple[Tensor, ...], parts: list[int]) -> list[Tensor | Head]:
+    """Student and teacher; logits are detached, since a gradient may be written into them."""
+    return [side if isinstance(side, Head) else side.detach() for side in unflatten(tensors, parts)]
+
+
+def _gradient_of(task: Task, student: Tensor | Head, upstream: Tensor | None = None) -> LogitsGradient | HeadGradient:
+    return HeadGradient(task, student, upstream) if isinstance(student, Head) else LogitsGradient(task, student)
+
+
+def _uniform(upstream: Tensor) -> bool:
+    """Whether all tokens get the same from above, as from a sum or a mean."""
+    return not any(upstream.stride()) or bool((upstream == upstream[:1]).all())
+
+
+def run(task: Task, student: Tensor | Head, *teacher: Tensor | Head) -> Tensor:
     """The loss per token [T], differentiable in `student`; `task.parts` then holds what it is made of."""
-    differentiate = torch.is_grad_enabled() and student.requires_grad
-    return _ChunkedLoss.apply(task, differentiate, student, *teacher)
+    tensors, parts = flatten([student, *teacher])
+    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flatten([student])[0])
+    return _ChunkedLoss.apply(task, differentiate, parts, *tensors)

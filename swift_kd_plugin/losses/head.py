@@ -1,7 +1,9 @@
 """Logits that are not there yet: what they will be made of, row by row."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -9,27 +11,104 @@ from torch import Tensor
 class Head:
     """The output layer of a model and what goes into it: logits = sum of inputs[i] @ weights[i].T.
 
-    One part is a plain head; a LoRA adapter on it adds a second one, of the adapter's rank.
+    One part is a plain head; a LoRA adapter on it adds a second one, of the adapter's rank. Shape, precision and
+    device are those of the logits that it stands for, and its rows are picked as theirs are.
 
     Args:
         inputs: [N, H_i] each, the same rows on all ranks of a tensor-parallel group.
         weights: [v, H_i] each, this rank's rows of the vocabulary.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
 
     inputs: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        inputs, weights = ([tuple(part.shape) for part in side] for side in (self.inputs, self.weights))
+        matrices = bool(inputs) and len(inputs) == len(weights) and {len(shape) for shape in inputs + weights} == {2}
+        if not matrices or any(len({shape[0] for shape in side}) > 1 for side in (inputs, weights)):
+            raise ValueError(
+                "A head needs inputs [tokens, hidden size] and as many weights [vocabulary, hidden size], with the "
+                f"same tokens and the same vocabulary; the shapes are {inputs} and {weights}."
+            )
+        for given, taken in zip(inputs, weights, strict=True):
+            if given[1] != taken[1]:
+                raise ValueError(
+                    f"A head of shape {taken} takes hidden states of {taken[1]} features; these have shape {given}."
+                )
 
     @property
     def width(self) -> int:
         """The number of this rank's columns of the logits."""
         return self.weights[0].shape[0]
 
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self), self.width))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights[0].device
+
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def __getitem__(self, rows: Tensor) -> "Head":
-        """The head of the chosen rows."""
+    def __getitem__(self, rows: Tensor | slice) -> "Head":
         return Head(tuple(part[rows] for part in self.inputs), self.weights)
 
-    def detach(self) -> "Head":
-        return Head(tuple(part.detach() for part in self.inputs), tuple(weight.detach() for weight in self.weights))
+    def logits(self, out: Tensor) -> Tensor:
+        """Writes the logits into `out` [N, v], in the weights' precision as a model's output layer does."""
+        torch.mm(self.inputs[0].to(self.dtype), self.weights[0].t(), out=out)
+        for inputs, weight in zip(self.inputs[1:], self.weights[1:], strict=True):
+            out.addmm_(inputs.to(self.dtype), weight.t().to(self.dtype))
+        return out
+
+
+class Window:
+    """One side's rows of a block of tokens, as the losses take them: a tensor, and which of its rows they are.
+
+    What is there already is looked at where it lies; a head's logits are made in one buffer, block after block.
+
+    Args:
+        side: [N, v] logits, entries of a top-k teacher, or a head.
+        rows: which rows are the T tokens [T]; None means all in order.
+        size: the most tokens of a block.
+    """
+
+    def __init__(self, side: Tensor | Head, rows: Tensor | None, size: int):
+        self._side, self._rows = side, rows
+        self._buffer = side.weights[0].new_empty(size, side.width) if isinstance(side, Head) else None
+
+    def show(self, tokens: slice) -> tuple[Tensor, Tensor | None]:
+        picked = tokens if self._rows is None else self._rows[tokens]
+        if self._buffer is not None:
+            return self._side[picked].logits(out=self._buffer[: tokens.stop - tokens.start]), None
+        if self._rows is None:
+            return self._side[tokens], None
+        return self._side, picked
+
+
+def flatten(sides: Iterable[Tensor | Head]) -> tuple[list[Tensor], list[int]]:
+    """The tensors of all sides, and how many parts each side has: 0 for one that is a tensor itself."""
+    tensors, parts = [], []
+    for side in sides:
+        is_head = isinstance(side, Head)
+        tensors += (*side.inputs, *side.weights) if is_head else (side,)
+        parts.append(len(side.inputs) if is_head else 0)
+    return tensors, parts
+
+
+def unflatten(tensors: Iterable[Tensor], parts: list[int]) -> list[Tensor | Head]:
+    """The sides that `flatten` took apart."""
+    left = iter(tensors)
+
+    def take(count: int) -> tuple[Tensor, ...]:
+        return tuple(next(left) for _ in range(count))
+
+    return [Head(take(count), take(count)) if count else next(left) for count in parts]

@@ -1,16 +1,20 @@
 """What is minimised: ce_alpha * CE + (1 - ce_alpha) * T^2 * D per token, and which tokens count how much."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.losses.api import dense_request, topk_request
-from swift_kd_plugin.losses.autograd import Task, run
+from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
+from swift_kd_plugin.losses.head import Head
 from swift_kd_plugin.losses.policies import teacher_entropy_weights, top_rho_weights
+from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.schedules import Schedule
+from swift_kd_plugin.losses.task import Task
 from swift_kd_plugin.losses.topk import topk_losses
 
 ALWAYS_ONE, NEVER = Schedule(1.0), Schedule(0.0)
@@ -117,63 +121,81 @@ class Tokens:
 
 def objective_loss(
     settings: Settings,
-    student: Tensor,
-    teacher: Tensor | TopK,
+    student: Tensor | Head,
+    teacher: Tensor | Head | TopK,
     tokens: Tokens,
     *,
     group: ProcessGroup | None = None,
     sequence_group: ProcessGroup | None = None,
     student_vocab: int | None = None,
     teacher_vocab: int | None = None,
+    chunk_size: int | None = None,
     statistics: bool = True,
     inplace_grad: bool = False,
     kernels: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of all tokens' losses, not yet divided by their number, and what each is made of.
 
+    A head's logits are made block by block and are never all there: what it takes and gives is that of logits,
+    `fused_linear_divergence` says how. The policy "student_top_rho" runs a head twice, first for the entropies alone.
+
     Args:
-        student: [N, v] logits of this rank, of which `tokens.student_rows` count.
-        teacher: [M, v_teacher] logits of this rank, or top-k entries [M, K].
+        student: [N, v] logits of this rank, or the head that makes them, of which `tokens.student_rows` count.
+        teacher: [M, v_teacher] logits of this rank, or its head, or top-k entries [M, K].
         group: tensor-parallel group or None.
         sequence_group: context-parallel group or None, for policies that look at a whole response.
+        chunk_size: tokens worked on at once; None chooses by device and width.
+        inplace_grad: write the gradient into the memory of the student's logits; a head has none to write into.
 
     Returns:
         loss: scalar, differentiable in `student`.
         parts: `loss`, `divergence`, `ce`, `weight` and the statistics, per token [T].
     """
+    sizes = {"group": group, "student_vocab": student_vocab, "teacher_vocab": teacher_vocab, "chunk_size": chunk_size}
     measured = statistics or settings.policy.name in ("teacher_entropy", "student_top_rho")
-    more = {
-        "weight": settings.weight,
-        "student_rows": tokens.student_rows,
-        "teacher_rows": tokens.teacher_rows,
-        "statistics": measured,
-        "kernels": kernels,
-    }
+    request = _request(settings, student, teacher, tokens, sizes, statistics=measured, kernels=kernels)
+    vocab = min(request.student.vocab, request.teacher.vocab)
+    weigh = partial(_weigh, settings.policy, tokens, vocab, sequence_group)
+    is_topk, is_head = isinstance(teacher, TopK), isinstance(student, Head)
+    task = Task(topk_losses if is_topk else dense_losses, request, inplace_grad and not is_head, weigh)
+    sides = (student, teacher.log_probs, teacher.ids) if is_topk else (student, teacher)
+    if is_head and settings.policy.name == "student_top_rho" and torch.is_grad_enabled():
+        # Which tokens are chosen shows after the last one, and a head's gradient needs it from the first on.
+        with torch.no_grad():
+            run(task, *sides)
+        chosen = task.weights
+        task.weigh = lambda part, _: chosen[part]
+    losses = run(task, *sides)
+    return losses.sum(), {**task.parts, "weight": task.weights, "loss": losses.detach()}
+
+
+def _request(settings: Settings, student, teacher, tokens: Tokens, sizes: dict, **more) -> Request:
+    """`sizes` are the group, both vocabularies and the chunk; `more` are further fields of Request."""
+    more |= {"weight": settings.weight, "student_rows": tokens.student_rows, "teacher_rows": tokens.teacher_rows}
     if settings.ce_weight > 0:
         more |= {"labels": tokens.labels, "ce_weights": settings.ce_weight * tokens.ce.double()}
-    common = (settings.divergence, settings.temperature, group, student_vocab, teacher_vocab, None, settings.params)
+    common = {
+        "divergence": settings.divergence,
+        "temperature": settings.temperature,
+        "params": settings.params,
+        **sizes,
+    }
     if isinstance(teacher, TopK):
         more |= {"tail": settings.tail, "teacher_temperature": teacher.temperature}
-        request = topk_request(student, teacher.log_probs, teacher.ids, *common, **more)
-        task = Task(topk_losses, request, inplace_grad)
-        losses = run(task, student, teacher.log_probs, teacher.ids)
-    else:
-        request = dense_request(student, teacher, *common, **more)
-        task = Task(dense_losses, request, inplace_grad)
-        losses = run(task, student, teacher)
-    vocab = min(request.student.vocab, request.teacher.vocab)
-    weight = _weights(settings.policy, task.parts, tokens, vocab, sequence_group)
-    parts = {**task.parts, "weight": weight, "loss": losses.detach() * weight}
-    return (losses * weight).sum(), parts
+        return topk_request(student, teacher.log_probs, teacher.ids, **common, **more)
+    return dense_request(student, teacher, **common, **more)
 
 
-def _weights(policy: TokenPolicy, parts: dict, tokens: Tokens, vocab: int, group: ProcessGroup | None) -> Tensor:
-    weight = torch.ones(len(tokens.labels), device=tokens.labels.device)
+def _weigh(
+    policy: TokenPolicy, tokens: Tokens, vocab: int, group: ProcessGroup | None, part: slice, parts: dict[str, Tensor]
+) -> Tensor:
+    """What the tokens of `part` count [C], given what was measured of them."""
+    weight = torch.ones(part.stop - part.start, device=tokens.labels.device)
     if tokens.scale is not None:
-        weight = weight * tokens.scale
+        weight = weight * tokens.scale[part]
     if policy.name == "teacher_entropy" and parts:
         weight = weight * teacher_entropy_weights(parts["teacher_entropy"], vocab)
     if policy.name == "student_top_rho":
         entropy = parts["student_entropy"] if parts else weight[:0]
-        weight = weight * top_rho_weights(entropy, tokens.sample, policy.rho, group)
+        weight = weight * top_rho_weights(entropy, tokens.sample[part], policy.rho, group)
     return weight

@@ -3,13 +3,14 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from swift_kd_plugin.losses.head import Head
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import teacher_topk
 
 
 def topk_overlap(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Head,
+    teacher: Tensor | Head,
     k: int | None,
     group: ProcessGroup | None,
     student_vocab: int | None,
@@ -18,8 +19,8 @@ def topk_overlap(
     """The share of the teacher's k most probable ids that are among the student's k most probable [T].
 
     Args:
-        student: [T, v] logits of this rank.
-        teacher: [T, v_teacher] logits of this rank, or with k None its ids [T, K].
+        student: [T, v] logits of this rank, or its head.
+        teacher: [T, v_teacher] logits of this rank, or its head, or with k None its ids [T, K].
     """
     width = None if k is None else teacher.shape[1]
     shard, other = shards_of(student, width, group, student_vocab, teacher_vocab)

@@ -1,17 +1,20 @@
 """What a caller asks of a chunked loss, and the rows of numbers it gets back."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from swift_kd_plugin.losses.divergences import DIVERGENCES
+from swift_kd_plugin.losses.head import Head
 from swift_kd_plugin.losses.pair import Pair, Terms
 from swift_kd_plugin.losses.shards import VocabShard
 
 CPU_CHUNK_ELEMENTS = 2**17
 GPU_CHUNK_ELEMENTS = 2**25
+CPU_BLOCK_ELEMENTS = 2**25
+GPU_BLOCK_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Request:
         statistics: whether to measure both KLs, entropies, agreement and removed mass as well.
         kernels: whether Triton kernels may do the work where they know how.
         chunk: tokens that are worked on at once.
+        block: tokens whose logits are there at once, where a head makes them; None means all.
     """
 
     divergence: str
@@ -49,17 +53,25 @@ class Request:
     statistics: bool = False
     kernels: bool = True
     chunk: int = 1
+    block: int | None = None
 
     def chunks(self, student: Tensor) -> Iterator[slice]:
-        total = len(student if self.student_rows is None else self.student_rows)
-        for start in range(0, total, self.chunk):
-            yield slice(start, min(start + self.chunk, total))
+        return slices(len(student if self.student_rows is None else self.student_rows), self.chunk)
+
+    def blocks(self, total: int) -> Iterator[slice]:
+        return slices(total, self.block or total)
+
+    def part(self, tokens: slice, student_rows: Tensor | None, teacher_rows: Tensor | None) -> "Request":
+        """The same of some of the tokens, which lie in these rows of what there is of them."""
+        labels, ce_weights = (None if all_of is None else all_of[tokens] for all_of in (self.labels, self.ce_weights))
+        rows = {"student_rows": student_rows, "teacher_rows": teacher_rows}
+        return replace(self, labels=labels, ce_weights=ce_weights, **rows)
 
 
 class Rows:
     """Per token: the mixed `loss` [T] and its `parts` [T] each, all in the working precision."""
 
-    def __init__(self, request: Request, student: Tensor):
+    def __init__(self, request: Request, student: Tensor | Head):
         rows = student if request.student_rows is None else request.student_rows
         self.loss = torch.zeros(len(rows), dtype=working_dtype(student), device=student.device)
         self.parts: dict[str, Tensor] = {}
@@ -71,7 +83,13 @@ class Rows:
             row[tokens] = values.to(row.dtype)
 
 
-def working_dtype(logits: Tensor) -> torch.dtype:
+def slices(total: int, size: int) -> Iterator[slice]:
+    """[0, total) in pieces of `size`, of which the last may be shorter."""
+    for start in range(0, total, max(size, 1)):
+        yield slice(start, min(start + size, total))
+
+
+def working_dtype(logits: Tensor | Head) -> torch.dtype:
     """fp32 for half precisions and fp32, float64 for float64."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
@@ -82,6 +100,15 @@ def chunk_tokens(width: int, device: torch.device) -> int:
         threads = torch.get_num_threads()
         return max(threads, threads * CPU_CHUNK_ELEMENTS // max(width, 1))
     return max(1, GPU_CHUNK_ELEMENTS // max(width, 1))
+
+
+def block_tokens(width: int, device: torch.device) -> int:
+    """Tokens whose logits a head makes at once: enough to keep a matrix product busy, few enough to hold.
+
+    Each block reads and writes the head's gradient once, which a GPU feels with fewer than about a thousand tokens.
+    """
+    elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
+    return max(1, elements // max(width, 1))
 
 
 def rows_of(logits: Tensor, rows: Tensor | None, tokens: slice) -> Tensor:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from swift_kd_plugin.losses.head import Head
+
 
 def all_gather(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """Stacks the ranks' equally shaped tensors: [...] -> [ranks, ...]; without a group [1, ...]."""
@@ -63,13 +65,19 @@ class VocabShard:
             dist.all_reduce(partial, group=self.group)
         return partial
 
+    def sum_input_gradient(self, partial: Tensor) -> Tensor:
+        """Adds what every rank's columns send back to the inputs of a head. The inputs are the same on all ranks and
+        feed the columns of all, so that their gradient is the sum over the ranks; afterwards every rank has the whole
+        of it, and whoever made the inputs alike on the way there must not add the ranks' gradients again."""
+        return self.sum(partial)
+
     def gather(self, local: Tensor) -> Tensor:
         """Stacks every rank's per-token scalars: [...] -> [ranks, ...]. They are statistics, not differentiated."""
         return all_gather(local, self.group)
 
 
 def shards_of(
-    student: Tensor,
+    student: Tensor | Head,
     teacher_width: int | None,
     group: ProcessGroup | None,
     student_vocab: int | None,
@@ -78,7 +86,7 @@ def shards_of(
     """Who holds which columns, agreed on by one exchange of three integers per call.
 
     Args:
-        student: [T, v_student], this rank's columns.
+        student: [T, v_student], this rank's columns, there already or to be made by a head.
         teacher_width: v_teacher, or None where the teacher gives top-k entries instead of columns.
         group: tensor-parallel group or None.
         student_vocab, teacher_vocab: global numbers of real ids; None counts all columns.

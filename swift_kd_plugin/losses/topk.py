@@ -8,41 +8,61 @@ Per chunk one gather of the ranks' normalisers and one sum of the student's K lo
 import torch
 from torch import Tensor
 
+from swift_kd_plugin.losses.head import Head, Window
 from swift_kd_plugin.losses.measures import entropy_sums
 from swift_kd_plugin.losses.pair import Pair
-from swift_kd_plugin.losses.request import Measured, Request, Rows, chunk_tokens, rows_of, working_dtype, write_rows
+from swift_kd_plugin.losses.request import (
+    Measured,
+    Request,
+    Rows,
+    block_tokens,
+    chunk_tokens,
+    rows_of,
+    slices,
+    working_dtype,
+    write_rows,
+)
 from swift_kd_plugin.losses.shards import VocabShard
 from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
 
 TAILS = ("bucket", "ignore", "renormalise")
 
 
-def teacher_topk(logits: Tensor, k: int, shard: VocabShard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def teacher_topk(logits: Tensor | Head, k: int, shard: VocabShard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The k most probable tokens over all ranks: log-probabilities in fp32 or finer [T, k] and global ids [T, k].
 
     Args:
-        logits: [T, v] of this rank.
+        logits: [T, v] of this rank, or a head that makes them, block by block.
         temperature: divides the logits before the log-softmax over the whole vocabulary.
     """
-    count, tokens = min(k, shard.vocab), len(logits)
-    log_probs = logits.new_empty(tokens, count, dtype=working_dtype(logits))
-    ids = torch.empty(tokens, count, dtype=torch.long, device=logits.device)
-    size = chunk_tokens(max(shard.widths), logits.device)
-    for start in range(0, tokens, size):
-        part = slice(start, min(start + size, tokens))
-        side = Side(logits[part, : shard.width], temperature, working_dtype(logits))
-        found = side.logits.topk(min(count, shard.width), dim=-1)
-        values = side.logits.new_full((len(side.logits), count), -torch.inf)
-        columns = found.indices.new_zeros(values.shape)
-        values[:, : found.values.shape[1]] = found.values
-        columns[:, : found.values.shape[1]] = found.indices + shard.start
-        # One gather: ids below 2**53 are exact in float64.
-        local = torch.cat([values.double(), columns.double(), side.local_lse()[:, None]], 1)
-        everyone = shard.gather(local)
-        best = everyone[:, :, :count].transpose(0, 1).flatten(1).topk(count, dim=-1)
-        ids[part] = everyone[:, :, count:-1].transpose(0, 1).flatten(1).gather(1, best.indices).long()
-        log_probs[part] = (best.values - logsumexp(everyone[:, :, -1])[:, None]).to(log_probs.dtype)
+    count, total, width = min(k, shard.vocab), len(logits), max(shard.widths)
+    log_probs = torch.empty(total, count, dtype=working_dtype(logits), device=logits.device)
+    ids = torch.empty(total, count, dtype=torch.long, device=logits.device)
+    size = min(total, block_tokens(width, logits.device)) if isinstance(logits, Head) else total
+    window = Window(logits, None, size)
+    for block in slices(total, size):
+        shown = window.show(block)[0]
+        for chunk in slices(len(shown), chunk_tokens(width, logits.device)):
+            part = slice(block.start + chunk.start, block.start + chunk.stop)
+            log_probs[part], ids[part] = _largest(shown[chunk], count, shard, temperature)
     return log_probs, ids
+
+
+def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) -> tuple[Tensor, Tensor]:
+    """`teacher_topk` of a chunk, float64 [C, count] and ids [C, count]."""
+    side = Side(logits[:, : shard.width], temperature, working_dtype(logits))
+    found = side.logits.topk(min(count, shard.width), dim=-1)
+    values = side.logits.new_full((len(side.logits), count), -torch.inf)
+    columns = found.indices.new_zeros(values.shape)
+    values[:, : found.values.shape[1]] = found.values
+    columns[:, : found.values.shape[1]] = found.indices + shard.start
+    # One gather: ids below 2**53 are exact in float64.
+    local = torch.cat([values.double(), columns.double(), side.local_lse()[:, None]], 1)
+    everyone = shard.gather(local)
+    best = everyone[:, :, :count].transpose(0, 1).flatten(1).topk(count, dim=-1)
+    ids = everyone[:, :, count:-1].transpose(0, 1).flatten(1).gather(1, best.indices).long()
+    return best.values - logsumexp(everyone[:, :, -1])[:, None], ids
 
 
 def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, gradient: Tensor | None) -> Rows:

@@ -3,8 +3,9 @@
 import torch
 
 from swift_kd_plugin.losses.api import dense_request, topk_request
-from swift_kd_plugin.losses.autograd import Task, run
+from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
+from swift_kd_plugin.losses.task import Task
 from swift_kd_plugin.losses.topk import topk_losses
 from tests.losses import reference
 from tests.losses.cases import F64, random_logits
