@@ -120,7 +120,16 @@ class ObjectiveFlags:
 
 
 @dataclass
-class KDArguments(ObjectiveFlags, DivergenceFlags, DataFlags):
+class TeacherFlags:
+    kd_on_mismatch: Literal["error", "drop"] = _flag(
+        "error",
+        "What to do with a sample whose two views end in different response tokens: 'error' ends the run and names "
+        "the sample, 'drop' trains on the others and logs how many were dropped.",
+    )
+
+
+@dataclass
+class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:
