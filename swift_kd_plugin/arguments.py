@@ -131,6 +131,11 @@ class TeacherFlags:
         "cuda",
         "Where what the teacher said waits until it is trained on: on the GPU or in pinned CPU memory.",
     )
+    kd_on_mismatch: Literal["error", "drop"] = _flag(
+        "error",
+        "What to do with a sample whose two views end in different response tokens: 'error' ends the run and names "
+        "the sample, 'drop' trains on the others and logs how many were dropped.",
+    )
 
 
 @dataclass

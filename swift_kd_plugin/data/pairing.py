@@ -3,6 +3,7 @@
 The student sees the row without the experience, the teacher the row with it; both score the same response.
 """
 
+import copy
 import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ Row = dict[str, Any]
 Message = dict[str, Any]
 
 RESPONSE_COLUMN = "gold"
-# Columns that belong to a view. The teacher's view differs in its messages only, so these must be the same.
-VIEW_COLUMNS = ("tools", "images", "videos", "audios", "objects", "chat_template_kwargs")
+# Columns of a view that the teacher may have of its own, each with what says that it has none.
+OWN_COLUMNS = {"tools": [], "images": [], "chat_template_kwargs": {}}
+SHARED_COLUMNS = ("videos", "audios", "objects")
 IDS_SHOWN = 3
 
 
@@ -66,11 +68,13 @@ def pair_rows(
         Rows with the columns of the row without the experience, and
         `messages`: the student's view and the response, which is the `gold` column of either row if there is one and
         the final assistant turn of the row with the experience otherwise;
-        `teacher_messages`: the row with the experience up to its last user (or tool) turn.
+        `teacher_messages`: the row with the experience up to its last user (or tool) turn;
+        `teacher_tools`, `teacher_images`, `teacher_chat_template_kwargs`: its tools, images and template settings
+        where they are not those of the row without it.
 
     Raises:
         KDError: an id is missing, unfit, given twice or without a partner, messages are malformed, no response is
-            given, or the two views differ in more than their messages. It names the file and the line.
+            given, or the two views differ in videos, audios or objects. It names the file and the line.
     """
     experienced = _index(exp_rows, on, exp_name)
     bare = _index(noexp_rows, on, noexp_name)
@@ -108,9 +112,9 @@ def _refuse_lonely(ours: dict, theirs: dict, on: str, our_name: str, their_name:
 
 
 def _merge(exp: Row, noexp: Row, exp_place: str, noexp_place: str) -> Row:
-    for column in VIEW_COLUMNS:
+    for column in SHARED_COLUMNS:
         if exp.get(column) != noexp.get(column):
-            raise KDError(f"{exp_place} and {noexp_place} differ in {column!r}; the views may differ in messages only.")
+            raise KDError(f"{exp_place} and {noexp_place} differ in {column!r}, which both views must share.")
     teacher_view, response = _split_response(exp, exp_place)
     student_view, _ = _split_response(noexp, noexp_place)
     for row, place in ((exp, exp_place), (noexp, noexp_place)):
@@ -121,7 +125,18 @@ def _merge(exp: Row, noexp: Row, exp_place: str, noexp_place: str) -> Row:
     if response is None:
         raise KDError(f"{exp_place} has neither a final assistant turn nor a column {RESPONSE_COLUMN!r}.")
     merged = {key: value for key, value in noexp.items() if key != RESPONSE_COLUMN}
-    return {**merged, "messages": [*student_view, response], "teacher_messages": teacher_view}
+    views = {"messages": [*student_view, response], "teacher_messages": teacher_view}
+    return {**merged, **views, **_own_columns(exp, noexp)}
+
+
+def _own_columns(exp: Row, noexp: Row) -> Row:
+    columns = {}
+    for column, absent in OWN_COLUMNS.items():
+        mine = absent if exp.get(column) is None else exp[column]
+        theirs = absent if noexp.get(column) is None else noexp[column]
+        if mine != theirs:
+            columns[f"teacher_{column}"] = copy.deepcopy(mine)
+    return columns
 
 
 def _split_response(row: Row, place: str) -> tuple[list[Message], Message | None]:

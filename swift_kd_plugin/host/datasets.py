@@ -1,13 +1,20 @@
-"""Dataset rows on their way through ms-swift: the teacher_messages column survives, and no row is lost in silence."""
+"""Dataset rows on their way through ms-swift: the teacher's columns survive, and no row is lost in silence."""
 
 import json
 import os
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from datasets import Dataset, IterableDataset
+
 from swift_kd_plugin.errors import KDError
 
 TEACHER_COLUMN = "teacher_messages"
+TEACHER_TOOLS = "teacher_tools"
+TEACHER_KWARGS = "teacher_chat_template_kwargs"
+TEACHER_COLUMNS = (TEACHER_COLUMN, TEACHER_TOOLS, TEACHER_KWARGS)
+ROW_COLUMN = "kd_row"
 ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
 LAST_ROLES = ("user", "tool", "tool_response")
 SHOWN_LENGTH = 200
@@ -16,7 +23,10 @@ SHOWN_LENGTH = 200
 class BadRow(KDError):
     """A row that cannot be used. `row` is the row as it was read, so that its line can be looked up."""
 
-    def __init__(self, reason: str, row: dict[str, Any], place: str = "row"):
+    def __init__(self, reason: str, row: dict[str, Any], place: str | None = None):
+        row = dict(row)
+        number = row.pop(ROW_COLUMN, None)
+        place = place or ("row" if number is None else f"row {number}")
         shown = json.dumps(row, ensure_ascii=False, default=str)
         if len(shown) > SHOWN_LENGTH:
             shown = shown[:SHOWN_LENGTH] + " ..."
@@ -30,11 +40,48 @@ class BadRow(KDError):
         return type(self), (self.reason, self.row, self.place)
 
 
-def check_teacher_messages(row: dict[str, Any]) -> None:
-    """Raises ValueError if the row's teacher view is not a list of turns that ends before the shared response."""
-    view = row.get(TEACHER_COLUMN)
-    if view is None:
-        return
+def add_row_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Adds ROW_COLUMN, counted from 1, so that errors can name a row after sampling, splitting and shuffling.
+
+    A dataset of which only a part or one of several shards is read is left as it is: its rows have other numbers.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset if dataset.num_shards > 1 else dataset.map(_with_number, with_indices=True)
+    if ROW_COLUMN in dataset.column_names or dataset._indices is not None:
+        return dataset
+    return dataset.add_column(ROW_COLUMN, np.arange(1, len(dataset) + 1))
+
+
+def _with_number(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**row, ROW_COLUMN: index + 1}
+
+
+def check_teacher_columns(row: dict[str, Any]) -> None:
+    """Raises ValueError if what the row gives to the teacher alone is malformed."""
+    if row.get(TEACHER_COLUMN) is not None:
+        _check_messages(row[TEACHER_COLUMN])
+        if row.get("teacher_prompt"):
+            raise ValueError(f"it has both {TEACHER_COLUMN} and teacher_prompt; keep one of the two columns")
+    kwargs = row.get(TEACHER_KWARGS)
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ValueError(f"{TEACHER_KWARGS} is {kwargs!r}, not an object such as {{'enable_thinking': true}}")
+    if kwargs and kwargs.get("response_prefix") is not None:
+        raise ValueError(f"{TEACHER_KWARGS} sets response_prefix, but what stands before the response is shared")
+    for tool in _as_list(row.get(TEACHER_TOOLS)):
+        if not isinstance(tool, (dict, str)):
+            raise ValueError(f"{TEACHER_TOOLS} holds {tool!r}, which is neither an object nor a text")
+    for image in _as_list(row.get("teacher_images")):
+        if not (isinstance(image, str) or (isinstance(image, dict) and (image.get("bytes") or image.get("path")))):
+            raise ValueError(f"teacher_images holds {image!r}, which is no path and has neither bytes nor path")
+
+
+def _as_list(value: Any) -> list:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _check_messages(view: Any) -> None:
     if not isinstance(view, list) or not view:
         raise ValueError(f"{TEACHER_COLUMN} is not a list of messages")
     for message in view:

@@ -48,15 +48,21 @@ def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:
     return replace_attribute(module.HfArgumentParser, "error", error)
 
 
-def keep_teacher_column(module: ModuleType) -> Undo:
-    from swift_kd_plugin.host.datasets import TEACHER_COLUMN
+def keep_teacher_columns(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import ROW_COLUMN, TEACHER_COLUMNS
 
     keys = module.RowPreprocessor.standard_keys
-    return replace_attribute(module.RowPreprocessor, "standard_keys", [*keys, TEACHER_COLUMN])
+    return replace_attribute(module.RowPreprocessor, "standard_keys", [*keys, *TEACHER_COLUMNS, ROW_COLUMN])
 
 
-def store_teacher_column_as_json(module: ModuleType) -> Undo:
-    from swift_kd_plugin.host.datasets import TEACHER_COLUMN
+def treat_teacher_tools_as_tools(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import TEACHER_TOOLS
+
+    return replace_attribute(module, "TOOL_KEYS", (*module.TOOL_KEYS, TEACHER_TOOLS))
+
+
+def store_teacher_columns_as_json(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import TEACHER_COLUMN, TEACHER_KWARGS
 
     stock = module.RowPreprocessor._patch_arrow_writer
 
@@ -65,12 +71,13 @@ def store_teacher_column_as_json(module: ModuleType) -> Undo:
         from datasets.arrow_writer import ArrowWriter
         from datasets.features import Json, List
 
+        types = {TEACHER_COLUMN: List(Json()), TEACHER_KWARGS: Json()}
         with stock(self):
             stock_init = ArrowWriter.__init__
 
             def with_json(writer, schema=None, features=None, *args, **kwargs):
-                if features is not None and TEACHER_COLUMN in features:
-                    features[TEACHER_COLUMN] = List(Json())
+                if features is not None:
+                    features.update({column: types[column] for column in types if column in features})
                 stock_init(writer, schema, features, *args, **kwargs)
 
             ArrowWriter.__init__ = with_json
@@ -79,19 +86,31 @@ def store_teacher_column_as_json(module: ModuleType) -> Undo:
     return replace_attribute(module.RowPreprocessor, "_patch_arrow_writer", _patch_arrow_writer)
 
 
+def number_rows(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import add_row_numbers
+
+    stock = module.RowPreprocessor.__call__
+
+    @wraps(stock)
+    def __call__(self, dataset, **kwargs):
+        return stock(self, add_row_numbers(dataset), **kwargs)
+
+    return replace_attribute(module.RowPreprocessor, "__call__", __call__)
+
+
 def separate_row_cache(module: ModuleType) -> Undo:
     version = module.RowPreprocessor.cache_format_version
     return replace_attribute(module.RowPreprocessor, "cache_format_version", f"{version}-{NAME}")
 
 
-def check_teacher_column(module: ModuleType) -> Undo:
-    from swift_kd_plugin.host.datasets import check_teacher_messages
+def check_teacher_data(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import check_teacher_columns
 
     stock = module.RowPreprocessor._check_messages
 
     def _check_messages(row):
         stock(row)
-        check_teacher_messages(row)
+        check_teacher_columns(row)
 
     return replace_attribute(module.RowPreprocessor, "_check_messages", staticmethod(_check_messages))
 
@@ -160,30 +179,45 @@ LEDGER = Ledger(
         Patch(
             symbol=f"{ROWS}.RowPreprocessor.standard_keys",
             module=ROWS,
-            why="a column that is not listed is removed; teacher_messages is not listed",
-            remove_when="ms-swift keeps a teacher_messages column",
-            apply=keep_teacher_column,
+            why="a column that is not listed is removed, in a stream always; the teacher's and the row number are not",
+            remove_when="ms-swift keeps the teacher's columns, and a number or id of each row",
+            apply=keep_teacher_columns,
+        ),
+        Patch(
+            symbol=f"{ROWS}.TOOL_KEYS",
+            module=ROWS,
+            why="tools are read from JSON text and stored as JSON so that each keeps its schema; so is teacher_tools",
+            remove_when="ms-swift knows teacher_tools",
+            apply=treat_teacher_tools_as_tools,
         ),
         Patch(
             symbol=f"{ROWS}.RowPreprocessor._patch_arrow_writer",
             module=ROWS,
-            why="messages are stored as JSON so that every turn keeps its own fields; teacher_messages needs the same",
-            remove_when="ms-swift stores teacher_messages as JSON",
-            apply=store_teacher_column_as_json,
+            why="messages and chat_template_kwargs are stored as JSON so that each keeps its own fields; the teacher's "
+            "need the same",
+            remove_when="ms-swift stores teacher_messages and teacher_chat_template_kwargs as JSON",
+            apply=store_teacher_columns_as_json,
+        ),
+        Patch(
+            symbol=f"{ROWS}.RowPreprocessor.__call__",
+            module=ROWS,
+            why="ms-swift keeps a row's dataset but not its number, so errors in training could not name the row",
+            remove_when="ms-swift keeps the number of a row",
+            apply=number_rows,
         ),
         Patch(
             symbol=f"{ROWS}.RowPreprocessor.cache_format_version",
             module=ROWS,
-            why="rows cached by stock ms-swift lack dropped rows and the JSON type of teacher_messages",
+            why="rows cached by stock ms-swift lack row numbers, the types of the teacher's columns and dropped rows",
             remove_when="the other patches of RowPreprocessor are gone",
             apply=separate_row_cache,
         ),
         Patch(
             symbol=f"{ROWS}.RowPreprocessor._check_messages",
             module=ROWS,
-            why="the turns of teacher_messages are checked like those of messages",
-            remove_when="ms-swift checks teacher_messages",
-            apply=check_teacher_column,
+            why="the teacher's columns are checked like those of the student",
+            remove_when="ms-swift checks the teacher's columns",
+            apply=check_teacher_data,
         ),
         Patch(
             symbol=f"{ROWS}.RowPreprocessor.batched_preprocess",

@@ -1,40 +1,59 @@
 """A training sample with two views: what the student sees and what the teacher sees, around one shared response."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from swift.rl_core.data import GKDSample
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.datasets import ROW_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
 
 Message = dict[str, Any]
 
 
 @dataclass
 class KDSample(GKDSample):
-    """`GKDSample` plus `teacher_view`: the teacher's system, history and last user turn, without the response.
+    """`GKDSample` plus what only the teacher sees; what is not given (None) is the student's.
 
-    It comes from the dataset column `teacher_messages`. Stock's columns `teacher_prompt` and `teacher_images` keep
-    their meaning; `teacher_prompt` cannot be given together with `teacher_messages`.
+    Args:
+        teacher_view: system, history and last user turn without the response, from the column `teacher_messages`.
+        teacher_tools: in place of `tools`; an empty list takes them away.
+        teacher_chat_template_kwargs: in place of `chat_template_kwargs`.
+
+    Stock's columns `teacher_prompt` and `teacher_images` keep their meaning; `teacher_prompt` and `teacher_messages`
+    exclude each other.
     """
 
     teacher_view: list[Message] | None = None
+    teacher_tools: list[Any] | None = None
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "KDSample":
         row = dict(row)
-        view = row.pop("teacher_messages", None)
+        view = row.pop(TEACHER_COLUMN, None)
         sample = super().from_row(row)
         sample.teacher_view = [dict(message) for message in view] if view else None
+        if (kwargs := row.get(TEACHER_KWARGS)) is not None:
+            # Arrow fills the keys that other rows have with null.
+            sample.teacher_chat_template_kwargs = {key: value for key, value in kwargs.items() if value is not None}
         if sample.teacher_view and sample.teacher_prompt:
-            raise KDError(
-                f"A row has both teacher_messages and teacher_prompt (its last user message: "
-                f"{sample.last_user_text()!r}); keep one of the two columns."
-            )
+            raise KDError(f"{sample.name} has both teacher_messages and teacher_prompt; keep one of the two columns.")
         return sample
 
+    @property
+    def name(self) -> str:
+        """What a message to a person calls this sample: dataset, row counted from 1, and its column `id`."""
+        dataset, number, row_id = (self.extra.get(key) for key in ("dataset", ROW_COLUMN, "id"))
+        if number is None and row_id is None:
+            return f"The sample with the last user message {self.last_user_text()!r}"
+        name = _short(dataset) if dataset else "The dataset"
+        name += "" if number is None else f", row {number}"
+        return name if row_id is None else f"{name} (id {row_id!r})"
+
     def last_user_text(self, length: int = 80) -> str:
-        """The start of the student's last user message: how a message to a person names this sample."""
+        """The start of the student's last user message."""
         turns = [str(message["content"]) for message in self.messages if message["role"] == "user"]
         return turns[-1][:length] if turns else ""
 
@@ -42,21 +61,32 @@ class KDSample(GKDSample):
         """The assistant turn that both views share. Raises KDError when there is none."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise KDError(
-                f"The sample with the last user message {self.last_user_text()!r} has no response to distil on; "
+                f"{self.name} has no response to distil on; "
                 "give it an assistant message or let the student write it (--lmbda 1 --use_vllm true)."
             )
         return dict(self.messages[-1])
 
     def build_teacher_view(self) -> bool:
         """Fills `teacher_messages` from the view and the current response. True if the teacher sees its own view."""
-        if self.teacher_view is None:
-            return super().build_teacher_view()
-        self.teacher_messages = [dict(message) for message in self.teacher_view] + [self.response_message()]
-        return True
+        if self.teacher_view is not None:
+            self.teacher_messages = [dict(message) for message in self.teacher_view] + [self.response_message()]
+            return True
+        self.teacher_messages = None  # of an earlier response
+        if super().build_teacher_view():
+            return True
+        return self.teacher_tools is not None or self.teacher_chat_template_kwargs is not None
 
     def to_teacher_template_dict(self) -> dict[str, Any]:
         encoded = super().to_teacher_template_dict()
         if self.teacher_messages is None:
-            # A batch may mix samples with and without a teacher view; without one the teacher sees the student's.
             encoded["messages"] = self.messages
+        if self.teacher_tools is not None:
+            encoded["tools"] = self.teacher_tools
+        if self.teacher_chat_template_kwargs is not None:
+            encoded["chat_template_kwargs"] = self.teacher_chat_template_kwargs
         return encoded
+
+
+def _short(dataset: str) -> str:
+    """A file without its folders; the id of a dataset on a hub as it is."""
+    return os.path.basename(dataset) if os.path.splitext(dataset)[1] else dataset

@@ -56,6 +56,25 @@ def test_answer_given_without_the_experience_is_left_out():
     assert [message["content"] for message in merged["messages"]] == ["X?", "4"]
 
 
+def test_what_only_the_experienced_row_has_becomes_the_teachers():
+    own = {"tools": [{"name": "add"}], "images": ["a.png"], "chat_template_kwargs": {"enable_thinking": True}}
+    (merged,) = pair_rows([exp(**own)], [noexp()])
+    assert {f"teacher_{column}": value for column, value in own.items()}.items() <= merged.items()
+    assert not own.keys() & merged.keys()
+
+
+def test_what_only_the_bare_row_has_is_taken_from_the_teacher():
+    own = {"tools": "[]", "images": ["a.png"], "chat_template_kwargs": {"enable_thinking": True}}
+    (merged,) = pair_rows([exp()], [noexp(**own)])
+    assert own.items() <= merged.items()
+    assert (merged["teacher_tools"], merged["teacher_images"], merged["teacher_chat_template_kwargs"]) == ([], [], {})
+
+
+def test_columns_that_both_rows_share_give_the_teacher_none():
+    (merged,) = pair_rows([exp(tools=["t"], images=None)], [noexp(tools=["t"], images=[])])
+    assert not [column for column in merged if column.startswith("teacher_") and column != "teacher_messages"]
+
+
 def test_history_and_extra_message_fields_survive():
     history = [turn("user", "hello"), {**turn("assistant", "hi"), "loss": False}]
     with_history = {"id": "a", "messages": [*history, *exp()["messages"][1:]]}
@@ -86,7 +105,7 @@ def test_inputs_are_not_changed():
         ([exp()], [{"id": "a", "messages": [{"role": "user"}]}], "N, line 1 needs a column 'messages'"),
         ([exp()], [{"id": "a", "messages": [turn("system", "s")]}], "N, line 1 asks nothing"),
         ([exp()], [{"id": "a", "messages": []}], "N, line 1 asks nothing"),
-        ([exp(tools="[]")], [noexp()], "E, line 1 and N, line 1 differ in 'tools'"),
+        ([exp(videos=["a.mp4"])], [noexp()], "E, line 1 and N, line 1 differ in 'videos', which both"),
     ],
 )
 def test_mistakes_name_file_and_line(exp_rows: list, noexp_rows: list, message: str):

@@ -21,11 +21,12 @@ def load(tmp_path, monkeypatch):
 
     LEDGER.arm()
 
-    def load_rows(rows, strict=True):
+    def load_rows(rows, strict=True, **kwargs):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        kwargs = {"load_from_cache_file": False, "remove_unused_columns": False, **kwargs}
         with locate_bad_row([str(file)]):
-            return load_dataset([str(file)], strict=strict, load_from_cache_file=False)[0]
+            return load_dataset([str(file)], strict=strict, **kwargs)[0]
 
     yield load_rows
     LEDGER.disarm()
@@ -36,6 +37,72 @@ def test_the_teacher_column_survives(load):
     rows = load([{**GOOD, "teacher_messages": VIEW}, {**GOOD, "teacher_messages": tool}, GOOD])
     assert rows["teacher_messages"] == [VIEW, tool, None]
     assert rows["messages"] == [GOOD["messages"]] * 3
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"properties": {"a": {"type": "number"}}}}}
+SAY = {"type": "function", "function": {"name": "say", "description": "aloud"}}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_columns_of_the_teacher_survive(load, streaming):
+    rows = load(
+        [
+            {**GOOD, "teacher_tools": [ADD], "teacher_chat_template_kwargs": {"enable_thinking": True}},
+            {**GOOD, "teacher_tools": [SAY], "teacher_images": ["a.png"]},
+            {**GOOD, "teacher_tools": [], "teacher_chat_template_kwargs": {"reasoning_effort": "low"}},
+        ],
+        streaming=streaming,
+    )
+    rows = list(rows)
+    assert [row["teacher_tools"] for row in rows] == [[ADD], [SAY], []]
+    assert [row["teacher_images"] for row in rows] == [None, [{"bytes": None, "path": "a.png"}], None]
+    given = [row["teacher_chat_template_kwargs"] for row in rows]
+    assert (given[0]["enable_thinking"], given[1], given[2]["reasoning_effort"]) == (True, None, "low")
+
+
+def test_tools_may_be_json_text(load):
+    assert load([{**GOOD, "teacher_tools": json.dumps([ADD])}])["teacher_tools"] == [[ADD]]
+
+
+def test_teacher_images_may_be_paths_or_dicts(load):
+    path = {"bytes": None, "path": "b.png"}
+    for given in ("b.png", ["b.png"], {"path": "b.png"}, [{"path": "b.png"}]):
+        assert load([{**GOOD, "teacher_images": given}])["teacher_images"] == [[path]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_keeps_its_number_and_dataset(load, streaming):
+    from swift_kd_plugin.host.sample import KDSample
+
+    rows = list(load([{**GOOD, "id": f"q-{i}"} for i in range(40)], shuffle=True, streaming=streaming))
+    assert sorted(row["kd_row"] for row in rows) == list(range(1, 41))
+    assert rows[0]["kd_row"] != 1
+    name = KDSample.from_row(rows[0]).name
+    assert name.startswith(f"rows.jsonl, row {rows[0]['kd_row']}")
+    if not streaming:  # in a stream ms-swift drops every column that it does not know
+        assert name.endswith(f"(id 'q-{rows[0]['kd_row'] - 1}')")
+
+
+def test_numbers_change_nothing_else(load, tmp_path):
+    from swift.dataset import load_dataset
+
+    load([GOOD] * 3)
+    first, again = (load_dataset([str(tmp_path / "rows.jsonl")], remove_unused_columns=False)[0] for _ in range(2))
+    assert set(first.column_names) == {"messages", "dataset", "kd_row"}
+    assert first._fingerprint == again._fingerprint
+    assert first.cache_files == again.cache_files != []
+
+
+def test_numbers_are_those_of_the_whole_dataset(load):
+    from datasets import Dataset
+    from swift.dataset import MessagesPreprocessor
+
+    sampled = MessagesPreprocessor(dataset_sample=2, random_state=0)(
+        Dataset.from_list([GOOD] * 50), load_from_cache_file=False
+    )
+    assert max(sampled["kd_row"]) > 2
+    selected = MessagesPreprocessor()(Dataset.from_list([GOOD] * 50).select([7, 9]), load_from_cache_file=False)
+    assert "kd_row" not in selected.column_names
 
 
 def test_stock_drops_the_teacher_column(tmp_path):
@@ -57,6 +124,11 @@ def test_stock_drops_the_teacher_column(tmp_path):
         ({**GOOD, "teacher_messages": []}, "teacher_messages is not a list of messages"),
         ({**GOOD, "teacher_messages": [{"role": "user"}]}, "lacks a known role or a content"),
         ({**GOOD, "teacher_messages": GOOD["messages"]}, "ends with the role 'assistant'"),
+        ({**GOOD, "teacher_messages": VIEW, "teacher_prompt": "q"}, "both teacher_messages and teacher_prompt"),
+        ({**GOOD, "teacher_tools": [3]}, "teacher_tools holds 3"),
+        ({**GOOD, "teacher_chat_template_kwargs": "thinking"}, "teacher_chat_template_kwargs is 'thinking', not an"),
+        ({**GOOD, "teacher_chat_template_kwargs": {"response_prefix": "So"}}, "sets response_prefix"),
+        ({**GOOD, "teacher_images": [{"path": ""}]}, "has neither bytes nor path"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(load, row, reason):
@@ -64,6 +136,16 @@ def test_a_bad_row_is_named_with_its_line(load, row, reason):
         load([GOOD, GOOD, row])
     assert reason in str(caught.value)
     assert "--kd_bad_rows drop" in str(caught.value)
+    assert "kd_row" not in str(caught.value)
+
+
+def test_a_bad_row_without_a_file_is_named_by_its_number(load):
+    from datasets import Dataset
+    from swift.dataset import MessagesPreprocessor
+
+    rows = Dataset.from_list([GOOD, {"messages": [{"role": "wizard", "content": "x"}]}])
+    with pytest.raises(ValueError, match=r"\(row 2: "):
+        MessagesPreprocessor()(rows, strict=True, load_from_cache_file=False)
 
 
 def test_bad_rows_can_be_dropped(load):

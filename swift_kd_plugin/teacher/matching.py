@@ -1,0 +1,36 @@
+"""Response tokens of two views of a sample, matched by id."""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where two views of one response part.
+
+    Args:
+        position: first response token that differs, counted from 0.
+        student, teacher: the ids at that position, None where a side has no more tokens.
+        student_count, teacher_count: response tokens of each view.
+    """
+
+    position: int
+    student: int | None
+    teacher: int | None
+    student_count: int
+    teacher_count: int
+
+
+def trained_tokens(labels: list[int]) -> list[int]:
+    """The ids that a view is trained on, in order."""
+    return [label for label in labels if label != IGNORED]
+
+
+def match_tokens(student: list[int], teacher: list[int]) -> Mismatch | None:
+    """None if both views have the same tokens, else the first place where they differ."""
+    for position, (mine, theirs) in enumerate(zip_longest(student, teacher)):
+        if mine != theirs:
+            return Mismatch(position, mine, theirs, len(student), len(teacher))
+    return None
