@@ -1,6 +1,6 @@
 """Every kd_* flag: its default, allowed values and what it refuses. This is the only home of these defaults."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Literal
 
 from swift_kd_plugin.errors import KDError
@@ -8,6 +8,10 @@ from swift_kd_plugin.errors import KDError
 
 def _flag(default, text: str):
     return field(default=default, metadata={"help": text})
+
+
+def _default(flag: Field):
+    return flag.default if flag.default_factory is MISSING else flag.default_factory()
 
 
 @dataclass
@@ -136,6 +140,12 @@ class TeacherFlags:
         "What to do with a sample whose two views end in different response tokens: 'error' ends the run and names "
         "the sample, 'drop' trains on the others and logs how many were dropped.",
     )
+    kd_teacher_adapters: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folders of PEFT LoRA adapters, merged in order into the local --teacher_model when it is loaded."
+        },
+    )
 
 
 @dataclass
@@ -147,7 +157,7 @@ class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
     """
 
     def __post_init__(self):
-        changed = [f.name for f in fields(KDArguments) if getattr(self, f.name) != f.default]
+        changed = [f.name for f in fields(KDArguments) if getattr(self, f.name) != _default(f)]
         if changed and self.rlhf_type != "gkd":
             raise KDError(
                 f"--{changed[0]} has a meaning for --rlhf_type gkd only, and --rlhf_type is {self.rlhf_type}; "
@@ -187,6 +197,11 @@ class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
             raise KDError("--kd_ce_alpha and --sft_alpha both weigh the cross-entropy; keep one of them.")
         if None not in (self.kd_topk, self.gkd_logits_topk) and self.kd_topk != self.gkd_logits_topk:
             raise KDError("--kd_topk and --gkd_logits_topk are the same setting; keep one of them.")
+        if self.kd_teacher_adapters and (self.teacher_model is None or self.teacher_model_server):
+            raise KDError(
+                "--kd_teacher_adapters are merged into a local teacher; give one with --teacher_model (a server loads "
+                "its own adapters), or drop the flag."
+            )
         self._check_divergence_flags(changed)
 
     def _check_divergence_flags(self, changed: list[str]) -> None:

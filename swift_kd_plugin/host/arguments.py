@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.datasets import locate_bad_row
-from swift_kd_plugin.host.model_checks import check_length, check_models, check_supported, is_plain_folder
+from swift_kd_plugin.host.model_checks import (
+    check_length,
+    check_models,
+    check_supported,
+    check_teacher_adapters,
+    is_plain_folder,
+)
 
 
 def extend_arguments(stock: type) -> type:
@@ -29,6 +35,7 @@ def extend_arguments(stock: type) -> type:
                 if isinstance(error, KDError) or os.environ.get("SWIFT_KD_TRACEBACK") == "1":
                     raise
                 raise KDError(_as_sentence(error)) from error
+            check_teacher_adapters(self)
 
         def get_dataset_kwargs(self):
             kwargs = super().get_dataset_kwargs()

@@ -52,6 +52,20 @@ def check_supported(args) -> None:
         )
 
 
+def check_teacher_adapters(args) -> None:
+    """Raises KDError if --kd_teacher_adapters cannot be merged, or ms-swift loads no teacher to merge them into."""
+    if not args.kd_teacher_adapters:
+        return
+    if args._teacher_use_disable_adapter:
+        raise KDError(
+            "--kd_teacher_adapters: with LoRA and the same --teacher_model as --model, the teacher is the student "
+            "without its adapters, and there is no model to merge others into; give the teacher as another folder."
+        )
+    from swift_kd_plugin.host.teacher_adapters import read_adapters
+
+    read_adapters(args.kd_teacher_adapters)
+
+
 def _attention_knows_partition() -> bool:
     from megatron.core.packed_seq_params import PackedSeqParams
 

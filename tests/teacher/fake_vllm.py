@@ -23,9 +23,7 @@ def entries_of(ids: list[int], topk: int) -> list[dict | None]:
     for position in range(1, len(ids)):
         best = sorted(range(VOCABULARY), key=lambda token: -log_prob(position, token))[:topk]
         tokens = dict.fromkeys([ids[position], *best])
-        found.append(
-            {str(t): {"logprob": log_prob(position, t), "rank": 1, "decoded_token": f"<{t}>"} for t in tokens}
-        )
+        found.append({str(t): {"logprob": log_prob(position, t), "rank": 1, "decoded_token": f"<{t}>"} for t in tokens})
     return found
 
 

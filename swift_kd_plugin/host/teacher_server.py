@@ -1,0 +1,173 @@
+"""A teacher behind `--teacher_model_server`: who asks which server, and how every rank gets its scores."""
+
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from swift.rlhf_trainers.gkd_helpers import (
+    TeacherServerConfig,
+    build_teacher_requests,
+    parse_teacher_model_server,
+    route_samples_to_teachers,
+)
+from swift.utils import json_parse_to_dict
+from torch import distributed as dist
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.sample import KDSample
+from swift_kd_plugin.teacher.protocol import Sequence, ServerScores
+from swift_kd_plugin.teacher.server import TeacherServer
+
+KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
+ENTRY_KEYS = {"url", "tags", "adapter"}
+
+
+@dataclass
+class TaggedServer(TeacherServerConfig):
+    """One entry of `--teacher_model_server`; ms-swift's parser knows no `adapter` and drops it."""
+
+    adapter: str | None = None
+
+
+def parse_servers(value: str) -> list[TaggedServer]:
+    """One address, or a JSON list of {"url", "tags", "adapter"}.
+
+    Raises:
+        KDError: an entry has another key, or is refused by ms-swift.
+    """
+    try:
+        configs = parse_teacher_model_server(value)
+    except ValueError as error:
+        raise KDError(f"--{str(error).rstrip('.')}.") from error
+    entries = json_parse_to_dict(value) if value.strip().startswith("[") else [{}]
+    if unknown := sorted({key for entry in entries for key in entry} - ENTRY_KEYS):
+        raise KDError(f"--teacher_model_server: {unknown[0]!r} is not known in an entry; it takes url, tags, adapter.")
+    return [
+        TaggedServer(config.url, config.tags, entry.get("adapter"))
+        for config, entry in zip(configs, entries, strict=True)
+    ]
+
+
+def score_on_servers(trainer, samples: list[KDSample], encoded: list[dict]) -> list[ServerScores]:
+    """What the teachers say of every response token of this rank's samples.
+
+    The first rank of each group that shares its samples (TP x PP x CP) asks, the others receive: data-parallel ranks
+    parse side by side, and nothing is gathered on one rank. Every rank of the group must call this.
+
+    Args:
+        samples: of this rank.
+        encoded: their teacher views with `input_ids` and `labels`, of equal length and not shifted.
+
+    Returns:
+        For each sample the scores of its response tokens (labels other than -100) in order, on the CPU.
+
+    Raises:
+        KDError: on all ranks of the group, with the sentence of the rank that asked.
+    """
+    group = trainer._get_rollout_group()
+    scores, sentence = [], None
+    if dist.get_rank(group) == 0:
+        try:
+            scores = _ask(trainer, samples, [_sequence(view) for view in encoded])
+        except (KDError, ValueError) as error:
+            sentence = str(error)
+    said = [sentence]
+    dist.broadcast_object_list(said, group_src=0, group=group)
+    if said[0] is not None:
+        raise KDError(said[0])
+    return _broadcast(scores, [_count(view) for view in encoded], trainer.gkd_logits_topk, group)
+
+
+def _sequence(view: dict) -> Sequence:
+    """Ends with the last response token: padding and what follows the response have no say in it."""
+    positions = [position for position, label in enumerate(view["labels"]) if label != -100]
+    return Sequence(list(view["input_ids"])[: positions[-1] + 1] if positions else [], positions)
+
+
+def _count(view: dict) -> int:
+    return sum(label != -100 for label in view["labels"])
+
+
+def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
+    """Each sample's scores from the server of its tag; a sample without a response token is not sent."""
+    if not hasattr(trainer, "_kd_servers"):
+        trainer._kd_servers = _connect(trainer)
+    topk = trainer.gkd_logits_topk
+    empty = ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))
+    found = [empty] * len(samples)
+    configs = [config for config, _ in trainer._kd_servers]
+    routes = route_samples_to_teachers(samples, configs, trainer.args.teacher_tag_key)
+    for number, (_, server) in enumerate(trainer._kd_servers):
+        indices = [index for index in routes[number] if sequences[index].positions]
+        sent = [sequences[index] for index in indices]
+        if server.needs_messages:
+            sent = _with_requests([samples[index] for index in indices], sent, trainer.template)
+        elif any(_has_media(samples[index]) for index in indices):
+            raise KDError(
+                f"Samples with images, videos or audio cannot go as token ids to the teacher server {server.name}; "
+                "start it as swift deploy with the student's --template and without --use_chat_template false."
+            )
+        for index, scores in zip(indices, server.score(sent), strict=True):
+            found[index] = scores
+    return found
+
+
+def _connect(trainer) -> list[tuple[TaggedServer, TeacherServer]]:
+    servers = []
+    for config in parse_servers(trainer.args.teacher_model_server):
+        server = TeacherServer(config.url, trainer.gkd_logits_topk, config.adapter, os.environ.get(KEY_VARIABLE))
+        check_same_texts(trainer.template.tokenizer, server.connect(), server.name)
+        servers.append((config, server))
+    return servers
+
+
+def check_same_texts(tokenizer, texts: dict[int, str], server: str) -> None:
+    """Raises KDError when most of a server's texts for token ids are not the student's.
+
+    Texts that are empty or hold a replacement character are parts of a letter, and leading blanks depend on the
+    decoder: neither is compared.
+    """
+    pairs = [(token, text.strip(), tokenizer.decode([token]).strip()) for token, text in texts.items()]
+    pairs = [
+        (token, theirs, mine) for token, theirs, mine in pairs if theirs and mine and "\ufffd" not in theirs + mine
+    ]
+    different = [pair for pair in pairs if pair[1] != pair[2]]
+    if 2 * len(different) > len(pairs):
+        token, theirs, mine = different[0]
+        raise KDError(
+            f"The teacher server {server} has another tokenizer than the student: id {token} is {theirs!r} to it and "
+            f"{mine!r} to the student; distilling probabilities needs one tokenizer."
+        )
+
+
+def _has_media(sample: KDSample) -> bool:
+    return bool(sample.images or sample.teacher_images or sample.videos or sample.audios)
+
+
+def _with_requests(samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
+    """Adds the samples as messages, for a server that templates by itself."""
+    requests = [asdict(request) for request in build_teacher_requests(samples, template)]
+    for request in requests:
+        for message in request["messages"]:
+            if isinstance(message.get("content"), list) and all(isinstance(part, int) for part in message["content"]):
+                # A server of ms-swift 4.6 takes a bare list for a list of media.
+                message["content"] = {"token_ids": message["content"]}
+    return [
+        Sequence(sequence.ids, sequence.positions, request)
+        for sequence, request in zip(sequences, requests, strict=True)
+    ]
+
+
+def _broadcast(scores: list[ServerScores], counts: list[int], topk: int, group) -> list[ServerScores]:
+    """From the group's first rank to all, as two tensors over all samples."""
+    device = torch.cuda.current_device()
+    total = sum(counts)
+    log_probs = torch.empty(total, topk, dtype=torch.float32, device=device)
+    ids = torch.empty(total, topk, dtype=torch.long, device=device)
+    if scores:
+        log_probs.copy_(torch.cat([score.log_probs for score in scores]))
+        ids.copy_(torch.cat([score.ids for score in scores]))
+    for tensor in (log_probs, ids):
+        dist.broadcast(tensor, group_src=0, group=group)
+    parts = zip(log_probs.cpu().split(counts), ids.cpu().split(counts), strict=True)
+    return [ServerScores(*part) for part in parts]
