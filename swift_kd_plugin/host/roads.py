@@ -8,18 +8,17 @@ logger = get_logger()
 
 
 def choose_roads(trainer) -> tuple[bool, str]:
-    """Whether the student's logits are never held whole, and which kind of signal the teacher gives.
+    """Whether the student's logits are never held whole, and which kind of signal is kept of the teacher.
 
     Returns:
         fused: the loss starts from the student's hidden states and output weight.
-        kind: one of `swift_kd_plugin.teacher.signal.KINDS` for what a local teacher's forward ends with; what a
-            server sends is always `topk`.
+        kind: one of `swift_kd_plugin.teacher.signal.KINDS`.
     """
     reason = _first_reason(trainer.unwrapped_models)
     fused = trainer.args.kd_fused_loss and reason is None
     if reason:
         logger.info(f"The loss takes the student's logits, not its hidden states: {reason}.")
-    if trainer.use_teacher_api:
+    if trainer.gkd_logits_topk is not None:
         return fused, "topk"
     reason = _first_reason(trainer.teacher_models or trainer.unwrapped_models)
     if reason:

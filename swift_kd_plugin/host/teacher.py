@@ -70,7 +70,7 @@ def _signal(trainer, model, inputs: dict, responses: Responses, temperature: flo
     data = trainer._prepare_batch(inputs, vp_stage)
     data.pop("loss_scale", None)
     labels = data.pop("labels", None)
-    with nullcontext() if trainer.teacher_kind == "logits" else stop_before_head(model) as caught:
+    with stop_before_head(model) if why_not_linear(model) is None else nullcontext() as caught:
         logits = forward_step_helper(model, data)
     if logits is None:
         return None

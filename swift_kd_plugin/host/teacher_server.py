@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 import torch
 from swift.rlhf_trainers.gkd_helpers import (
     TeacherServerConfig,
-    build_teacher_requests,
     parse_teacher_model_server,
     route_samples_to_teachers,
 )
@@ -15,8 +14,12 @@ from torch import distributed as dist
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.sample import KDSample
+from swift_kd_plugin.host.teacher import put_away
+from swift_kd_plugin.host.tokens import IGNORED
+from swift_kd_plugin.host.views import teacher_requests
 from swift_kd_plugin.teacher.protocol import Sequence, ServerScores
 from swift_kd_plugin.teacher.server import TeacherServer
+from swift_kd_plugin.teacher.signal import TeacherSignal
 
 KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
 ENTRY_KEYS = {"url", "tags", "adapter"}
@@ -78,14 +81,33 @@ def score_on_servers(trainer, samples: list[KDSample], encoded: list[dict]) -> l
     return _broadcast(scores, [_count(view) for view in encoded], trainer.gkd_logits_topk, group)
 
 
+def score_remotely(trainer, batches: list[dict]) -> None:
+    """Adds the teacher's `signal` to every micro-batch, from the servers; each has its samples and `teacher_views`."""
+    views = [batch.pop("teacher_views") for batch in batches]
+    samples = [sample for batch in batches for sample in batch.pop("samples")]
+    scores = iter(score_on_servers(trainer, samples, [view for group in views for view in group]))
+    for batch, group in zip(batches, views, strict=True):
+        number = batch["responses"].number
+        signal = _joined([next(scores) for _ in group], group)
+        wanted = number[number >= 0].to(signal.token_ids.device)
+        batch["signal"] = put_away(trainer, signal.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device)))
+
+
+def _joined(scores: list[ServerScores], views: list[dict]) -> TeacherSignal:
+    """The scores of a micro-batch's samples, one after the other, on the CPU."""
+    rows = torch.cat([score.log_probs for score in scores]), torch.cat([score.ids for score in scores])
+    labels = [label for view in views for label in view["labels"] if label != IGNORED]
+    return TeacherSignal("topk", rows, torch.tensor(labels, dtype=torch.long))
+
+
 def _sequence(view: dict) -> Sequence:
     """Ends with the last response token: padding and what follows the response have no say in it."""
-    positions = [position for position, label in enumerate(view["labels"]) if label != -100]
+    positions = [position for position, label in enumerate(view["labels"]) if label != IGNORED]
     return Sequence(list(view["input_ids"])[: positions[-1] + 1] if positions else [], positions)
 
 
 def _count(view: dict) -> int:
-    return sum(label != -100 for label in view["labels"])
+    return sum(label != IGNORED for label in view["labels"])
 
 
 def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
@@ -146,7 +168,7 @@ def _has_media(sample: KDSample) -> bool:
 
 def _with_requests(samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
     """Adds the samples as messages, for a server that templates by itself."""
-    requests = [asdict(request) for request in build_teacher_requests(samples, template)]
+    requests = [asdict(request) for request in teacher_requests(samples, template)]
     for request in requests:
         for message in request["messages"]:
             if isinstance(message.get("content"), list) and all(isinstance(part, int) for part in message["content"]):

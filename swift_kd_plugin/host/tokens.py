@@ -1,5 +1,6 @@
 """Which response every token of a micro-batch belongs to, and what is known of that response."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -8,10 +9,10 @@ from swift.megatron.utils import get_packed_seq_params
 from torch import Tensor
 
 from swift_kd_plugin.losses.policies import position_weights
+from swift_kd_plugin.teacher.matching import IGNORED
 
 SOURCES = ("dataset", "student", "teacher")
 MODES = ("thinking", "non_thinking")
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Responses:
         source: who wrote each response, an index of `SOURCES` [n].
         thinking: whether it thinks, an index of `MODES` [n].
         ce: whether it has a cross-entropy, bool [n].
+        dropped: whether it was left out because its two views differ, bool [n].
     """
 
     index: Tensor
@@ -31,6 +33,7 @@ class Responses:
     source: Tensor
     thinking: Tensor
     ce: Tensor
+    dropped: Tensor
 
     def to(self, device) -> "Responses":
         return Responses(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -63,7 +66,9 @@ def cut_for_context_rank(args, batch: dict, positions: Tensor) -> Tensor:
     return split_cp_inputs(positions, lengths, -1, **kwargs)
 
 
-def describe_responses(samples, encoded: list[dict], labels: Tensor, source: str, ce_column: str | None) -> Responses:
+def describe_responses(
+    samples, encoded: list[dict], labels: Tensor, source: str, ce_column: str | None = None, dropped: Sequence = ()
+) -> Responses:
     """Reads a collated micro-batch.
 
     Args:
@@ -71,6 +76,8 @@ def describe_responses(samples, encoded: list[dict], labels: Tensor, source: str
         encoded: the samples' encodings after collation, each as long as its part of the batch.
         labels: of the batch: [samples, length], or [1, total] where the samples lie in one row.
         source: who wrote the responses.
+        ce_column: column that chooses the samples with a cross-entropy, or None for all.
+        dropped: indices of the samples that were left out.
     """
     numbers, shape = torch.arange(len(samples)), labels.shape
     if len(samples) > 1 and shape[0] == len(samples):
@@ -81,7 +88,8 @@ def describe_responses(samples, encoded: list[dict], labels: Tensor, source: str
     ce = [source != "student" and (ce_column is None or bool(sample.extra.get(ce_column))) for sample in samples]
     thinking = [MODES.index("thinking" if thinks(sample) else "non_thinking") for sample in samples]
     sources = torch.full((len(samples),), SOURCES.index(source))
-    return Responses(index, number_tokens(labels), sources, torch.tensor(thinking), torch.tensor(ce))
+    left_out = torch.tensor([number in dropped for number in range(len(samples))])
+    return Responses(index, number_tokens(labels), sources, torch.tensor(thinking), torch.tensor(ce), left_out)
 
 
 def weigh_positions(encoded: list[dict], final: float) -> None:

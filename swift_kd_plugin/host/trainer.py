@@ -11,7 +11,6 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_attr_wrapped_model
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.megatron.utils import get_padding_to
-from swift.rlhf_trainers.gkd_helpers import encode_gkd_samples
 from swift.rlhf_trainers.gkd_loss import DataSource
 from swift.utils import get_logger, is_master, to_device
 
@@ -21,13 +20,16 @@ from swift_kd_plugin.host.hidden import stop_before_head
 from swift_kd_plugin.host.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.metrics import check_removed_mass, drop_lonely_groups, metric_names
 from swift_kd_plugin.host.objective import make_objective
-from swift_kd_plugin.host.pairing import check_shared_response
+from swift_kd_plugin.host.pairing import match_views
 from swift_kd_plugin.host.random_state import keep_random_states
+from swift_kd_plugin.host.roads import choose_roads
 from swift_kd_plugin.host.rollout import close_engine
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.roads import choose_roads
 from swift_kd_plugin.host.teacher import offload_all_but_head, score_locally, without_interleaving
+from swift_kd_plugin.host.teacher_adapters import merge_adapters
+from swift_kd_plugin.host.teacher_server import score_remotely
 from swift_kd_plugin.host.tokens import describe_responses, weigh_positions
+from swift_kd_plugin.host.views import encode_views
 from swift_kd_plugin.host.vocabulary import check_same_tokens, read_vocabularies
 
 logger = get_logger()
@@ -68,15 +70,23 @@ class KDTrainer(MegatronGKDTrainer):
             return super()._init_resample_data_iterator(train_dataset)
 
     def _load_teacher_model(self) -> None:
+        offload, self.offload_teacher_model = self.offload_teacher_model, False
         with without_interleaving(self.args):
             super()._load_teacher_model()
+        if self.teacher_models:
+            merge_adapters(self)
+        self.offload_teacher_model = offload
+        if offload:
+            self._offload_teacher_models()
 
     def _offload_teacher_models(self) -> None:
         if self.stock_loss:
             super()._offload_teacher_models()
         elif self.teacher_models:
             stays = offload_all_but_head(self.teacher_models, head_stays=self.gkd_logits_topk is None)
-            logger.info_once(f"Between its forwards {stays / 2**20:.1f} MiB of the teacher stay on the device: its head.")
+            logger.info_once(
+                f"Between its forwards {stays / 2**20:.1f} MiB of the teacher stay on the device: its head."
+            )
 
     def _replace_data_iterator(self, data_iterator):
         if not isinstance(data_iterator, list):
@@ -95,34 +105,39 @@ class KDTrainer(MegatronGKDTrainer):
         return source
 
     def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
-        template, device = self.template, self.device
+        template, dropped = self.template, []
         with self._template_context(template):
-            student, teacher, has_teacher_view = encode_gkd_samples(samples, template)
-        if has_teacher_view:
-            self._check_teacher_view(samples, student, teacher)
+            student, teacher = encode_views(samples, template)
+        if teacher is not None:
+            self._check_teacher_view()
+            dropped = match_views(samples, student, teacher, template, self.args.kd_on_mismatch)
         if self.args.kd_token_policy == "position":
             weigh_positions(student, self.args.kd_position_final)
-        padding_to = get_padding_to(self.args)
-        batch = to_device(template.data_collator(list(student), padding_to=padding_to), device)
-        if has_teacher_view:
-            batch["teacher_model_inputs"] = to_device(template.data_collator(teacher, padding_to=padding_to), device)
-        else:
-            batch["teacher_model_inputs"] = batch.copy()
+        sent = {}
+        if self.use_teacher_api and not self.stock_loss:
+            sent = {"samples": samples, "teacher_views": [dict(view) for view in teacher or student]}
+        batch = self._collate(student)
+        batch["teacher_model_inputs"] = batch.copy() if teacher is None else self._collate(teacher)
         if not self.stock_loss:
             source, column = self.response_source, self.args.kd_ce_column
-            responses = describe_responses(samples, student, batch["labels"].cpu(), source, column).to(device)
-            batch["responses"] = responses.on_this_rank(self.args, batch)
-        return batch
+            responses = describe_responses(samples, student, batch["labels"].cpu(), source, column, dropped)
+            batch["responses"] = responses.to(self.device).on_this_rank(self.args, batch)
+        return batch | sent
 
-    def _check_teacher_view(self, samples, student, teacher) -> None:
+    def _collate(self, views: list[dict]) -> dict[str, torch.Tensor]:
+        return to_device(self.template.data_collator(list(views), padding_to=get_padding_to(self.args)), self.device)
+
+    def _check_teacher_view(self) -> None:
         if self.stock_loss and self.args.context_parallel_size > 1:
             raise KDError(
                 "A teacher view (teacher_messages, teacher_prompt) with --context_parallel_size above 1 is not "
                 "supported by ms-swift's own loss: each rank would pair response tokens of different positions; use "
                 "TP, PP or DP, or another --kd_divergence."
             )
-        for sample, student_view, teacher_view in zip(samples, student, teacher, strict=True):
-            check_shared_response(sample, student_view["labels"], teacher_view["labels"], self.template)
+
+    def _build_teacher_requests(self, samples: list[KDSample]) -> list:
+        # Ours are made of token ids, once the samples are encoded.
+        return super()._build_teacher_requests(samples) if self.stock_loss else []
 
     def temperature_of_step(self, ahead: int) -> float:
         """The loss's temperature `ahead` train steps from now."""
@@ -132,6 +147,9 @@ class KDTrainer(MegatronGKDTrainer):
         return (self.state.iteration + ahead) / max(self.args.train_iters - 1, 1)
 
     def _compute_teacher_logits(self, encoded_batches, vp_stage=None) -> None:
+        if self.use_teacher_api and not self.stock_loss:
+            score_remotely(self, encoded_batches)
+            return
         super()._compute_teacher_logits(encoded_batches, vp_stage)
         if self._is_self_distillation and not self.unwrapped_models[0].training:
             # Stock scores its own student only in train steps and finds no teacher when it evaluates.
@@ -170,6 +188,9 @@ class KDTrainer(MegatronGKDTrainer):
         settings = self.objective.at(self._progress())
         loss, metrics = kd_loss(self, settings, student, signal.load(self.device), tokens, responses)
         count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
+        if self.args.kd_on_mismatch == "drop":
+            dropped = responses.dropped
+            metrics["dropped_samples"] = torch.stack([dropped.sum(), dropped.new_tensor(len(dropped))]).float()
         group = mpu.get_data_parallel_group(with_context_parallel=True)
         metrics = self._all_reduce_metric(metrics, torch.distributed.ReduceOp.SUM, group=group)
         if (self._step - 1) % self.steps_per_generation == 0:

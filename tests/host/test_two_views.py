@@ -1,6 +1,7 @@
 """Two views of one response under context parallelism: whose row is whose, in stock ms-swift and here."""
 
 import random
+from itertools import chain, starmap
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,7 @@ def collate(responses: list[list[int]], rng: random.Random, packed: bool) -> dic
     rows = [row + [-100] * ((length or -(-len(row) // 4) * 4) - len(row)) for row in rows]
     positions = [list(range(len(row))) for row in rows]
     if packed:
-        rows, positions = [sum(rows, [])], [sum(positions, [])]
+        rows, positions = [list(chain(*rows))], [list(chain(*positions))]
     return {"labels": torch.tensor(rows), "position_ids": torch.tensor(positions)}
 
 
@@ -89,23 +90,24 @@ def stock_on_rank(rank: int) -> list[tuple]:
     return kept
 
 
-def test_stock_pairs_by_rank_and_stops_or_is_wrong():
-    """Both views are cut on their own: ranks then hold other response tokens of either, and stock pairs by position."""
-    from swift_kd_plugin.cpu import switch_on
-
-    switch_on()
+def stock_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     from swift.rlhf_trainers.gkd_loss import TeacherOutput, gkd_loss
 
+    logits = [torch.zeros(1, labels.shape[1], 10) for labels in (student, teacher)]
+    return gkd_loss(logits[0], TeacherOutput(full_logits=logits[1], labels=teacher), student, 0.5, 1.0)
+
+
+@pytest.mark.usefixtures("cpu_backend")
+def test_stock_pairs_by_rank_and_stops_or_is_wrong():
+    """Both views are cut on their own: ranks then hold other response tokens of either, and stock pairs by position."""
     stopped = wrong = 0
     for parts in zip(*run_distributed(stock_on_rank, 2), strict=True):
-        try:
-            for student, teacher in parts:
-                logits = [torch.zeros(1, labels.shape[1], 1000) for labels in (student, teacher)]
-                gkd_loss(logits[0], TeacherOutput(full_logits=logits[1], labels=teacher), student, 0.5, 1.0)
-        except ValueError as error:
-            assert "Label count mismatch" in str(error)
+        if any(len(s[s != -100]) != len(t[t != -100]) for s, t in parts):
+            with pytest.raises(ValueError, match="Label count mismatch"):
+                list(starmap(stock_loss, parts))
             stopped += 1
             continue
+        list(starmap(stock_loss, parts))
         wrong += any(not torch.equal(s[s != -100], t[t != -100]) for s, t in parts)
     assert stopped > 0.8 * CASES
     assert wrong >= 1
