@@ -19,6 +19,10 @@ EP, ETP = "expert_model_parallel_size", "expert_tensor_parallel_size"
 FAMILIES: dict[str, dict[str, object]] = {
     "dense": {},
     "sft_alpha": {"sft_alpha": 0.5},
+    # The teacher's prompt is 8 or 200 tokens longer than the student's; 12 samples a step make batches of 1, 2 and 3.
+    "views": {"global_batch_size": 12, "max_length": 512},
+    # One weight is embedding and output layer, and gets its gradient from both.
+    "tied": {},
     # Forward KL where both sides are sure of other answers: there the JSD is flat and its gradient is noise.
     # The larger batch averages what bf16 does to the smallest gradients (the 32 weights of a q_norm).
     "top-k": {"gkd_logits_topk": 64, "beta": 0, "global_batch_size": 32},
@@ -61,7 +65,20 @@ LAYOUTS = [
         {TP: 2, "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     ),
     Layout("selective recompute", "dense", 1, {"recompute_granularity": "selective"}),
-    Layout("teacher offload", "dense", 2, {TP: 2, "offload_teacher_model": True}),
+    Layout("teacher offload", "dense", 2, {TP: 2, "offload_teacher_model": True, "kd_teacher_payload_device": "cpu"}),
+    Layout("logits road", "dense", 1, {"kd_fused_loss": False}),
+    Layout("logits road, TP2 + SP", "dense", 2, {TP: 2, "sequence_parallel": True, "kd_fused_loss": False}),
+    Layout("logits road, PP2", "dense", 2, {PP: 2, "kd_fused_loss": False}),
+    Layout("logits road, CP2", "dense", 2, {CP: 2, "kd_fused_loss": False}),
+    Layout("two views, CP2", "views", 2, {CP: 2}),
+    Layout("two views, CP2, batches of 1", "views", 2, {CP: 2, "micro_batch_size": 1}),
+    Layout("two views, CP2, batches of 3", "views", 2, {CP: 2, "micro_batch_size": 3}),
+    Layout("two views, CP2, padded batches", "views", 2, {CP: 2, "padding_free": False}),
+    Layout("two views, CP2 x TP2 + SP", "views", 4, {CP: 2, TP: 2, "sequence_parallel": True}),
+    Layout("two views, PP2", "views", 2, {PP: 2}),
+    Layout("tied weights, logits road", "tied", 1, {"kd_fused_loss": False}),
+    Layout("tied weights, TP2", "tied", 2, {TP: 2}),
+    Layout("tied weights, PP2", "tied", 2, {PP: 2}),
     Layout("sft_alpha, TP2", "sft_alpha", 2, {TP: 2}),
     Layout("sft_alpha, CP2", "sft_alpha", 2, {CP: 2}),
     Layout("top-k, TP2", "top-k", 2, {TP: 2}),
@@ -71,6 +88,7 @@ LAYOUTS = [
     Layout("ETP2", "moe, all active", 2, {TP: 2, "sequence_parallel": True, ETP: 2}),
     Layout("on-policy, TP2", "on-policy", 2, {TP: 2}),
     Layout("on-policy, PP2", "on-policy", 2, {PP: 2}),
+    Layout("on-policy, CP2", "on-policy", 2, {CP: 2}),
     Layout("Qwen2.5-VL, TP2 + SP", "Qwen2.5-VL", 2, {TP: 2, "sequence_parallel": True}),
     Layout("Qwen3-VL, TP2", "Qwen3-VL", 2, {TP: 2}),
     Layout("Qwen3-VL, PP2", "Qwen3-VL", 2, {PP: 2}),

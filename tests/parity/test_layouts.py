@@ -49,6 +49,9 @@ def material(tmp_path_factory) -> Path:
         make_moe(folder / f"{name}_student", seed=0, active=active)
         make_moe(folder / f"{name}_teacher", hidden=128, seed=1, active=active)
     make_sums(folder / "sums.jsonl")
+    make_views(folder / "views.jsonl", folder / "sums.jsonl")
+    make_dense(folder / "tied_student", hidden=64, seed=0, tie_word_embeddings=True)
+    make_dense(folder / "tied_teacher", hidden=128, seed=1, tie_word_embeddings=True)
     make_confident_pairs(folder / "pairs.jsonl")
     for model_type in VISION.values():
         make_vision_model(folder / f"{model_type}_student", model_type, seed=0)
@@ -68,6 +71,15 @@ def figures():
     table: dict[str, Distance] = {}
     yield table
     print_table(table)
+
+
+def make_views(file: Path, sums: Path) -> None:
+    """The teacher alone sees a system prompt, of 8 or of 200 tokens (each " 7" is one)."""
+    with file.open("w", encoding="utf-8") as out:
+        for index, line in enumerate(sums.read_text(encoding="utf-8").splitlines()):
+            messages = json.loads(line)["messages"]
+            hint = {"role": "system", "content": " 7" * (8, 200)[index % 2]}
+            out.write(json.dumps({"messages": messages, "teacher_messages": [hint, messages[0]]}) + "\n")
 
 
 def make_confident_pairs(file: Path, rows: int = 128) -> None:
@@ -106,8 +118,8 @@ def models_for(material: Path, family: str) -> dict[str, object]:
         rows = material / "pairs.jsonl"
         student = teacher = BASE_MODEL
     else:
-        rows = material / "sums.jsonl"
-        kind = {"moe": "moe_", "moe, all active": "all_moe_"}.get(family, "")
+        rows = material / ("views.jsonl" if family == "views" else "sums.jsonl")
+        kind = {"moe": "moe_", "moe, all active": "all_moe_", "tied": "tied_"}.get(family, "")
         student, teacher = material / f"{kind}student", material / f"{kind}teacher"
     model_type = "qwen3_moe" if family.startswith("moe") else "qwen3"
     return {

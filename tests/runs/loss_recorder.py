@@ -1,6 +1,6 @@
 """An external plugin for tests: each rank writes what went into every loss of training and what came out of it, to
-`<KD_TEST_RECORD>/losses<rank>.pt`: the student's logits, labels, loss_scale, the teacher's output, who wrote what, the
-loss, its number of tokens, and the gradient that went into the logits."""
+`<KD_TEST_RECORD>/losses<rank>.pt`: the student's logits or hidden states and head, labels, loss_scale, what the teacher
+says, who wrote what, the loss, its number of tokens, and the gradient that went into the logits or hidden states."""
 
 import os
 from pathlib import Path
@@ -18,21 +18,25 @@ loss_func = KDTrainer.loss_func
 finalize = BaseMegatronTrainer.finalize_training
 
 
-def record_loss(self, output_tensor, *, labels, teacher_output, responses, loss_scale):
+def record_loss(self, output_tensor, *, labels, signal, responses, loss_scale, caught):
+    said = signal.load(self.device)
     record = {
         "iteration": self.state.iteration,
-        "logits": output_tensor.detach().clone(),
         "labels": labels.clone(),
         "loss_scale": None if loss_scale is None else loss_scale.clone(),
-        "teacher": {name: value for name, value in vars(teacher_output).items() if value is not None},
+        "teacher": {"kind": said.kind, "rows": said.rows, "temperature": said.temperature},
+        "teacher_weights": [weight.detach().clone() for weight in said.weights],
         "index": responses.index,
         "vocabularies": (self.vocabularies.student, self.vocabularies.teacher),
     }
-    if output_tensor.requires_grad:
-        output_tensor.register_hook(lambda gradient: record.update(gradient=gradient.detach().clone()))
-    loss, count, metrics = loss_func(
-        self, output_tensor, labels=labels, teacher_output=teacher_output, responses=responses, loss_scale=loss_scale
-    )
+    student = output_tensor if caught is None else caught.head.inputs[0]
+    record["student"] = student.detach().clone()
+    if caught is not None:
+        record["weight"] = caught.head.weights[0].detach().clone()
+    if student.requires_grad:
+        student.register_hook(lambda gradient: record.update(gradient=gradient.detach().clone()))
+    more = {"labels": labels, "signal": signal, "responses": responses, "loss_scale": loss_scale, "caught": caught}
+    loss, count, metrics = loss_func(self, output_tensor, **more)
     RECORDS.append(record)
     record.update(loss=loss.detach().clone(), count=count.clone(), metrics=metrics)
     return loss, count, metrics

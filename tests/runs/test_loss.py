@@ -11,19 +11,27 @@ from tests.losses import reference
 from tests.tiny_models import make_dense
 
 RECORDER = Path(__file__).with_name("loss_recorder.py")
+TP = "tensor_model_parallel_size"
 
 
 def record(folder: Path, flags: dict, processes: int = 1, **changes):
-    """A finished run and for each rank the list of its losses, in order."""
+    """A finished run and for each rank the list of its losses, in order. The student's logits are held, so that they
+    and the gradient in them can be looked at, unless the changes say otherwise."""
     folder.mkdir(parents=True)
-    flags = {**flags, "external_plugins": ["swift_kd_plugin", RECORDER], **changes}
+    flags = {**flags, "external_plugins": ["swift_kd_plugin", RECORDER], "kd_fused_loss": False, **changes}
     run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}).expect_success()
     return run, [torch.load(folder / f"losses{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 def whole(shards: list[torch.Tensor]) -> torch.Tensor:
-    """The ranks' columns [b, s, v] of a vocabulary, side by side: [b * s, V] in float64."""
-    return torch.cat(shards, dim=-1).flatten(0, 1).double()
+    """The ranks' columns of a vocabulary, side by side, a row for each token: [tokens, V] in float64."""
+    return torch.cat([shard.flatten(0, -2) for shard in shards], dim=-1).double()
+
+
+def teacher_logits(shards: list[dict]) -> torch.Tensor:
+    """What the teacher's output layer makes of the hidden states that were kept: [tokens, V] in float64."""
+    rows = shards[0]["teacher"]["rows"][0]
+    return whole([rows @ shard["teacher_weights"][0].t() for shard in shards])
 
 
 def assert_right(ranks: list[list[dict]], divergence, temperature=0.9, weight=1.0, ce_weight=0.0) -> None:
@@ -34,10 +42,10 @@ def assert_right(ranks: list[list[dict]], divergence, temperature=0.9, weight=1.
     for shards in zip(*ranks, strict=True):
         first = shards[0]
         now = [f(first["iteration"]) if callable(f) else f for f in (temperature, weight, ce_weight)]
-        logits = whole([shard["logits"] for shard in shards]).requires_grad_()
+        logits = whole([shard["student"] for shard in shards]).requires_grad_()
         rows = (first["labels"].flatten() != -100).nonzero()[:, 0]
         vocab = first["vocabularies"][0]
-        losses = now[1] * divergence(logits[rows], shards, rows, now[0])
+        losses = now[1] * divergence(logits[rows], shards, now[0])
         losses = losses + now[2] * reference.cross_entropy(logits[rows], first["labels"].flatten()[rows], vocab)
         if first["loss_scale"] is not None:
             losses = losses * first["loss_scale"].flatten()[rows]
@@ -50,28 +58,56 @@ def assert_right(ranks: list[list[dict]], divergence, temperature=0.9, weight=1.
 
 
 def dense(name: str, **params):
-    def divergence(student, shards, rows, temperature):
-        teacher = whole([shard["teacher"]["full_logits"] for shard in shards])[rows]
+    def divergence(student, shards, temperature):
         sizes = dict(zip(("student_vocab", "teacher_vocab"), shards[0]["vocabularies"], strict=True))
-        return reference.dense(student, teacher, name, temperature, **sizes, **params)
+        return reference.dense(student, teacher_logits(shards), name, temperature, **sizes, **params)
 
     return divergence
 
 
 def topk(name: str, tail: str):
-    def divergence(student, shards, rows, temperature):
+    def divergence(student, shards, temperature):
         teacher = shards[0]["teacher"]
-        entries = [teacher[part].flatten(0, 1)[rows] for part in ("topk_logprobs", "topk_indices")]
         assert teacher["temperature"] == temperature
-        return reference.topk(student, *entries, name, temperature, temperature, tail)
+        return reference.topk(student, *teacher["rows"], name, temperature, temperature, tail)
 
     return divergence
+
+
+@pytest.mark.parametrize(
+    ("processes", "layout"),
+    [
+        pytest.param(1, {}, id="one process"),
+        pytest.param(2, {TP: 2}, id="TP2"),
+        pytest.param(2, {TP: 2, "sequence_parallel": True}, id="TP2 + SP"),
+    ],
+)
+def test_the_fused_loss_from_hidden_states(flags, tmp_path, processes, layout):
+    """Loss and gradient in the hidden states; both logits are rounded to bf16 on the way, as an output layer's are."""
+    changes = {"kd_fused_loss": True, "kd_divergence": "reverse_kl", "kd_ce_alpha": 0.3, "kd_temperature": 2.0}
+    _, ranks = record(tmp_path / "run", flags, processes, **changes, **layout)
+    for shards in zip(*ranks, strict=True):
+        first = shards[0]
+        batch, length = first["labels"].shape
+        rows = (first["labels"].flatten() != -100).nonzero()[:, 0]
+        weight = torch.cat([shard["weight"] for shard in shards]).double()
+        hidden = first["student"].double().requires_grad_()
+        logits = hidden[rows % length * batch + rows // length] @ weight.t()
+        losses = 0.7 * 4.0 * reference.dense(logits, teacher_logits(shards), "reverse_kl", 2.0)
+        losses = losses + 0.3 * reference.cross_entropy(logits, first["labels"].flatten()[rows], weight.shape[0])
+        losses.sum().backward()
+        torch.testing.assert_close(first["loss"].double(), losses.sum().detach(), rtol=1e-3, atol=1e-6)
+        for shard in shards:
+            found = shard["gradient"].double()
+            assert (found - hidden.grad).norm() < 0.01 * hidden.grad.norm()
+            assert found[hidden.grad.abs().sum(-1) == 0].abs().max() == 0
 
 
 def test_without_flags_it_is_stocks_loss(flags, tmp_path):
     run, ranks = record(tmp_path / "ours", flags, kd_metrics=False)
     assert_right(ranks, dense("jsd", beta=0.5))
-    assert ranks[0][0]["logits"].dtype == torch.float32
+    assert ranks[0][0]["student"].dtype == torch.float32
+    assert ranks[0][0]["teacher"]["kind"] == "hidden"
     assert {"loss", "divergence", "tokens_per_second"} <= run.steps[0].keys()
 
 
