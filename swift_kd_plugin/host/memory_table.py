@@ -1,0 +1,144 @@
+"""The memory of one rank as a table, by arithmetic from plain numbers."""
+
+from dataclasses import dataclass, field
+
+MIB, GIB = 2**20, 2**30
+TOPK_ENTRY = 4 + 8  # fp32 log-probability and int64 id
+HALF, FULL = 2, 4  # bytes of bf16 and fp32
+CHUNK_TENSORS = 6  # fp32 tensors [chunk, columns] that a chunk of a loss holds at once, of both sides together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a rank will hold. Bytes unless said otherwise; vocabularies and hidden sizes are whole, not per rank.
+
+    Args:
+        weights, gradients: of the student; `trainable` is the part of the weights that has gradients.
+        optimizer, optimizer_on_host: main weights and states on the device and, offloaded, on the CPU.
+        teacher: its weights, 0 without a teacher model on this rank.
+        teacher_offloaded: they lie on the CPU and come back for each forward.
+        kind: what is kept of the teacher: "hidden", "logits" or "topk".
+        payload_tokens: the most response tokens of a generation cycle, 0 on ranks that compute no loss.
+        payload_on_host: they wait on the CPU for their micro-batch.
+        batch_tokens: the most tokens of a micro-batch.
+        fused: the loss goes from hidden states to its value without whole logits.
+        hidden, teacher_hidden, vocabulary, teacher_vocabulary: sizes of both models.
+        chunk: tokens that a loss works on at once.
+        topk: entries of a sparse teacher.
+        engine: of the rollout engine, and `engine_note` where it runs.
+    """
+
+    weights: int
+    trainable: int
+    gradients: int
+    optimizer: int
+    optimizer_on_host: int
+    teacher: int
+    teacher_offloaded: bool
+    kind: str
+    payload_tokens: int
+    payload_on_host: bool
+    batch_tokens: int
+    fused: bool
+    hidden: int
+    teacher_hidden: int
+    vocabulary: int
+    teacher_vocabulary: int
+    chunk: int
+    topk: int = 0
+    tensor_parallel: int = 1
+    engine: int = 0
+    engine_note: str = "none"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: bytes on the device and on the CPU."""
+
+    name: str
+    device: int = 0
+    host: int = 0
+    note: str = field(default="", compare=False)
+
+
+def payload_bytes(plan: Plan, tokens: int) -> int:
+    """What this rank keeps of the teacher for `tokens` response tokens.
+
+    Hidden states are spread over the tensor-parallel ranks by rows, logits by columns; top-k entries are on each.
+    """
+    if plan.kind == "hidden":
+        return -(-tokens // plan.tensor_parallel) * plan.teacher_hidden * HALF
+    if plan.kind == "logits":
+        return tokens * _columns(plan, plan.teacher_vocabulary) * HALF
+    assert plan.kind == "topk", plan.kind
+    return tokens * plan.topk * TOPK_ENTRY
+
+
+def loss_bytes(plan: Plan) -> int:
+    """What the loss of a micro-batch needs beside the payload.
+
+    With whole logits: the student's, whose memory takes the gradient, the teacher's part of the payload where it waits
+    on the CPU, and one chunk in fp32. Fused: one chunk, the gradient of the output layer in fp32 and that of the hidden
+    states.
+    """
+    if not plan.batch_tokens:
+        return 0
+    columns = _columns(plan, plan.vocabulary)
+    chunk = CHUNK_TENSORS * min(plan.chunk, plan.batch_tokens) * columns * FULL
+    if plan.fused:
+        return chunk + columns * plan.hidden * FULL + plan.batch_tokens * plan.hidden * HALF
+    fetched = payload_bytes(plan, plan.batch_tokens) if plan.payload_on_host else 0
+    return chunk + plan.batch_tokens * columns * HALF + fetched
+
+
+def memory_table(plan: Plan) -> list[Row]:
+    """One row per owner of memory. Activations are not among them: they depend on the layers and the recomputation."""
+    payload = payload_bytes(plan, plan.payload_tokens)
+    per_token = payload_bytes(plan, plan.tensor_parallel) // plan.tensor_parallel
+    at_most = f"at most: {plan.payload_tokens:,} tokens a cycle of {per_token:,} bytes, {plan.kind}"
+    offloaded = plan.teacher * plan.teacher_offloaded
+    return [
+        Row("student's weights", plan.weights, note=f"{_size(plan.trainable)} of them trainable"),
+        Row("gradients", plan.gradients),
+        Row("optimizer", plan.optimizer, plan.optimizer_on_host, "main weights and states"),
+        Row("teacher", plan.teacher, offloaded, "offloaded, on the device for its forward" if offloaded else ""),
+        Row("teacher's signals", *((0, payload) if plan.payload_on_host else (payload, 0)), at_most),
+        Row("loss", loss_bytes(plan), note=f"{'fused' if plan.fused else 'logits'}, {plan.batch_tokens:,} tokens"),
+        Row("rollout engine", plan.engine, note=plan.engine_note),
+    ]
+
+
+def total(rows: list[Row]) -> Row:
+    return Row("total", sum(row.device for row in rows), sum(row.host for row in rows))
+
+
+def render(rows: list[Row], capacity: int, measured: int | None = None) -> str:
+    """The table as aligned text.
+
+    Args:
+        capacity: memory of the device in bytes.
+        measured: highest memory of the device in bytes so far, if there was a step.
+    """
+    whole = total(rows)
+    lines = [("", "device", "CPU", "")]
+    lines += [(row.name, _size(row.device), _size(row.host), row.note) for row in rows]
+    share = f"{whole.device / capacity:.1%} of {_size(capacity)}, without activations"
+    lines.append(("total", _size(whole.device), _size(whole.host), share))
+    if measured is not None:
+        share = f"{measured / capacity:.1%} of {_size(capacity)}, with activations"
+        lines.append(("measured peak", _size(measured), "", share))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {device:>{widths[1]}}  {host:>{widths[2]}}  {note}".rstrip()
+        for name, device, host, note in lines
+    )
+
+
+def _columns(plan: Plan, vocabulary: int) -> int:
+    return -(-vocabulary // plan.tensor_parallel)
+
+
+def _size(count: int) -> str:
+    if not count:
+        return "-"
+    return f"{count / GIB:,.2f} GiB" if count >= GIB / 10 else f"{count / MIB:,.2f} MiB"
