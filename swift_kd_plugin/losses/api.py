@@ -160,11 +160,11 @@ def chunk_sizes(chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, and it is {chunk_size}.")
-    device, widths = sides[0].device, (shards[0].widths, shards[1].widths)
-    usual = chunk_tokens(max(widths[0]), device)
+    device, widths = sides[0].device, shards[0].widths
+    usual = chunk_tokens(max(widths), device)
     if not any(isinstance(side, Head) for side in sides):
         return {"chunk": chunk_size or usual}
-    block = chunk_size or block_tokens(max(sum(widths, ())), device)
+    block = chunk_size or block_tokens(max(*widths, *shards[1].widths, 1), device)
     return {"chunk": min(usual, block), "block": block}
 
 

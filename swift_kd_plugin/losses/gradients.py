@@ -122,9 +122,10 @@ def hand_over(weight: Tensor, gradient: Tensor) -> Tensor:
     zeros, to which it adds what other uses of the weight send back (an embedding that is tied to the head). DDP's hook
     runs once they are all added up and adds the sum to `main_grad`. `grad_added_to_main_grad` is left as it is: it
     would tell the hook to drop that sum, now and until the next step, unless the weight has `zero_out_wgrad`, which
-    Megatron does not set on every weight with more than one use.
+    Megatron does not set on every weight with more than one use. Megatron's FSDP, which makes `main_grad` only once
+    autograd is done, gets the gradient itself.
     """
-    if getattr(weight, "main_grad", None) is None:
+    if getattr(weight, "main_grad", None) is None or hasattr(weight, "__fsdp_param__"):
         return gradient.to(weight.dtype)
     weight.main_grad.add_(gradient)
     return torch.zeros_like(weight)

@@ -50,7 +50,7 @@ def fused(inputs: Inputs, upstream: Tensor, **options) -> tuple[Tensor, Tensor, 
 def naive(inputs: Inputs, upstream: Tensor, divergence: str, **options) -> tuple[Tensor, Tensor, Tensor]:
     """The same with all logits in float64, by autograd."""
     exact = inputs.to(F64)
-    hidden, weight = (tensor.clone().requires_grad_() for tensor in (exact.hidden, exact.weight))
+    hidden, weight = (tensor.detach().clone().requires_grad_() for tensor in (exact.hidden, exact.weight))
     logits, teacher = hidden @ weight.T, exact.teacher_hidden @ exact.teacher_weight.T
     value = reference.dense(logits, teacher, divergence, **{**inputs.vocabularies, **options})
     value.backward(upstream.double())
@@ -61,6 +61,11 @@ def upstreams(inputs: Inputs) -> dict[str, Tensor]:
     """What comes from above: the same for all tokens, twice that, and different."""
     ones = torch.ones_like(inputs.upstream)
     return {"sum": ones, "twice the sum": 2 * ones, "each its own": inputs.upstream}
+
+
+def kinds(case) -> list[str]:
+    """What comes from above where several ranks take part: all for one divergence, a sum for the others."""
+    return ["twice the sum", "each its own"] if case[0] == "jsd" else ["sum"]
 
 
 def layouts(size: int) -> list[Layout]:
@@ -99,10 +104,10 @@ def run_rank(rank: int, size: int) -> dict:
         inputs = shard(layout, rank)
         options = {"group": dist.group.WORLD, "chunk_size": layout.chunk_size}
         for case in ONE_OF_EACH:
-            for kind, upstream in upstreams(inputs).items():
+            for kind in kinds(case):
                 name, params = case
                 key = layout.name, name_of(case), kind
-                found[key] = fused(inputs, upstream, divergence=name, **params, **options)
+                found[key] = fused(inputs, upstreams(inputs)[kind], divergence=name, **params, **options)
     return {"losses": found, "counts": count(layouts(size)[1], rank)}
 
 
