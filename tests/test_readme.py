@@ -9,8 +9,10 @@ import pytest
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.losses import DIVERGENCES
-from tests.launch import environment, run_command
+from tests.launch import environment, free_port, run_command
 from tests.parity.table import LAYOUTS, WRONG_IN_STOCK
+from tests.runs.recording import needs_cpu_backend
+from tests.servers import run_server, wait_for
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +26,11 @@ def is_target(command: str) -> bool:
     return command.startswith("make ")
 
 
-RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALLATIONS)]
+SERVER = next(c for c in COMMANDS if c.startswith("swift deploy"))
+ITS_USER = next(c for c in COMMANDS if "--teacher_model_server" in c)
+TOGETHER = (SERVER, ITS_USER)
+RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALLATIONS) and c not in TOGETHER]
+ON_CPU = " --template qwen3 --vllm_enforce_eager true --vllm_gpu_memory_utilization 0.1"
 
 
 def test_the_gate_runs_every_target():
@@ -56,14 +62,33 @@ def test_there_are_commands():
     assert len(RUNNABLE) >= 3
 
 
-@pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
-def test_command(command, tmp_path):
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
-    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
+def make_smaller(command: str) -> list[str]:
     smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
     for flag in ("model", "teacher_model"):
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
-    code, log, _ = run_command(["bash", "-euc", smaller], tmp_path, environment(2))
+    return ["bash", "-euc", smaller]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
+def test_command(command, folder):
+    code, log, _ = run_command(make_smaller(command), folder, environment(2))
+    assert code == 0, log[-4000:]
+
+
+@needs_cpu_backend
+def test_a_teacher_server_and_its_user(folder):
+    port = str(free_port())
+    server, user = (command.strip().replace("8000", port) for command in TOGETHER)
+    with run_server(make_smaller(server + ON_CPU), folder):
+        wait_for(f"http://127.0.0.1:{port}")
+        code, log, _ = run_command(make_smaller(user), folder, environment(2))
     assert code == 0, log[-4000:]

@@ -2,15 +2,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from tests.launch import Run, environment, flags_to_argv, free_port, megatron_rlhf
+from tests.launch import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, Recorded, needs_cpu_backend, train_and_record
+from tests.servers import swift_deploy, wait_for
 
 pytestmark = needs_cpu_backend
 
@@ -108,63 +101,6 @@ def test_vllm_answers_with_these_weights(rollouts):
         assert (pick_logprobs(stale, tokens) - answer["logprobs"]).abs().max() > 0.5
 
 
-@contextmanager
-def serve(model: Path, folder: Path) -> Iterator[str]:
-    """`swift deploy` with vLLM, started at once; ended with its workers on leaving. Yields its URL."""
-    port = free_port()
-    flags = {
-        "model": model,
-        "model_type": "qwen3",
-        "template": "qwen3",
-        "infer_backend": "vllm",
-        "host": "127.0.0.1",
-        "port": port,
-        "torch_dtype": "bfloat16",
-        "max_logprobs": TOP_K,
-        "vllm_enforce_eager": True,
-        "vllm_gpu_memory_utilization": 0.1,
-        "vllm_max_model_len": 256,
-    }
-    env = environment(None, VLLM_PLUGINS="none", VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1")
-    # The server is ms-swift's own: vLLM knows the CPU by itself.
-    env.pop("SWIFT_KD_DEVICE", None)
-    folder.mkdir(parents=True)
-    with (
-        (folder / "server.txt").open("w") as log,
-        subprocess.Popen(
-            ["swift", "deploy", *flags_to_argv(flags)],
-            cwd=folder,
-            env=env,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            end_group(process)
-
-
-def end_group(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(url: str, seconds: float = 150) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise TimeoutError(f"{url} did not answer within {seconds} s")
-
-
 @pytest.fixture(scope="module")
 def taught(flags, blurred, tmp_path_factory) -> tuple[Run, Run]:
     """The same top-k run with a teacher behind a server and with a local one."""
@@ -180,7 +116,7 @@ def taught(flags, blurred, tmp_path_factory) -> tuple[Run, Run]:
         "train_iters": STEPS,
         "no_save_optim": True,
     }
-    with serve(BASE_MODEL, folder / "server") as url:
+    with swift_deploy(BASE_MODEL, folder / "server", max_logprobs=TOP_K) as url:
         # The server gets ready meanwhile.
         local = megatron_rlhf(folder / "local", {**common, "teacher_model": BASE_MODEL, "teacher_model_type": "qwen3"})
         wait_for(url)

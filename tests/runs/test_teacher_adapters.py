@@ -21,7 +21,7 @@ RANK_STABLE = {
 
 
 def make_adapter(folder: Path, model: Path, seed: int, **settings) -> Path:
-    """An adapter as PEFT trains it: q, k and v each have a lora_A of their own, which Megatron's fused layers have not."""
+    """An adapter as PEFT trains it: q, k and v have a lora_A each, which Megatron's fused layers have not."""
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(model)
     get_peft_model(base, LoraConfig(init_lora_weights=False, **settings)).save_pretrained(folder)

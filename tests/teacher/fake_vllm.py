@@ -56,14 +56,19 @@ def make_handler(teacher: Teacher) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             route = "/infer/" if teacher.swift else "/v1/completions"
             if self.path != route:
-                return self.reply(404, {"detail": "Not Found"})
-            if body.get("infer_requests") == []:
-                return self.reply(200, [])
-            teacher.bodies.append(body)
-            teacher.headers.append(dict(self.headers))
+                self.reply(404, {"detail": "Not Found"})
+            elif body.get("infer_requests") == []:
+                self.reply(200, [])
+            else:
+                teacher.bodies.append(body)
+                teacher.headers.append(dict(self.headers))
+                self.answer_or_fail(body)
+
+        def answer_or_fail(self, body):
             if teacher.faults and (fault := teacher.faults.pop(0)):
-                return self.fail(fault)
-            self.reply(200, self.answer(body))
+                self.fail(fault)
+            else:
+                self.reply(200, self.answer(body))
 
         def fail(self, fault):
             if fault == "reset":

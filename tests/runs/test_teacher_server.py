@@ -1,0 +1,109 @@
+"""Teachers behind real servers against the same weights in this process, and the real trainer in front of them.
+
+The servers compute in float32: in bfloat16 a server and the trainer round at other places, and only that would show.
+"""
+
+import random
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from swift_kd_plugin.losses import token_divergence, topk_divergence
+from swift_kd_plugin.teacher.protocol import Sequence
+from swift_kd_plugin.teacher.server import TeacherServer
+from tests.launch import megatron_rlhf
+from tests.runs.recording import needs_cpu_backend
+from tests.servers import swift_deploy, vllm_server, wait_for
+from tests.tiny_models import VOCABULARY
+
+pytestmark = needs_cpu_backend
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def adapter(material, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("server") / "adapter"
+    torch.manual_seed(3)
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=PROJECTIONS, init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(material / "teacher"), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(material, adapter, tmp_path_factory):
+    """vllm: base and adapter; merged: swift deploy with the adapter; templating: swift deploy as stock wants it."""
+    folder, model = tmp_path_factory.mktemp("servers"), material / "teacher"
+    swift = {"torch_dtype": "float32", "max_logprobs": VOCABULARY}
+    loras = {"lora-modules": f"lora={adapter}", "lora-target-modules": PROJECTIONS}
+    precise = {"dtype": "float32", "max-logprobs": VOCABULARY}
+    with ExitStack() as stack:
+        # argparse takes a flag without a value as an empty list.
+        vllm = vllm_server(model, folder / "vllm", **precise, **{"enable-lora": []}, **loras)
+        merged = {"adapters": adapter, "merge_lora": True, "use_chat_template": False}
+        urls = {
+            "vllm": stack.enter_context(vllm),
+            "merged": stack.enter_context(swift_deploy(model, folder / "merged", **swift, **merged)),
+            "templating": stack.enter_context(swift_deploy(model, folder / "templating", **swift)),
+        }
+        yield {name: wait_for(url) for name, url in urls.items()}
+
+
+def load_teacher(material, adapter: Path | None) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(material / "teacher", dtype=torch.float32)
+    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "lora"), [("vllm", None), ("vllm", "lora"), ("merged", None)])
+def test_a_server_tells_what_the_weights_say(servers, material, adapter, name, lora):
+    rng = random.Random(0)
+    sequences = [[rng.randrange(5, 380) for _ in range(rng.randint(10, 60))] for _ in range(5)]
+    server = TeacherServer(servers[name], VOCABULARY, lora)
+    server.connect()
+    found = server.score([Sequence(ids, list(range(4, len(ids)))) for ids in sequences])
+    teacher = load_teacher(material, adapter if lora or name == "merged" else None)
+    student = AutoModelForCausalLM.from_pretrained(material / "student", dtype=torch.float32).eval()
+    for ids, scores in zip(sequences, found, strict=True):
+        told = torch.full((len(ids) - 4, VOCABULARY), torch.nan).scatter_(1, scores.ids, scores.log_probs)
+        logits, own = (model(torch.tensor([ids])).logits[0, 3:-1] for model in (teacher, student))
+        assert (told - logits.log_softmax(-1)).abs().max() < 1e-4  # seen: 1.5e-5
+        for divergence in ("forward_kl", "reverse_kl"):
+            truth = token_divergence(own, logits, divergence=divergence)
+            through_server = topk_divergence(own, scores.log_probs, scores.ids, divergence=divergence)
+            torch.testing.assert_close(through_server.float(), truth.float(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def remote(flags):
+    return {**flags, "teacher_model": None, "teacher_model_type": None, "kd_topk": VOCABULARY, "temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes"), [(2, {"tensor_model_parallel_size": 2}), (2, {"context_parallel_size": 2}), (2, {})]
+)
+def test_the_trainer_learns_from_it_as_from_a_local_teacher(servers, remote, local_run, tmp_path, processes, changes):
+    run = megatron_rlhf(tmp_path / "run", {**remote, **changes, "teacher_model_server": servers["vllm"]}, processes)
+    run.expect_success()
+    assert "scores token ids through vLLM's /v1/completions" in run.log
+    assert run.losses == pytest.approx(local_run.losses, rel=5e-3)  # bf16; seen: 5e-4
+
+
+@pytest.fixture(scope="module")
+def local_run(flags, tmp_path_factory):
+    changes = {"kd_topk": VOCABULARY, "temperature": 1.0}
+    return megatron_rlhf(tmp_path_factory.mktemp("local") / "run", {**flags, **changes}).expect_success()
+
+
+def test_a_template_that_differs_is_refused_on_every_rank_where_stock_trains_on(servers, remote, tmp_path):
+    changes = {"teacher_model_server": servers["templating"], "system": "Be brief.", "tensor_model_parallel_size": 2}
+    ours = megatron_rlhf(tmp_path / "ours", {**remote, **changes}, 2)
+    assert ours.code == 1
+    for rank in range(2):
+        assert f"[rank {rank}]: error: The teacher server {servers['templating']} scored other tokens" in ours.log
+    assert "Traceback" not in ours.log
+    stock = megatron_rlhf(tmp_path / "stock", {**remote, **changes, "kd_divergence": "stock"}, 2).expect_success()
+    assert "number of tokens returned by the teacher server differs" in stock.log
