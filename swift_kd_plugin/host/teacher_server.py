@@ -1,6 +1,7 @@
 """A teacher behind `--teacher_model_server`: who asks which server, and how every rank gets its scores."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
@@ -111,27 +112,36 @@ def _count(view: dict) -> int:
 
 
 def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
-    """Each sample's scores from the server of its tag; a sample without a response token is not sent."""
-    if not hasattr(trainer, "_kd_servers"):
-        trainer._kd_servers = _connect(trainer)
-    topk = trainer.gkd_logits_topk
-    empty = ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))
-    found = [empty] * len(samples)
-    configs = [config for config, _ in trainer._kd_servers]
+    """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
+    if not hasattr(trainer, "teacher_servers"):
+        trainer.teacher_servers = _connect(trainer)
+    configs, servers = zip(*trainer.teacher_servers, strict=True)
     routes = route_samples_to_teachers(samples, configs, trainer.args.teacher_tag_key)
-    for number, (_, server) in enumerate(trainer._kd_servers):
-        indices = [index for index in routes[number] if sequences[index].positions]
-        sent = [sequences[index] for index in indices]
-        if server.needs_messages:
-            sent = _with_requests([samples[index] for index in indices], sent, trainer.template)
-        elif any(_has_media(samples[index]) for index in indices):
-            raise KDError(
-                f"Samples with images, videos or audio cannot go as token ids to the teacher server {server.name}; "
-                "start it as swift deploy with the student's --template and without --use_chat_template false."
-            )
-        for index, scores in zip(indices, server.score(sent), strict=True):
-            found[index] = scores
+    chosen = [[index for index in routes[number] if sequences[index].positions] for number in range(len(servers))]
+    topk = trainer.gkd_logits_topk
+    found = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
+
+    def ask_one(server: TeacherServer, indices: list[int]) -> list[ServerScores]:
+        sent = _prepare(server, [samples[i] for i in indices], [sequences[i] for i in indices], trainer.template)
+        return server.score(sent)
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        for indices, answers in zip(chosen, pool.map(ask_one, servers, chosen), strict=True):
+            for index, scores in zip(indices, answers, strict=True):
+                found[index] = scores
     return found
+
+
+def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
+    """What the server needs beside the token ids. Raises KDError for media that it cannot be sent."""
+    if server.needs_messages:
+        return _with_requests(samples, sequences, template)
+    if any(sample.images or sample.teacher_images or sample.videos or sample.audios for sample in samples):
+        raise KDError(
+            f"Samples with images, videos or audio cannot go as token ids to the teacher server {server.name}; "
+            "start it as swift deploy with the student's --template and without --use_chat_template false."
+        )
+    return sequences
 
 
 def _connect(trainer) -> list[tuple[TaggedServer, TeacherServer]]:
@@ -160,10 +170,6 @@ def check_same_texts(tokenizer, texts: dict[int, str], server: str) -> None:
             f"The teacher server {server} has another tokenizer than the student: id {token} is {theirs!r} to it and "
             f"{mine!r} to the student; distilling probabilities needs one tokenizer."
         )
-
-
-def _has_media(sample: KDSample) -> bool:
-    return bool(sample.images or sample.teacher_images or sample.videos or sample.audios)
 
 
 def _with_requests(samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:

@@ -33,7 +33,7 @@ ADVICE = (
 
 
 class TeacherServer:
-    """One server and one teacher on it.
+    """One server and one teacher on it; to be connected before it is asked.
 
     Args:
         url: its address, without a route.

@@ -1,5 +1,6 @@
 """--kd_teacher_adapters against teachers that PEFT merged beforehand."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ def merged_run(flags, material, adapters, tmp_path_factory):
     model = AutoModelForCausalLM.from_pretrained(material / "teacher", dtype=torch.float32)
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    shutil.copytree(material / "teacher", folder / "teacher")
     model.save_pretrained(folder / "teacher")
-    (folder / "teacher" / "tokenizer.json").write_bytes((material / "teacher" / "tokenizer.json").read_bytes())
     return megatron_rlhf(folder / "run", {**flags, "teacher_model": folder / "teacher"}).expect_success()
 
 
