@@ -100,12 +100,12 @@ class Endpoint:
             except requests.RequestException as error:
                 status, reason = None, _explain(error, self.limits.timeout)
                 continue
-            status, reason = response.status_code, f"status {response.status_code}: {_said(response)}"
-            if status == BUSY or status >= 500:
-                continue
-            if status != requests.codes.ok:
-                raise Refused(self.name, status, _said(response))
-            return self._decode(response)
+            if response.status_code == requests.codes.ok:
+                return self._decode(response)
+            status, said = response.status_code, _said(response)
+            if status != BUSY and status < 500:
+                raise Refused(self.name, status, said)
+            reason = f"status {status}: {said}"
         raise Unavailable(self.name, attempts, status, reason)
 
     def _send(self, method: str, path: str, body: dict | None) -> requests.Response:
