@@ -18,6 +18,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.checkpoint import describe_failed_save
 from swift_kd_plugin.host.hidden import stop_before_head
 from swift_kd_plugin.host.loss import choose_tokens, kd_loss
+from swift_kd_plugin.host.memory_report import MemoryReport
 from swift_kd_plugin.host.metrics import check_removed_mass, drop_lonely_groups, metric_names
 from swift_kd_plugin.host.objective import make_objective
 from swift_kd_plugin.host.pairing import match_views
@@ -45,6 +46,7 @@ class KDTrainer(MegatronGKDTrainer):
         self.stock_loss = args.kd_divergence == "stock"
         super().__init__(args, template, **kwargs)
         self.train_seconds = 0.0
+        self.memory_report = MemoryReport(payload_on_host=args.kd_teacher_payload_device == "cpu")
         if self.stock_loss:
             return
         if self._is_self_distillation and len(self.unwrapped_models) > 1:
@@ -61,6 +63,8 @@ class KDTrainer(MegatronGKDTrainer):
         logger.info(f"Loss per token: {self.objective}; token policy: {self.objective.policy.name}")
 
     def train(self, train_dataset, val_dataset) -> None:
+        if not self.stock_loss:
+            self.memory_report.at_start(self)
         super().train(train_dataset, val_dataset)
         close_engine(self)
 
@@ -201,6 +205,8 @@ class KDTrainer(MegatronGKDTrainer):
         start = time.perf_counter()
         result = super().train_step(train_data_iterator)
         self.train_seconds += time.perf_counter() - start
+        if self.state.iteration == self._start_iteration and not self.stock_loss:
+            self.memory_report.after_first_step(self)
         return result
 
     def _log_callback(self, logs, n_steps) -> None:
