@@ -34,11 +34,6 @@ def match_views(samples, student: list[dict], teacher: list[dict], template, on_
     return dropped
 
 
-def check_shared_response(sample, student_labels: list[int], teacher_labels: list[int], template) -> None:
-    """`match_views` for one sample, with "error"."""
-    match_views([sample], [{"labels": student_labels}], [{"labels": teacher_labels}], template, "error")
-
-
 def _leave_out(view: dict) -> None:
     view["labels"] = [IGNORED] * len(view["labels"])
     if view.get("loss_scale") is not None:

@@ -16,7 +16,7 @@ def describe(samples, lengths, shape, source="dataset", column=None):
     from swift_kd_plugin.host.tokens import describe_responses
 
     encoded = [{"labels": [0] * length} for length in lengths]
-    return describe_responses(samples, encoded, torch.Size(shape), source, column)
+    return describe_responses(samples, encoded, torch.zeros(shape, dtype=torch.long), source, column)
 
 
 def test_samples_in_one_row():
@@ -34,6 +34,24 @@ def test_cross_entropy_is_for_the_dataset_or_for_chosen_rows():
     assert describe(samples, [1, 1, 1], (1, 3)).ce.tolist() == [True, True, True]
     assert describe(samples, [1, 1, 1], (1, 3), column="gold").ce.tolist() == [True, False, False]
     assert describe(samples, [1, 1, 1], (1, 3), source="student", column="gold").ce.tolist() == [False] * 3
+
+
+def test_response_tokens_are_counted_in_sample_order():
+    from swift_kd_plugin.host.tokens import number_tokens
+
+    labels = torch.tensor([[-100, -100, 5, 6], [-100, 7, 8, -100]])
+    assert number_tokens(labels).tolist() == [[-1, 0, 1, -1], [2, 3, -1, -1]]
+    assert number_tokens(labels.view(1, -1)).tolist() == [[-1, 0, 1, -1, 2, 3, -1, -1]]
+
+
+def test_dropped_samples_are_marked():
+    from swift_kd_plugin.host.tokens import describe_responses
+
+    encoded = [{"labels": [0]}, {"labels": [0]}]
+    responses = describe_responses(
+        [sample(), sample()], encoded, torch.zeros(1, 2, dtype=torch.long), "dataset", None, [1]
+    )
+    assert responses.dropped.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

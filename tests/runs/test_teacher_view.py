@@ -57,14 +57,43 @@ def test_rows_with_and_without_a_view_mix(flags, material, tmp_path):
     assert mixed.losses == plain.losses
 
 
-def test_context_parallelism_is_refused(flags, material, tmp_path):
-    def view(index, text):
-        return {"teacher_messages": [{"role": "user", "content": f"{HINT} {text}"}]}
+def long_or_short(index, text):
+    """The teacher's prompt is 8 or 200 tokens longer (each " 7" is one)."""
+    return {"teacher_prompt": " 7" * (8, 200)[index % 2] + text}
 
-    folder = tmp_path / "run"
-    folder.mkdir()
-    data = write_rows(folder / "rows.jsonl", material, view)
-    run = megatron_rlhf(folder, {**flags, "dataset": data, "context_parallel_size": 2}, processes=2, timeout=90)
+
+def test_stock_stops_under_context_parallelism(flags, material, tmp_path):
+    """Each rank cuts both views on its own and counts other response tokens in them; the layouts' table has ours."""
+    changes = {"external_plugins": None, "micro_batch_size": 1, "context_parallel_size": 2}
+    data = write_rows(tmp_path / "rows.jsonl", material, long_or_short)
+    stock = megatron_rlhf(tmp_path / "stock", {**flags, "dataset": data, **changes}, processes=2)
+    assert stock.code == 1
+    assert "Label count mismatch" in stock.log
+
+
+def test_stocks_loss_is_refused_there(flags, material, tmp_path):
+    changes = {"kd_divergence": "stock", "context_parallel_size": 2}
+    data = write_rows(tmp_path / "rows.jsonl", material, long_or_short)
+    run = megatron_rlhf(tmp_path / "run", {**flags, "dataset": data, **changes}, processes=2)
     assert run.code == 1
     assert "A teacher view (teacher_messages, teacher_prompt) with --context_parallel_size above 1" in run.log
     assert "Traceback" not in run.log
+
+
+def with_a_trained_history(index, text):
+    """Row 5 makes the teacher's view train on a turn of its history too."""
+    history = [{"role": "user", "content": text}, {"role": "assistant", "content": "3", "loss": index == 4}]
+    return {"teacher_messages": [*history, {"role": "user", "content": text}], "id": f"q-{index}"}
+
+
+def test_a_sample_with_other_tokens_is_named(flags, material, tmp_path):
+    run = run_with(flags, material, tmp_path / "run", with_a_trained_history, train_iters=8)
+    assert run.code == 1
+    assert "rows.jsonl, row 5 (id 'q-4') has different response tokens in its two views" in run.log
+    assert "Traceback" not in run.log
+
+
+def test_a_sample_with_other_tokens_can_be_dropped(flags, material, tmp_path):
+    changes = {"train_iters": 8, "kd_on_mismatch": "drop"}
+    run = run_with(flags, material, tmp_path / "run", with_a_trained_history, **changes).expect_success()
+    assert sum(step["dropped_samples"] for step in run.steps) == 1

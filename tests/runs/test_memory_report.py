@@ -1,0 +1,30 @@
+"""The log of a real run tells where the memory goes, and the peak beside it."""
+
+import re
+
+from tests.launch import megatron_rlhf
+from tests.tiny_models import VOCABULARY
+
+HIDDEN, LAYERS, HEADS, GROUPS, HEAD = 64, 4, 4, 2, 32
+LAYER = (HEADS + 2 * GROUPS) * HEAD * HIDDEN + HIDDEN * HEADS * HEAD + 3 * 2 * HIDDEN * HIDDEN + 2 * HIDDEN + 2 * HEAD
+STUDENT = 2 * VOCABULARY * HIDDEN + LAYERS * LAYER + HIDDEN
+MIB = 2**20
+
+
+def read_table(log: str, title: str) -> dict[str, list[str]]:
+    text = log.split(title)[1].splitlines()[1:]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text[1:10]]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_table_stands_in_the_log(flags, material, tmp_path):
+    run = megatron_rlhf(tmp_path / "run", {**flags, "steps_per_generation": 1}, timeout=500).expect_success()
+    expected = read_table(run.log, "Memory of rank 0 of 1, expected:")
+    assert expected["student's weights"][0] == f"{2 * STUDENT / MIB:.2f} MiB"
+    assert expected["gradients"][0] == f"{4 * STUDENT / MIB:.2f} MiB"
+    assert expected["optimizer"][0] == f"{12 * STUDENT / MIB:.2f} MiB"
+    tokens = flags["global_batch_size"] * flags["max_length"]
+    assert f"at most: {tokens:,} tokens a cycle of" in expected["teacher's signals"][-1]
+    after = read_table(run.log, "Memory of rank 0 of 1, after a train step:")
+    assert after["total"] == expected["total"]
+    assert float(after["measured peak"][0].split()[0]) > 0.1
