@@ -79,8 +79,7 @@ def _signal(trainer, model, inputs: dict, responses: Responses, temperature: flo
         signal = TeacherSignal("logits", (logits.flatten(0, 1)[rows],), labels.flatten()[rows])
     else:
         picked = sequence_first(rows, batch, length)
-        inputs = tuple(part[picked] for part in caught.head.inputs)
-        signal = TeacherSignal("hidden", inputs, labels.flatten()[rows], caught.head.weights)
+        signal = TeacherSignal("hidden", caught.head[picked].inputs, labels.flatten()[rows], caught.head.weights)
     if trainer.gkd_logits_topk is not None:
         signal = keep_topk(trainer, signal, temperature)
     wanted = responses.number.flatten()

@@ -23,10 +23,10 @@ class TeacherSignal:
 
     Args:
         kind: one of `KINDS`.
-        rows: for `hidden` what goes into the output layer, [n, H] (and [n, r] for an adapter on it); for `topk`
-            log-probabilities and global ids, [n, K] each; for `logits` this rank's columns, ([n, v],).
+        rows: for `hidden` what goes into the output layer, ([n, H],); for `topk` log-probabilities and global ids,
+            [n, K] each; for `logits` this rank's columns, ([n, v],).
         token_ids: the tokens that the rows predict [n].
-        weights: for `hidden` the output layer's, one for each of `rows`; the model's own tensors, not copies.
+        weights: for `hidden` the output layer's, ([v, H],); the model's own tensor, not a copy.
         temperature: of a top-k teacher's log-probabilities.
     """
 
