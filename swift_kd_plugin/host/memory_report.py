@@ -10,7 +10,7 @@ from swift.utils import get_logger
 from torch import distributed as dist
 
 from swift_kd_plugin.host.memory_table import Plan, memory_table, render, total
-from swift_kd_plugin.losses.request import chunk_tokens
+from swift_kd_plugin.losses.request import block_tokens, chunk_tokens
 
 logger = get_logger()
 
@@ -55,6 +55,7 @@ def read_plan(trainer, payload_on_host: bool) -> Plan:
     teacher_config = trainer.teacher_config if trainer.teacher_models else config
     optimizer, optimizer_on_host = optimizer_bytes(trainer.optimizer, trainer.unwrapped_models)
     tensor_parallel = mpu.get_tensor_model_parallel_world_size()
+    width, device = config.padded_vocab_size // tensor_parallel, torch.device(torch.cuda.current_device())
     engine, engine_note = _engine(args)
     payload_tokens, batch_tokens = _tokens(trainer)
     return Plan(
@@ -74,7 +75,8 @@ def read_plan(trainer, payload_on_host: bool) -> Plan:
         teacher_hidden=teacher_config.hidden_size,
         vocabulary=config.padded_vocab_size,
         teacher_vocabulary=teacher_config.padded_vocab_size,
-        chunk=chunk_tokens(config.padded_vocab_size // tensor_parallel, torch.device(torch.cuda.current_device())),
+        chunk=chunk_tokens(width, device),
+        block=block_tokens(width, device),
         topk=trainer.gkd_logits_topk or 0,
         tensor_parallel=tensor_parallel,
         engine=engine,

@@ -24,6 +24,7 @@ class Plan:
         fused: the loss goes from hidden states to its value without whole logits.
         hidden, teacher_hidden, vocabulary, teacher_vocabulary: sizes of both models.
         chunk: tokens that a loss works on at once.
+        block: tokens whose logits a fused loss makes at once.
         topk: entries of a sparse teacher.
         engine: of the rollout engine, and `engine_note` where it runs.
     """
@@ -45,6 +46,7 @@ class Plan:
     vocabulary: int
     teacher_vocabulary: int
     chunk: int
+    block: int
     topk: int = 0
     tensor_parallel: int = 1
     engine: int = 0
@@ -64,29 +66,29 @@ class Row:
 def payload_bytes(plan: Plan, tokens: int) -> int:
     """What this rank keeps of the teacher for `tokens` response tokens.
 
-    Hidden states are spread over the tensor-parallel ranks by rows, logits by columns; top-k entries are on each.
+    Hidden states and top-k entries are spread over the tensor-parallel ranks by rows, logits by columns.
     """
-    if plan.kind == "hidden":
-        return -(-tokens // plan.tensor_parallel) * plan.teacher_hidden * HALF
     if plan.kind == "logits":
         return tokens * _columns(plan, plan.teacher_vocabulary) * HALF
-    assert plan.kind == "topk", plan.kind
-    return tokens * plan.topk * TOPK_ENTRY
+    return -(-tokens // plan.tensor_parallel) * (
+        plan.topk * TOPK_ENTRY if plan.kind == "topk" else plan.teacher_hidden * HALF
+    )
 
 
 def loss_bytes(plan: Plan) -> int:
     """What the loss of a micro-batch needs beside the payload.
 
     With whole logits: the student's, whose memory takes the gradient, the teacher's part of the payload where it waits
-    on the CPU, and one chunk in fp32. Fused: one chunk, the gradient of the output layer in fp32 and that of the hidden
-    states.
+    on the CPU, and one chunk in fp32. Fused: a block of both sides' logits, one chunk, the gradient of the output layer in
+    fp32 and what autograd is handed for it, and the gradient of the hidden states.
     """
     if not plan.batch_tokens:
         return 0
     columns = _columns(plan, plan.vocabulary)
     chunk = CHUNK_TENSORS * min(plan.chunk, plan.batch_tokens) * columns * FULL
     if plan.fused:
-        return chunk + columns * plan.hidden * FULL + plan.batch_tokens * plan.hidden * HALF
+        block = 2 * min(plan.block, plan.batch_tokens) * columns * HALF
+        return block + chunk + columns * plan.hidden * (FULL + HALF) + plan.batch_tokens * plan.hidden * HALF
     fetched = payload_bytes(plan, plan.batch_tokens) if plan.payload_on_host else 0
     return chunk + plan.batch_tokens * columns * HALF + fetched
 

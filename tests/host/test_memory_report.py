@@ -32,6 +32,7 @@ BASE = Plan(
     vocabulary=151936,
     teacher_vocabulary=151936,
     chunk=8,
+    block=16,
 )
 
 
@@ -43,15 +44,16 @@ BASE = Plan(
         ("logits", 1, 1, 303_872),
         ("logits", 2, 1, 151_936),
         ("topk", 1, 1, 12 * 64),
-        ("topk", 2, 5, 5 * 12 * 64),
+        ("topk", 2, 5, 3 * 12 * 64),
     ],
 )
 def test_payload(kind, tp, tokens, expected):
     assert payload_bytes(replace(BASE, kind=kind, tensor_parallel=tp, topk=64), tokens) == expected
 
 
-def test_fused_loss_holds_a_chunk_and_the_gradients_of_head_and_hidden_states():
-    assert loss_bytes(BASE) == 6 * 8 * 151936 * 4 + 151936 * 64 * 4 + 100 * 64 * 2
+def test_fused_loss_holds_a_block_a_chunk_and_the_gradients_of_head_and_hidden_states():
+    block, chunk = 2 * 16 * 151936 * 2, 6 * 8 * 151936 * 4
+    assert loss_bytes(BASE) == block + chunk + 151936 * 64 * (4 + 2) + 100 * 64 * 2
 
 
 def test_logits_loss_holds_the_students_logits_and_those_that_wait_elsewhere():

@@ -183,7 +183,7 @@ def test_a_topk_teacher_under_tensor_parallelism(flags, tmp_path):
 
 
 def test_padding_and_interleaved_stages_change_nothing(flags, tmp_path):
-    changes = {"kd_divergence": "adaptive_kl", "padding_free": False}
+    changes = {"kd_divergence": "adaptive_kl", "padding_free": False, "kd_fused_loss": False}
     single, ranks = record(tmp_path / "single", flags, **changes)
     assert_right(ranks, dense("adaptive_kl"))
     staged = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
