@@ -184,7 +184,7 @@ class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
 
     def _check_contradictions(self, changed: list[str]) -> None:
         loss_flags = {f.name for group in (DivergenceFlags, ObjectiveFlags, TeacherFlags) for f in fields(group)}
-        loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk"}
+        loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk", "kd_on_mismatch", "kd_teacher_adapters"}
         if self.kd_divergence == "stock" and (given := sorted(loss_flags & set(changed))):
             raise KDError(f"--{given[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
         for name in ("kd_temperature", "kd_ce_alpha", "kd_beta"):

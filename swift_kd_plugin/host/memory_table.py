@@ -79,8 +79,8 @@ def loss_bytes(plan: Plan) -> int:
     """What the loss of a micro-batch needs beside the payload.
 
     With whole logits: the student's, whose memory takes the gradient, the teacher's part of the payload where it waits
-    on the CPU, and one chunk in fp32. Fused: a block of both sides' logits, one chunk, the gradient of the output layer in
-    fp32 and what autograd is handed for it, and the gradient of the hidden states.
+    on the CPU, and one chunk in fp32. Fused: a block of both sides' logits, one chunk, the gradient of the output layer
+    in fp32 and what autograd is handed for it, and the gradient of the hidden states.
     """
     if not plan.batch_tokens:
         return 0
