@@ -49,7 +49,8 @@ def material(tmp_path_factory) -> Path:
         make_moe(folder / f"{name}_student", seed=0, active=active)
         make_moe(folder / f"{name}_teacher", hidden=128, seed=1, active=active)
     make_sums(folder / "sums.jsonl")
-    make_views(folder / "views.jsonl", folder / "sums.jsonl")
+    # A multiple of every batch size: what is left over is dropped, and would be another part of the rows.
+    make_views(folder / "views.jsonl", make_sums(folder / "more_sums.jsonl", rows=36))
     make_dense(folder / "tied_student", hidden=64, seed=0, tie_word_embeddings=True)
     make_dense(folder / "tied_teacher", hidden=128, seed=1, tie_word_embeddings=True)
     make_confident_pairs(folder / "pairs.jsonl")
