@@ -138,7 +138,7 @@ class TeacherFlags:
     kd_on_mismatch: Literal["error", "drop"] = _flag(
         "error",
         "What to do with a sample whose two views end in different response tokens: 'error' ends the run and names "
-        "the sample, 'drop' trains on the others and logs how many were dropped.",
+        "the sample, 'drop' trains on the others and logs their share.",
     )
     kd_teacher_adapters: list[str] = field(
         default_factory=list,

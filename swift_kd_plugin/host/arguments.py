@@ -29,6 +29,8 @@ def extend_arguments(stock: type) -> type:
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False
+            if self.kd_ce_column:
+                self.remove_unused_columns = False
             try:
                 super().__post_init__()
             except (ValueError, AssertionError, NotImplementedError) as error:

@@ -14,7 +14,7 @@ TEACHER_COLUMN = "teacher_messages"
 TEACHER_TOOLS = "teacher_tools"
 TEACHER_KWARGS = "teacher_chat_template_kwargs"
 TEACHER_COLUMNS = (TEACHER_COLUMN, TEACHER_TOOLS, TEACHER_KWARGS)
-ROW_COLUMN = "kd_row"
+ROW_COLUMN, ID_COLUMN = "kd_row", "kd_id"
 ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
 LAST_ROLES = ("user", "tool", "tool_response")
 SHOWN_LENGTH = 200
@@ -26,6 +26,7 @@ class BadRow(KDError):
     def __init__(self, reason: str, row: dict[str, Any], place: str | None = None):
         row = dict(row)
         number = row.pop(ROW_COLUMN, None)
+        row.pop(ID_COLUMN, None)
         place = place or ("row" if number is None else f"row {number}")
         shown = json.dumps(row, ensure_ascii=False, default=str)
         if len(shown) > SHOWN_LENGTH:
@@ -41,7 +42,8 @@ class BadRow(KDError):
 
 
 def add_row_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Adds ROW_COLUMN, counted from 1, so that errors can name a row after sampling, splitting and shuffling.
+    """Adds ROW_COLUMN, counted from 1, and the text of a column `id` as ID_COLUMN, so that errors can name a row after
+    sampling, splitting and shuffling. (A user's own column is removed, and its type may differ between datasets.)
 
     A dataset of which only a part or one of several shards is read is left as it is: its rows have other numbers.
     """
@@ -49,11 +51,17 @@ def add_row_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDat
         return dataset if dataset.num_shards > 1 else dataset.map(_with_number, with_indices=True)
     if ROW_COLUMN in dataset.column_names or dataset._indices is not None:
         return dataset
+    if "id" in dataset.column_names:
+        dataset = dataset.add_column(ID_COLUMN, [_text(value) for value in dataset["id"]])
     return dataset.add_column(ROW_COLUMN, np.arange(1, len(dataset) + 1))
 
 
 def _with_number(row: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**row, ROW_COLUMN: index + 1}
+    return {**row, ROW_COLUMN: index + 1} | ({ID_COLUMN: _text(row["id"])} if "id" in row else {})
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def check_teacher_columns(row: dict[str, Any]) -> None:

@@ -49,10 +49,10 @@ def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:
 
 
 def keep_teacher_columns(module: ModuleType) -> Undo:
-    from swift_kd_plugin.host.datasets import ROW_COLUMN, TEACHER_COLUMNS
+    from swift_kd_plugin.host.datasets import ID_COLUMN, ROW_COLUMN, TEACHER_COLUMNS
 
     keys = module.RowPreprocessor.standard_keys
-    return replace_attribute(module.RowPreprocessor, "standard_keys", [*keys, *TEACHER_COLUMNS, ROW_COLUMN])
+    return replace_attribute(module.RowPreprocessor, "standard_keys", [*keys, *TEACHER_COLUMNS, ROW_COLUMN, ID_COLUMN])
 
 
 def treat_teacher_tools_as_tools(module: ModuleType) -> Undo:

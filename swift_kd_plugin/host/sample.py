@@ -7,7 +7,7 @@ from typing import Any
 from swift.rl_core.data import GKDSample
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.datasets import ROW_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
+from swift_kd_plugin.host.datasets import ID_COLUMN, ROW_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
 
 Message = dict[str, Any]
 
@@ -45,7 +45,7 @@ class KDSample(GKDSample):
     @property
     def name(self) -> str:
         """What a message to a person calls this sample: dataset, row counted from 1, and its column `id`."""
-        dataset, number, row_id = (self.extra.get(key) for key in ("dataset", ROW_COLUMN, "id"))
+        dataset, number, row_id = (self.extra.get(key) for key in ("dataset", ROW_COLUMN, ID_COLUMN))
         if number is None and row_id is None:
             return f"The sample with the last user message {self.last_user_text()!r}"
         name = _short(dataset) if dataset else "The dataset"

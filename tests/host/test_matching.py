@@ -19,7 +19,7 @@ def make_samples(count: int):
 
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     return [
-        KDSample.from_row({"messages": messages, "dataset": "/data/pairs.jsonl", "kd_row": 17 + i, "id": f"q-{i}"})
+        KDSample.from_row({"messages": messages, "dataset": "/data/pairs.jsonl", "kd_row": 17 + i, "kd_id": f"q-{i}"})
         for i in range(count)
     ]
 

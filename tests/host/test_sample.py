@@ -106,9 +106,9 @@ def test_a_stock_view_follows_the_response_that_the_student_wrote(sample_type):
 @pytest.mark.parametrize(
     ("columns", "name"),
     [
-        ({"dataset": "/data/pairs.jsonl", "kd_row": 17, "id": "q-17"}, "pairs.jsonl, row 17 (id 'q-17')"),
+        ({"dataset": "/data/pairs.jsonl", "kd_row": 17, "kd_id": "q-17"}, "pairs.jsonl, row 17 (id 'q-17')"),
         ({"dataset": "org/pairs", "kd_row": 17}, "org/pairs, row 17"),
-        ({"dataset": "pairs.jsonl", "id": 3}, "pairs.jsonl (id 3)"),
+        ({"dataset": "pairs.jsonl", "kd_id": "3"}, "pairs.jsonl (id '3')"),
         ({"kd_row": 1}, "The dataset, row 1"),
         ({"dataset": "pairs.jsonl"}, "The sample with the last user message 'say A'"),
     ],

@@ -237,6 +237,17 @@ def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags,
     assert not [name for name in logged if name.endswith("_dataset")]
 
 
+def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_path):
+    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    file = tmp_path / "gold.jsonl"
+    file.write_text("".join(json.dumps({**row, "gold": index % 2 == 0}) + "\n" for index, row in enumerate(rows)))
+    changes = {"dataset": file, "kd_ce_alpha": 0.5, "kd_ce_column": "gold"}
+    _, ranks = record(tmp_path / "run", flags, **changes)
+    counts = [step["metrics"]["ce"][1] / step["count"] for step in ranks[0]]
+    assert all(share < 1 for share in counts)
+    assert any(share > 0 for share in counts)
+
+
 def test_fault_10_stock_drops_loss_scale(flags, material, tmp_path):
     losses = {"stock": [], "jsd": []}
     for scale in (0.2, 0.8):

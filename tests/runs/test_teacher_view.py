@@ -96,4 +96,5 @@ def test_a_sample_with_other_tokens_is_named(flags, material, tmp_path):
 def test_a_sample_with_other_tokens_can_be_dropped(flags, material, tmp_path):
     changes = {"train_iters": 8, "kd_on_mismatch": "drop"}
     run = run_with(flags, material, tmp_path / "run", with_a_trained_history, **changes).expect_success()
-    assert sum(step["dropped_samples"] for step in run.steps) == 1
+    shares = [step["dropped_share"] for step in run.steps]
+    assert sorted(shares) == [0.0] * 7 + [1 / flags["global_batch_size"]]
