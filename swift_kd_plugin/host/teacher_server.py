@@ -10,7 +10,7 @@ from swift.rlhf_trainers.gkd_helpers import (
     parse_teacher_model_server,
     route_samples_to_teachers,
 )
-from swift.utils import json_parse_to_dict
+from swift.utils import get_logger, json_parse_to_dict
 from torch import distributed as dist
 
 from swift_kd_plugin.errors import KDError
@@ -22,6 +22,7 @@ from swift_kd_plugin.teacher.protocol import Sequence, ServerScores
 from swift_kd_plugin.teacher.server import TeacherServer
 from swift_kd_plugin.teacher.signal import TeacherSignal
 
+logger = get_logger()
 KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
 ENTRY_KEYS = {"url", "tags", "adapter"}
 
@@ -149,6 +150,7 @@ def _connect(trainer) -> list[tuple[TaggedServer, TeacherServer]]:
     for config in parse_servers(trainer.args.teacher_model_server):
         server = TeacherServer(config.url, trainer.gkd_logits_topk, config.adapter, os.environ.get(KEY_VARIABLE))
         check_same_texts(trainer.template.tokenizer, server.connect(), server.name)
+        logger.info(server.description)
         servers.append((config, server))
     return servers
 

@@ -1,6 +1,5 @@
 """A teacher behind a server: token ids go in, the K most probable tokens at each wanted position come out."""
 
-import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,6 @@ from swift_kd_plugin.teacher.protocol import (
 )
 from swift_kd_plugin.teacher.transport import Endpoint, Limits, Refused, Unavailable
 
-logger = logging.getLogger(__name__)
 # Ids that every vocabulary has.
 PROBE = Sequence([2, 1, 3], [1, 2])
 NO_ROUTE = (404, 405)
@@ -65,7 +63,6 @@ class TeacherServer:
         else:
             self.route = VllmRoute(self._choose_model())
             answer = self._probe(self.topk)
-        logger.info(f"The teacher server {self.name} scores {self._what()} through {self.route.name}.")
         found = [item for position in answer.entries[1:] for item in position.items()]
         return {int(token): entry.get("decoded_token") or "" for token, entry in found}
 
@@ -139,10 +136,13 @@ class TeacherServer:
             raise
         return answer
 
-    def _what(self) -> str:
+    @property
+    def description(self) -> str:
+        """What it scores and how, once it is connected."""
+        what = "token ids" + (f" with the adapter {self.adapter}" if self.adapter else "")
         if self.needs_messages:
-            return "messages that it templates by itself, each compared with the trainer's token ids,"
-        return "token ids" + (f" with the adapter {self.adapter}" if self.adapter else "")
+            what = "messages that it templates by itself, each compared with the trainer's token ids,"
+        return f"The teacher server {self.name} scores {what} through {self.route.name}."
 
     def _check_sequences(self, sequences: list[Sequence]) -> None:
         longest = max((len(sequence.ids) for sequence in sequences), default=0)
