@@ -193,8 +193,8 @@ class KDTrainer(MegatronGKDTrainer):
         loss, metrics = kd_loss(self, settings, student, signal.load(self.device), tokens, responses)
         count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
         if self.args.kd_on_mismatch == "drop":
-            dropped = responses.dropped
-            metrics["dropped_share"] = torch.stack([dropped.sum(), dropped.new_tensor(len(dropped))]).float()
+            dropped = responses.dropped.float()
+            metrics["dropped_share"] = torch.stack([dropped.sum(), dropped.new_tensor(len(dropped))])
         group = mpu.get_data_parallel_group(with_context_parallel=True)
         metrics = self._all_reduce_metric(metrics, torch.distributed.ReduceOp.SUM, group=group)
         if (self._step - 1) % self.steps_per_generation == 0:

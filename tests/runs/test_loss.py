@@ -244,8 +244,7 @@ def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_pat
     changes = {"dataset": file, "kd_ce_alpha": 0.5, "kd_ce_column": "gold"}
     _, ranks = record(tmp_path / "run", flags, **changes)
     counts = [step["metrics"]["ce"][1] / step["count"] for step in ranks[0]]
-    assert all(share < 1 for share in counts)
-    assert any(share > 0 for share in counts)
+    assert 0 < sum(counts) < len(counts)
 
 
 def test_fault_10_stock_drops_loss_scale(flags, material, tmp_path):
