@@ -64,6 +64,8 @@ def test_there_are_commands():
 
 def make_smaller(command: str) -> list[str]:
     smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
+    # The small model has 512 positions.
+    smaller = smaller.replace("--max_length 2048", "--max_length 256").replace("_model_len 2049", "_model_len 257")
     for flag in ("model", "teacher_model"):
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
