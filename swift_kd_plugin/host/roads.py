@@ -12,7 +12,7 @@ def choose_roads(trainer) -> tuple[bool, str]:
 
     Returns:
         fused: the loss starts from the student's hidden states and output weight.
-        kind: one of `swift_kd_plugin.teacher.signal.KINDS`.
+        kind: that of `swift_kd_plugin.teacher.signal.TeacherSignal`.
     """
     reason = _first_reason(trainer.unwrapped_models)
     fused = trainer.args.kd_fused_loss and reason is None

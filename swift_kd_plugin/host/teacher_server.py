@@ -16,8 +16,8 @@ from torch import distributed as dist
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.teacher import put_away
-from swift_kd_plugin.host.tokens import IGNORED
 from swift_kd_plugin.host.views import teacher_requests
+from swift_kd_plugin.teacher.matching import IGNORED, trained_tokens
 from swift_kd_plugin.teacher.protocol import Sequence, ServerScores
 from swift_kd_plugin.teacher.server import TeacherServer
 from swift_kd_plugin.teacher.signal import TeacherSignal
@@ -80,7 +80,7 @@ def score_on_servers(trainer, samples: list[KDSample], encoded: list[dict]) -> l
     dist.broadcast_object_list(said, group_src=0, group=group)
     if said[0] is not None:
         raise KDError(said[0])
-    return _broadcast(scores, [_count(view) for view in encoded], trainer.gkd_logits_topk, group)
+    return _broadcast(scores, [len(trained_tokens(view["labels"])) for view in encoded], trainer.gkd_logits_topk, group)
 
 
 def score_remotely(trainer, batches: list[dict]) -> None:
@@ -98,18 +98,14 @@ def score_remotely(trainer, batches: list[dict]) -> None:
 def _joined(scores: list[ServerScores], views: list[dict]) -> TeacherSignal:
     """The scores of a micro-batch's samples, one after the other, on the CPU."""
     rows = torch.cat([score.log_probs for score in scores]), torch.cat([score.ids for score in scores])
-    labels = [label for view in views for label in view["labels"] if label != IGNORED]
-    return TeacherSignal("topk", rows, torch.tensor(labels, dtype=torch.long))
+    token_ids = [token for view in views for token in trained_tokens(view["labels"])]
+    return TeacherSignal("topk", rows, torch.tensor(token_ids, dtype=torch.long))
 
 
 def _sequence(view: dict) -> Sequence:
     """Ends with the last response token: padding and what follows the response have no say in it."""
     positions = [position for position, label in enumerate(view["labels"]) if label != IGNORED]
     return Sequence(list(view["input_ids"])[: positions[-1] + 1] if positions else [], positions)
-
-
-def _count(view: dict) -> int:
-    return sum(label != IGNORED for label in view["labels"])
 
 
 def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:

@@ -40,8 +40,8 @@ class Responses:
 
     def on_this_rank(self, args, batch: dict) -> "Responses":
         """The positions that context parallelism leaves on this rank."""
-        cut = {name: cut_for_context_rank(args, batch, getattr(self, name)) for name in ("index", "number")}
-        return replace(self, **cut)
+        index, number = cut_for_context_rank(args, batch, torch.stack([self.index, self.number]))
+        return replace(self, index=index, number=number)
 
 
 def number_tokens(labels: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def number_tokens(labels: Tensor) -> Tensor:
 
 
 def cut_for_context_rank(args, batch: dict, positions: Tensor) -> Tensor:
-    """What is left of `positions` [b, s] on this context-parallel rank, cut as ms-swift cuts the batch's labels."""
+    """What is left of `positions` [..., b, s] on this context-parallel rank, cut as ms-swift cuts a batch's labels."""
     if args.context_parallel_size == 1:
         return positions
     lengths = None

@@ -14,15 +14,13 @@ from swift_kd_plugin.losses.head import Head
 from swift_kd_plugin.losses.objective import TopK
 from swift_kd_plugin.losses.shards import all_gather
 
-KINDS = ("hidden", "topk", "logits")
-
 
 @dataclass(frozen=True)
 class TeacherSignal:
     """A teacher's rows for n response tokens.
 
     Args:
-        kind: one of `KINDS`.
+        kind: "hidden", "topk" or "logits".
         rows: for `hidden` what goes into the output layer, ([n, H],); for `topk` log-probabilities and global ids,
             [n, K] each; for `logits` this rank's columns, ([n, v],).
         token_ids: the tokens that the rows predict [n].
