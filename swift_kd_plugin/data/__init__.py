@@ -1,1 +1,1 @@
-"""Rows in, rows out: pairs, mixes and checks of training data. Standard library only."""
+"""Rows in, rows out: pairs, mixes and checks of training data. No torch, nothing of the host."""

@@ -1,0 +1,157 @@
+"""What became of every input row: read, used, left out and why, or used and worth a look."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swift_kd_plugin.data.rows import Place, RowError
+from swift_kd_plugin.errors import KDError
+
+EXAMPLES = 5
+SHOWN_LENGTH = 200
+
+
+@dataclass
+class Entry:
+    """Rows with one thing in common: how many, the first few with the reason, and the numbers of all by source."""
+
+    count: int = 0
+    examples: list[dict[str, str]] = field(default_factory=list)
+    rows: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, place: Place, text: str) -> None:
+        self.count += 1
+        self.rows.setdefault(place.source, []).append(place.row)
+        if len(self.examples) < EXAMPLES:
+            self.examples.append({"place": str(place), "text": text})
+
+    def merge(self, other: "Entry") -> None:
+        self.count += other.count
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+        for source, numbers in other.rows.items():
+            self.rows.setdefault(source, []).extend(numbers)
+
+
+@dataclass
+class Report:
+    """Counts of one dataset's making.
+
+    Args:
+        strict: raise at the first row that is left out.
+        read: rows read from each source.
+        left_out: rows that are not in the output, by kind.
+        notes: rows that are in the output and worth a look, by kind.
+        facts: everything else, by the dataset's name: rows joined, shares of a mix.
+    """
+
+    strict: bool = False
+    read: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, Entry] = field(default_factory=dict)
+    notes: dict[str, Entry] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def leave_out(self, error: RowError, place: Place) -> None:
+        """Counts a row as left out. Raises KDError with place and reason if the report is strict."""
+        self.left_out.setdefault(error.kind, Entry()).add(place, shorten(str(error)))
+        if self.strict:
+            raise refusal(str(place), str(error))
+
+    def note(self, kind: str, text: str, place: Place) -> None:
+        self.notes.setdefault(kind, Entry()).add(place, shorten(text))
+
+    def merge(self, other: "Report") -> None:
+        """Adds what another report has counted."""
+        for source, count in other.read.items():
+            self.read[source] = self.read.get(source, 0) + count
+        for mine, theirs in ((self.left_out, other.left_out), (self.notes, other.notes)):
+            for kind, entry in theirs.items():
+                mine.setdefault(kind, Entry()).merge(entry)
+        self.facts |= other.facts
+
+    def refuse_left_out(self) -> None:
+        """Raises KDError for the first row that was left out, if there is one."""
+        for entry in self.left_out.values():
+            raise refusal(entry.examples[0]["place"], entry.examples[0]["text"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as it is written: row numbers as ranges ("1-3, 7")."""
+        page = asdict(self)
+        del page["strict"]
+        for entries in (page["left_out"], page["notes"]):
+            for entry in entries.values():
+                entry["rows"] = {source: as_ranges(numbers) for source, numbers in entry["rows"].items()}
+        return page
+
+    @classmethod
+    def from_json(cls, page: dict[str, Any]) -> "Report":
+        entries = {
+            part: {
+                kind: Entry(e["count"], e["examples"], {s: from_ranges(text) for s, text in e["rows"].items()})
+                for kind, e in page[part].items()
+            }
+            for part in ("left_out", "notes")
+        }
+        return cls(read=page["read"], facts=page["facts"], **entries)
+
+    def write(self, file: Path) -> None:
+        """Writes the report as JSON, whole or not at all."""
+        write_atomically(file, json.dumps(self.as_json(), ensure_ascii=False, indent=2) + "\n")
+
+    def lines(self) -> list[str]:
+        """The report as text, a line each."""
+        lines = [f"read {count:,} rows of {source}" for source, count in self.read.items()]
+        for name, facts in self.facts.items():
+            lines.append(f"{name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
+        for verb, entries in (("left out", self.left_out), ("note", self.notes)):
+            for kind, entry in entries.items():
+                lines.append(f"{verb}: {entry.count:,} x {kind}")
+                lines += [f"    {example['place']}: {example['text']}" for example in entry.examples]
+        return lines
+
+
+def refusal(place: str, reason: str) -> KDError:
+    """The error for a row that may not be left out."""
+    return KDError(
+        f"{place} cannot be used: {reason}; mend the row, or have such rows left out "
+        "(--kd_bad_rows drop, `bad_rows: drop` of the dataset, swift-kd without --strict)."
+    )
+
+
+def shorten(text: str, length: int = SHOWN_LENGTH) -> str:
+    return text if len(text) <= length else text[:length] + " ..."
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + ")"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_ranges(numbers: Iterable[int]) -> str:
+    """[1, 2, 3, 7] as "1-3, 7"."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number <= ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def from_ranges(text: str) -> list[int]:
+    numbers: list[int] = []
+    for part in filter(None, text.split(", ")):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)

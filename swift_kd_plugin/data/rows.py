@@ -1,0 +1,104 @@
+"""The one row type that every source becomes, and how a row on disk is named.
+
+A row is a dict; a key that is absent or None says that there is no such thing:
+
+    messages                       what the student sees, and the response as its last assistant turn if there is one
+    tools, images, videos, audios, objects, chat_template_kwargs     as in ms-swift
+    teacher_messages               what the teacher sees in place of it, up to its last user (or tool) turn
+    teacher_tools, teacher_images, teacher_chat_template_kwargs      what the teacher has in place of the student's
+    teacher_thought                what stands in the think block in front of the answer for the teacher alone
+    think_loss                     weight of the loss on the response's think block, 0 to 1; absent: 1
+    columns                        every other column of the source, by name
+    kd_source, kd_row, kd_id       file or dataset, row counted from 1 (in a .jsonl file its line), text of the column id
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Features, Json, List, Value
+
+Row = dict[str, Any]
+Message = dict[str, Any]
+
+MESSAGES = List(Json())
+TOOLS = List(Json())
+IMAGES = List({"bytes": Value("binary"), "path": Value("string")})
+FEATURES = Features(
+    {
+        "messages": MESSAGES,
+        "tools": TOOLS,
+        "images": IMAGES,
+        "videos": List(Value("string")),
+        "audios": List(Value("string")),
+        "objects": Json(),
+        "chat_template_kwargs": Json(),
+        "teacher_messages": MESSAGES,
+        "teacher_tools": TOOLS,
+        "teacher_images": IMAGES,
+        "teacher_chat_template_kwargs": Json(),
+        "teacher_thought": Value("string"),
+        "think_loss": Value("float64"),
+        "columns": Json(),
+        "kd_source": Value("string"),
+        "kd_row": Value("int64"),
+        "kd_id": Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: its file or dataset, its number there counted from 1, and the text of its column `id`."""
+
+    source: str
+    row: int
+    id: str | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> "Place":
+        return cls(row["kd_source"], row["kd_row"], row.get("kd_id"))
+
+    def __str__(self) -> str:
+        unit = "line" if self.source.endswith(".jsonl") else "row"
+        return f"{self.source}, {unit} {self.row}" + ("" if self.id is None else f" (id {self.id!r})")
+
+
+class RowError(ValueError):
+    """A row that cannot be used. `kind` is a short name to count it under, the message the reason ("it has no ...")."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+def last_user_text(messages: list[Message]) -> str:
+    """The text of the last user turn, '' if there is none."""
+    return next((text_of(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")
+
+
+def text_of(content: Any) -> str:
+    """A content as text: the text parts of a list of parts, JSON of a tool call's object."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return json.dumps(content, ensure_ascii=False)
+
+
+def without_response(messages: list[Message]) -> list[Message]:
+    """The turns before the final assistant turn, or all of them if they do not end with one."""
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+
+
+def response_of(row: Row) -> Message | None:
+    """The final assistant turn, if the messages end with one."""
+    messages = row["messages"]
+    return messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+
+
+def digest(value: Any) -> bytes:
+    """16 bytes that two values share if and only if they are equal as JSON (128 bits of BLAKE2b)."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
