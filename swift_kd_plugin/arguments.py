@@ -16,6 +16,11 @@ def _default(flag: Field):
 
 @dataclass
 class DataFlags:
+    kd_datasets: str | None = _flag(
+        None,
+        "YAML file that names datasets (experience pairs, thinking mixes, ratio mixes); each name can then be given to "
+        "--dataset and --val_dataset, as in --dataset pairs#1000. Paths in it are relative to the file.",
+    )
     kd_bad_rows: Literal["error", "drop"] = _flag(
         "error",
         "What to do with a dataset row that cannot be used (no messages, an unknown role, an empty content, a "

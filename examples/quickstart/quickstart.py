@@ -2,14 +2,15 @@
 
 python examples/quickstart/quickstart.py    # about 2 minutes on two CPU cores; GPUs are used if there are any
 
-It merges examples/data, distils off-policy and then on-policy with `megatron rlhf`, measures the held-out questions
-before and after, and leaves summary.json and the checkpoint in its output folder.
+It distils the pairs of examples/data/data.yaml with `megatron rlhf`, off-policy and then on-policy, measures the
+held-out questions before and after, and leaves summary.json and the checkpoint in its output folder.
 """
 
 import json
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
-DATA = HERE.parent / "data"
+DATA_FILE = HERE.parent / "data" / "data.yaml"
+DATASET = "pairs"
 BASE_MODEL = HERE.parent / "base_model"
 MARKER = ".quickstart"
 REQUIRED_ACCURACY = 0.9
@@ -42,24 +44,25 @@ def prepare_folder(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def merge_data(path: Path) -> list[dict[str, Any]]:
-    """Writes the training rows with the two views, and returns them."""
+def read_pairs() -> list[dict[str, Any]]:
+    """The training rows with the two views, as the training commands will see them."""
     try:
-        from swift_kd_plugin.data.pairing import pair_files
+        from swift_kd_plugin.data.build import Builder
+        from swift_kd_plugin.data.config import read_config
         from swift_kd_plugin.errors import KDError
     except ImportError as error:
         raise QuickstartError("swift_kd_plugin is not installed in this Python; run `make install` first.") from error
     try:
-        rows = pair_files(DATA / "exp.jsonl", DATA / "noexp.jsonl")
+        with tempfile.TemporaryDirectory() as folder:
+            dataset, _ = Builder(Path(folder), strict=True).dataset(read_config(DATA_FILE)[DATASET])
+            return dataset.to_list()
     except KDError as error:
         raise QuickstartError(str(error)) from error
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return rows
 
 
 def make_stage(name: str, model: Path, folder: Path, machine: Machine) -> Stage:
     """A stage whose paths hold from any current folder, with no more tensor parallelism than there are processes."""
-    paths = {"model": model, "teacher_model": BASE_MODEL, "dataset": folder / "train.jsonl"}
+    paths = {"model": model, "teacher_model": BASE_MODEL, "kd_datasets": DATA_FILE}
     flags = tuple(part for flag, path in paths.items() for part in (f"--{flag}", str(path)))
     stage = Stage(name, HERE / f"{name.replace('-', '_')}.yaml", folder / name.replace("-", "_"), flags)
     if read_config(stage)["tensor_model_parallel_size"] > machine.processes:
@@ -99,7 +102,7 @@ def run(folder: Path) -> None:
     """The whole quickstart; raises QuickstartError if a stage fails or the experience was not internalised."""
     started = time.monotonic()
     prepare_folder(folder)
-    rows = merge_data(folder / "train.jsonl")
+    rows = read_pairs()
     machine = Machine.detect()
     print(f"{len(rows)} training pairs; work folder {folder}", flush=True)
     accuracies = {"before, with the book (the teacher)": measure(BASE_MODEL, with_experience=True)}

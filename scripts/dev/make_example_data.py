@@ -1,9 +1,11 @@
-"""Writes examples/data: the quickstart's training pairs and its held-out questions. The same seed, the same bytes.
+"""Writes the rows of examples/data: training pairs, thoughts, other books and held-out questions. The same seed, the
+same bytes.
 
 python scripts/dev/make_example_data.py [--out FOLDER]
 """
 
 import json
+import random
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +16,22 @@ import typer
 REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "examples" / "quickstart"))
 
-from code_book import BOOK_SEED, Book, Question, answer, make_split, prompt  # noqa: E402
+from code_book import (  # noqa: E402
+    BOOK_LETTERS,
+    BOOK_SEED,
+    TASKS,
+    Book,
+    Question,
+    answer,
+    book_text,
+    make_split,
+    prompt,
+    random_book,
+    random_question,
+    thought,
+)
+
+OTHER_BOOKS = 128
 
 
 def row_id(part: str, question: Question) -> str:
@@ -31,6 +48,20 @@ def experienced_row(book: Book, question: Question) -> dict[str, Any]:
 def bare_row(question: Question) -> dict[str, Any]:
     """The same question as the student will meet it."""
     return {"id": row_id("train", question), "messages": prompt(question)}
+
+
+def thoughtful_row(book: Book, question: Question) -> dict[str, Any]:
+    """The question with the book in a column of its own, and an answer that looks the letters up first."""
+    response = f"<think>\n{thought(book, question)}\n</think>\n\n{answer(book, question)}"
+    columns = {"query": question.text, "experience": book_text(book), "response": response}
+    return {"id": row_id("train", question), **columns}
+
+
+def other_book_row(random_state: random.Random, task: str) -> dict[str, Any]:
+    """An alpaca row with another book in view, so that a student does not forget how to read one."""
+    book = random_book(random_state, BOOK_LETTERS)
+    question = random_question(random_state, book, task)
+    return {"system": book_text(book), "instruction": question.text, "input": "", "output": answer(book, question)}
 
 
 def held_out_row(book: Book, question: Question) -> dict[str, Any]:
@@ -52,11 +83,15 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = REPO / "examples" / "data",
     seed: Annotated[int, typer.Option(help="Seed of the code book and of the questions.")] = BOOK_SEED,
 ) -> None:
-    """Write exp.jsonl, noexp.jsonl and test.jsonl."""
+    """Write exp.jsonl, noexp.jsonl, thoughts.jsonl, alpaca.json and test.jsonl."""
     split = make_split(seed)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "exp.jsonl", (experienced_row(split.book, question) for question in split.train))
     write_rows(out / "noexp.jsonl", (bare_row(question) for question in split.train))
+    write_rows(out / "thoughts.jsonl", (thoughtful_row(split.book, question) for question in split.train))
+    state = random.Random(seed + 1)
+    others = [other_book_row(state, TASKS[number % len(TASKS)]) for number in range(OTHER_BOOKS)]
+    (out / "alpaca.json").write_text(json.dumps(others, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     write_rows(out / "test.jsonl", (held_out_row(split.book, question) for question in split.test))
     print(f"{len(split.train)} training pairs and {len(split.test)} held-out questions are in {out}")
 

@@ -1,155 +1,238 @@
-"""Joins rows with the experience and rows without it into training rows with two views of one response.
+"""Makes one row with two views out of a row with the experience and a row without it.
 
 The student sees the row without the experience, the teacher the row with it; both score the same response.
 """
 
-import copy
-import json
-from collections.abc import Hashable, Sequence
-from pathlib import Path
-from typing import Any
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from swift_kd_plugin.errors import KDError
+import numpy as np
+from datasets import Dataset
 
-Row = dict[str, Any]
-Message = dict[str, Any]
+from swift_kd_plugin.data.joining import Keys, join
+from swift_kd_plugin.data.leaks import Suspicions
+from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.rows import (
+    Message,
+    Place,
+    Row,
+    RowError,
+    digest,
+    last_user_text,
+    response_of,
+    text_of,
+    without_response,
+)
+from swift_kd_plugin.data.store import to_rows
+from swift_kd_plugin.data.thinking import split_thought
 
-RESPONSE_COLUMN = "gold"
+LAST_USER_MESSAGE, ORDER = "last_user_message", "order"
 # Columns of a view that the teacher may have of its own, each with what says that it has none.
 OWN_COLUMNS = {"tools": [], "images": [], "chat_template_kwargs": {}}
 SHARED_COLUMNS = ("videos", "audios", "objects")
-IDS_SHOWN = 3
+RESPONSE_COLUMNS = ("teacher_thought", "think_loss")
 
 
-def read_jsonl(path: str | Path) -> list[Row]:
-    """The rows of a jsonl file, one per line, so that row n is line n. Raises KDError naming a bad line."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    except OSError as error:
-        raise KDError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise KDError(f"{path} is not UTF-8 text.") from error
-
-
-def _parse(line: str, place: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise KDError(f"{place} is not valid JSON: {error.msg}.") from error
-    if not isinstance(row, dict):
-        raise KDError(f"{place} is not a JSON object.")
-    return row
-
-
-def pair_files(exp: str | Path, noexp: str | Path, on: str = "id") -> list[Row]:
-    """`pair_rows` on two jsonl files; errors name the file and the line."""
-    return pair_rows(read_jsonl(exp), read_jsonl(noexp), on, exp_name=str(exp), noexp_name=str(noexp))
-
-
-def pair_rows(
-    exp_rows: Sequence[Row],
-    noexp_rows: Sequence[Row],
-    on: str = "id",
-    *,
-    exp_name: str = "rows with the experience",
-    noexp_name: str = "rows without the experience",
-) -> list[Row]:
-    """One training row per pair, in the order of `noexp_rows`.
+@dataclass(frozen=True)
+class ResponseRule:
+    """Where the shared response comes from.
 
     Args:
-        exp_rows: ms-swift `messages` rows with the experience in view, in a system prompt, a history or the question.
-        noexp_rows: the same questions as the student will meet them. A final assistant turn is left out.
-        on: the column that joins them; each value stands once on each side.
-        exp_name: what errors call the rows with the experience, usually their file.
-        noexp_name: the same for the others.
+        kind: "exp" the final assistant turn of the row with the experience, "gold" the text of a column, "none" nothing
+            (the student will write it).
+        gold: that column; of the row without the experience if it has one, else of the other.
+    """
+
+    kind: Literal["exp", "gold", "none"] = "exp"
+    gold: str = "gold"
+
+    def choose(self, answer: Message | None, *rows: Row) -> Message | None:
+        """The response. Raises RowError if there is none where there should be one."""
+        if self.kind == "none":
+            return None
+        if self.kind == "gold":
+            return {"role": "assistant", "content": self._gold_text(rows)}
+        if answer is None:
+            raise RowError("no response", "its messages do not end with an answer (an assistant turn)")
+        return answer
+
+    def gold_of(self, *rows: Row) -> Any:
+        found = (row.get("columns", {}).get(self.gold) for row in rows)
+        return next((value for value in found if value is not None), None)
+
+    def _gold_text(self, rows: Iterable[Row]) -> str:
+        gold = self.gold_of(*rows)
+        if not isinstance(gold, str) or not gold:
+            raise RowError("no response", f"its column {self.gold!r} has no text")
+        return gold
+
+
+def with_gold(rows: Iterable[Row], rule: ResponseRule, report: Report) -> Iterator[Row]:
+    """Rows whose response is the gold answer."""
+    for row in rows:
+        try:
+            response = rule.choose(None, row)
+        except RowError as error:
+            report.leave_out(error, Place.of(row))
+            continue
+        yield {**row, "messages": [*without_response(row["messages"]), response]}
+
+
+def key_of(row: Row, on: str) -> str | None:
+    """What joins a row with its partner, as text; None if it has no such thing."""
+    if on == ORDER:
+        return str(row["kd_row"])
+    if on == LAST_USER_MESSAGE:
+        return normalise(last_user_text(row["messages"])) or None
+    value = row.get("columns", {}).get(on)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        return None
+    return str(value)
+
+
+def normalise(text: str) -> str:
+    """Text in which width, case and white space make no difference."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two stored sources and what messages call it."""
+
+    rows: Dataset
+    name: str
+
+    def numbered(self, numbers: np.ndarray) -> Iterator[Row]:
+        return iter(to_rows(self.rows.select(numbers)))
+
+
+def join_sides(exp: Side, noexp: Side, on: str, duplicates: str, report: Report, unmatched: Report) -> np.ndarray:
+    """Row numbers of the partners [pairs, 2], in the order of the rows without the experience.
+
+    Args:
+        on: a column, or LAST_USER_MESSAGE, or ORDER (the row's number in its file).
+        duplicates: see `joining.join`.
+        report: takes rows without a key and rows that share one.
+        unmatched: takes rows that only one side has.
+    """
+    (exp_numbers, exp_keys), (noexp_numbers, noexp_keys) = (_read_keys(side, on, report) for side in (exp, noexp))
+    found = join(exp_keys, noexp_keys, duplicates)
+    for which, side, numbers, other in ((0, exp, exp_numbers, noexp), (1, noexp, noexp_numbers, exp)):
+        fates = (
+            (unmatched, found.lonely, f"only in {side.name}", f"{other.name} has no row to pair it with, by"),
+            (report, found.repeated, "duplicate", "it is the same as another row with"),
+            (report, found.conflicting, "conflicting duplicates", "it differs from another row with"),
+        )
+        for page, rows, kind, reason in fates:
+            for row in side.numbered(numbers[rows[which]]):
+                page.leave_out(RowError(kind, f"{reason} {describe(on)} {key_of(row, on)!r}"), Place.of(row))
+    return np.stack([exp_numbers[found.pairs[:, 0]], noexp_numbers[found.pairs[:, 1]]], axis=1)
+
+
+def describe(on: str) -> str:
+    """How a sentence names what joins the rows."""
+    names = {LAST_USER_MESSAGE: "the last user message", ORDER: "the row number"}
+    return names.get(on, f"the {on}")
+
+
+def _read_keys(side: Side, on: str, report: Report) -> tuple[np.ndarray, Keys]:
+    """Numbers and keys of the rows that have a key; the others go into the report."""
+    needed = ["messages" if on == LAST_USER_MESSAGE else "columns", "kd_source", "kd_row", "kd_id"]
+    numbers, keys = [], []
+    for number, row in enumerate(to_rows(side.rows.select_columns(needed))):
+        key = key_of(row, on)
+        if key is None:
+            report.leave_out(_no_key(row, on), Place.of(row))
+            continue
+        numbers.append(number)
+        keys.append(digest(key))
+    chosen = np.array(numbers, np.int64)
+    return chosen, Keys.of(keys, lambda repeated: [_content(row) for row in side.numbered(chosen[repeated])])
+
+
+def _content(row: Row) -> bytes:
+    return digest({**row, "kd_source": None, "kd_row": None})
+
+
+def _no_key(row: Row, on: str) -> RowError:
+    if on == LAST_USER_MESSAGE:
+        return RowError("no key", "it has no user message to be joined by")
+    value = row.get("columns", {}).get(on)
+    return RowError("no key", f"it needs a text or a whole number in its column {on!r}, not {value!r}")
+
+
+def paired_rows(
+    exp: Side, noexp: Side, pairs: np.ndarray, rule: ResponseRule, suspicions: Suspicions, report: Report
+) -> Iterator[Row]:
+    """The merged rows; what cannot be merged goes into the report, both rows of it."""
+    for exp_row, noexp_row in zip(exp.numbered(pairs[:, 0]), noexp.numbered(pairs[:, 1]), strict=True):
+        try:
+            row = merge_rows(exp_row, noexp_row, rule)
+        except RowError as error:
+            for part in (exp_row, noexp_row):
+                report.leave_out(error, Place.of(part))
+            continue
+        _note_conflict(exp_row, noexp_row, row, rule, report)
+        if suspicions.allow(row, report):
+            yield row
+
+
+def merge_rows(exp: Row, noexp: Row, rule: ResponseRule) -> Row:
+    """One row with two views.
+
+    Args:
+        exp: with the experience in view, in a system prompt, a history or the question.
+        noexp: the same question as the student will meet it. A final assistant turn is left out.
 
     Returns:
-        Rows with the columns of the row without the experience, and
-        `messages`: the student's view and the response, which is the `gold` column of either row if there is one and
-        the final assistant turn of the row with the experience otherwise;
+        The row without the experience, with
+        `messages`: its turns and the response, if the rule has one;
         `teacher_messages`: the row with the experience up to its last user (or tool) turn;
         `teacher_tools`, `teacher_images`, `teacher_chat_template_kwargs`: its tools, images and template settings
         where they are not those of the row without it.
 
     Raises:
-        KDError: an id is missing, unfit, given twice or without a partner, messages are malformed, no response is
-            given, or the two views differ in videos, audios or objects. It names the file and the line.
+        RowError: a row asks nothing, the response is missing, or the two differ in videos, audios or objects.
     """
-    experienced = _index(exp_rows, on, exp_name)
-    bare = _index(noexp_rows, on, noexp_name)
-    _refuse_lonely(experienced, bare, on, exp_name, noexp_name)
-    _refuse_lonely(bare, experienced, on, noexp_name, exp_name)
-    pairs = []
-    for key, number in bare.items():
-        exp_number = experienced[key]
-        pair = (exp_rows[exp_number - 1], noexp_rows[number - 1])
-        pairs.append(_merge(*pair, f"{exp_name}, line {exp_number}", f"{noexp_name}, line {number}"))
-    return pairs
-
-
-def _index(rows: Sequence[Row], on: str, name: str) -> dict[Hashable, int]:
-    """Line number of each id."""
-    if not rows:
-        raise KDError(f"{name}: there are no rows.")
-    lines: dict[Hashable, int] = {}
-    for number, row in enumerate(rows, start=1):
-        key = row.get(on)
-        if not isinstance(key, (str, int)) or key == "":
-            raise KDError(f"{name}, line {number} needs a text or a whole number in its column {on!r}, not {key!r}.")
-        if key in lines:
-            raise KDError(f"{name}, line {number} has the {on} {key!r} of line {lines[key]}; each may stand once.")
-        lines[key] = number
-    return lines
-
-
-def _refuse_lonely(ours: dict, theirs: dict, on: str, our_name: str, their_name: str) -> None:
-    lonely = [key for key in ours if key not in theirs]
-    if lonely:
-        shown = ", ".join(f"{key!r} (line {ours[key]})" for key in lonely[:IDS_SHOWN])
-        more = ", ..." if len(lonely) > IDS_SHOWN else ""
-        raise KDError(f"{our_name}: {len(lonely)} of {len(ours)} rows have no {on} in {their_name}: {shown}{more}.")
-
-
-def _merge(exp: Row, noexp: Row, exp_place: str, noexp_place: str) -> Row:
     for column in SHARED_COLUMNS:
         if exp.get(column) != noexp.get(column):
-            raise KDError(f"{exp_place} and {noexp_place} differ in {column!r}, which both views must share.")
-    teacher_view, response = _split_response(exp, exp_place)
-    student_view, _ = _split_response(noexp, noexp_place)
-    for row, place in ((exp, exp_place), (noexp, noexp_place)):
-        if row.get(RESPONSE_COLUMN) is not None:
-            if not isinstance(row[RESPONSE_COLUMN], str):
-                raise KDError(f"{place} needs a text in its column {RESPONSE_COLUMN!r}.")
-            response = {"role": "assistant", "content": row[RESPONSE_COLUMN]}
-    if response is None:
-        raise KDError(f"{exp_place} has neither a final assistant turn nor a column {RESPONSE_COLUMN!r}.")
-    merged = {key: value for key, value in noexp.items() if key != RESPONSE_COLUMN}
-    views = {"messages": [*student_view, response], "teacher_messages": teacher_view}
+            raise RowError("views", f"its two rows differ in {column!r}, which both views must share")
+    response = rule.choose(response_of(exp), noexp, exp)
+    views = {
+        "messages": [*without_response(noexp["messages"]), *([response] if response else [])],
+        "teacher_messages": without_response(exp["messages"]),
+    }
+    merged = {key: value for key, value in noexp.items() if key not in RESPONSE_COLUMNS}
+    if rule.kind != "gold":
+        merged |= {key: exp[key] for key in RESPONSE_COLUMNS if key in exp}
     return {**merged, **views, **_own_columns(exp, noexp)}
 
 
 def _own_columns(exp: Row, noexp: Row) -> Row:
     columns = {}
     for column, absent in OWN_COLUMNS.items():
-        mine = absent if exp.get(column) is None else exp[column]
-        theirs = absent if noexp.get(column) is None else noexp[column]
+        mine, theirs = (absent if row.get(column) is None else row[column] for row in (exp, noexp))
         if mine != theirs:
-            columns[f"teacher_{column}"] = copy.deepcopy(mine)
+            columns[f"teacher_{column}"] = mine
     return columns
 
 
-def _split_response(row: Row, place: str) -> tuple[list[Message], Message | None]:
-    """The turns before the final assistant turn, and that turn if the messages end with one."""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise KDError(f"{place} needs a column 'messages': a list of objects with a role and a content.")
-    ends_with_response = bool(messages) and messages[-1]["role"] == "assistant"
-    view = [dict(message) for message in (messages[:-1] if ends_with_response else messages)]
-    if not view or view[-1]["role"] in ("system", "assistant"):
-        raise KDError(f"{place} asks nothing: its messages need a user (or tool) turn before the response.")
-    return view, dict(messages[-1]) if ends_with_response else None
+def _note_conflict(exp: Row, noexp: Row, row: Row, rule: ResponseRule, report: Report) -> None:
+    response = response_of(row)
+    if response is None:
+        return
+    taken = response["content"]
+    others = [answer["content"] for answer in (response_of(exp), response_of(noexp)) if answer]
+    for other in (*others, rule.gold_of(noexp, exp)):
+        if isinstance(other, str) and other != taken and answer_of(other) != answer_of(taken):
+            text = f"{answer_of(taken)!r} is used, another says {answer_of(other)!r}"
+            report.note("conflicting answers", text, Place.of(row))
+            return
 
 
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and message.get("content") is not None
+def answer_of(content: Any) -> str:
+    """A response without its think block, normalised for comparison."""
+    return normalise(split_thought(text_of(content))[1])

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ class Report:
     def note(self, kind: str, text: str, place: Place) -> None:
         self.notes.setdefault(kind, Entry()).add(place, shorten(text))
 
+    def state(self, dataset: str, **facts: Any) -> None:
+        self.facts.setdefault(dataset, {}).update(facts)
+
+    def but(self, strict: bool | None) -> "Report":
+        """The same report, filled together with this one, but with another strictness; None: with this one's."""
+        return self if strict is None else replace(self, strict=strict)
+
     def merge(self, other: "Report") -> None:
         """Adds what another report has counted."""
         for source, count in other.read.items():
@@ -104,7 +111,7 @@ class Report:
         """The report as text, a line each."""
         lines = [f"read {count:,} rows of {source}" for source, count in self.read.items()]
         for name, facts in self.facts.items():
-            lines.append(f"{name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
+            lines.append(f"made {name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
         for verb, entries in (("left out", self.left_out), ("note", self.notes)):
             for kind, entry in entries.items():
                 lines.append(f"{verb}: {entry.count:,} x {kind}")

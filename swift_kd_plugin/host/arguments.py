@@ -14,6 +14,7 @@ from swift_kd_plugin.host.model_checks import (
     check_teacher_adapters,
     is_plain_folder,
 )
+from swift_kd_plugin.host.named_datasets import check_names, log_reports, register_named_datasets
 
 
 def extend_arguments(stock: type) -> type:
@@ -31,6 +32,8 @@ def extend_arguments(stock: type) -> type:
                 self.check_model = False
             if self.kd_ce_column:
                 self.remove_unused_columns = False
+            if self.kd_datasets:
+                self._register_datasets()
             try:
                 super().__post_init__()
             except (ValueError, AssertionError, NotImplementedError) as error:
@@ -47,7 +50,16 @@ def extend_arguments(stock: type) -> type:
 
         def load_dataset(self):
             with locate_bad_row([*self.dataset, *self.val_dataset]):
-                return super().load_dataset()
+                datasets = super().load_dataset()
+            if self.kd_datasets:
+                log_reports(self._data_reports, self.output_dir)
+            return datasets
+
+        def _register_datasets(self):
+            columns = (self.kd_ce_column, self.teacher_tag_key)
+            keep = [column for column in columns if column not in (None, "dataset")]
+            self._data_reports = register_named_datasets(self.kd_datasets, keep)
+            check_names(self.kd_datasets, [*self.dataset, *self.val_dataset])
 
     MegatronRLHFArguments.__module__ = stock.__module__
     MegatronRLHFArguments.__qualname__ = stock.__qualname__

@@ -17,8 +17,7 @@ from code_book import (
 )
 from evaluate import read_rows
 from make_example_data import main as make_example_data
-
-from swift_kd_plugin.data.pairing import pair_files
+from quickstart import read_pairs
 
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 BOOK_ENTRY = re.compile(r"[A-Z][0-9]")
@@ -28,7 +27,7 @@ BOOK = {"A": 7, "B": 5}
 def test_script_reproduces_the_data_byte_for_byte(tmp_path: Path):
     make_example_data(out=tmp_path, seed=BOOK_SEED)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["exp.jsonl", "noexp.jsonl", "test.jsonl"]
+    assert written == ["alpaca.json", "exp.jsonl", "noexp.jsonl", "test.jsonl", "thoughts.jsonl"]
     for name in written:
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
 
@@ -52,7 +51,7 @@ def test_committed_questions_are_disjoint():
 
 def test_pairs_show_the_book_to_the_teacher_alone():
     book = book_text(make_split().book)
-    rows = pair_files(DATA / "exp.jsonl", DATA / "noexp.jsonl")
+    rows = read_pairs()
     assert len(rows) == 384
     for row in rows:
         assert row["teacher_messages"][0] == {"role": "system", "content": book}

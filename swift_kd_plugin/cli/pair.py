@@ -1,0 +1,59 @@
+"""`swift-kd pair`: two files of rows, with and without the experience, become training rows with two views."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from tqdm import tqdm
+
+from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.data.build import Builder
+from swift_kd_plugin.data.export import write_jsonl
+from swift_kd_plugin.data.leaks import Suspicions
+from swift_kd_plugin.data.nodes import File, Pairs, Rows
+from swift_kd_plugin.data.pairing import ResponseRule
+from swift_kd_plugin.data.store import to_rows
+
+Keep = Literal["report", "drop"]
+
+
+def pair(
+    exp: Annotated[Path, typer.Option(help="Rows with the experience in view (.jsonl, .json, .csv, .parquet).")],
+    noexp: Annotated[Path, typer.Option(help="The same questions as the student will meet them.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .jsonl file to write, whole or not at all.")],
+    on: Annotated[
+        str, typer.Option(help="What joins the rows: a column, or last_user_message, or order (the row's number).")
+    ] = "id",
+    response: Annotated[
+        Literal["exp", "gold", "none"],
+        typer.Option(help="The experienced answer, a column's text, or none (the student will write)."),
+    ] = "exp",
+    gold: Annotated[str, typer.Option(help="The column of --response gold.")] = "gold",
+    duplicates: Annotated[
+        Literal["refuse", "first", "all"],
+        typer.Option(
+            help="Rows that share a key and differ: use none of them, the first, or pair every experienced one."
+        ),
+    ] = "refuse",
+    leaks: Annotated[Keep, typer.Option(help="Student views that contain the experience's text: keep or drop.")] = (
+        "report"
+    ),
+    quotes: Annotated[Keep, typer.Option(help="Responses that speak of the experience: keep or drop.")] = "report",
+    report: Annotated[Path | None, typer.Option(help="Also write what became of every row here, as JSON.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="End at the first row that cannot be used.")] = False,
+) -> None:
+    """Writes rows with both views: `messages` (the student's, with the response) and `teacher_messages`.
+
+    Rows that cannot be paired are left out and reported with file, line and reason.
+    """
+    with errors_in_one_sentence("pair"), tempfile.TemporaryDirectory() as folder:
+        sides = [Rows(str(path), File(path, str(path))) for path in (exp, noexp)]
+        rule, suspicions = ResponseRule(response, gold), Suspicions(leaks, quotes)
+        node = Pairs(str(output), *sides, on, duplicates, None, rule, suspicions)
+        dataset, made = Builder(Path(folder), strict=strict).dataset(node)
+        count = write_jsonl(output, tqdm(to_rows(dataset), "writing", len(dataset), unit="row", disable=None))
+        print_report(made)
+        if report:
+            made.write(report)
+        typer.echo(f"{count:,} rows are in {output}", err=True)

@@ -1,0 +1,113 @@
+"""`swift-kd show`: rows of a data.yaml as both models will see them."""
+
+import tempfile
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.data.build import Builder
+from swift_kd_plugin.data.config import read_config
+from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
+from swift_kd_plugin.data.schema import suggest
+from swift_kd_plugin.data.store import to_rows
+from swift_kd_plugin.errors import KDError
+
+TRAINED, WEIGHTED, OWN, CONTEXT = "bold green", "green", "black on yellow", "dim"
+# Where there is no colour, signs say the same.
+SIGNS = {TRAINED: ("«", "»"), WEIGHTED: ("‹", "›"), OWN: ("⟦", "⟧"), CONTEXT: ("", "")}
+
+
+def show(
+    file: Annotated[Path, typer.Argument(help="The data.yaml.")],
+    name: Annotated[str, typer.Argument(help="The dataset in it.")],
+    number: Annotated[int, typer.Option("-n", help="How many rows.", min=1)] = 3,
+    model: Annotated[
+        str | None, typer.Option(help="A model whose tokenizer shows the tokens and what is trained on.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="ms-swift's template; the model's by default.")] = None,
+    model_type: Annotated[str | None, typer.Option(help="ms-swift's model type, if the folder does not tell.")] = None,
+    loss_scale: Annotated[str, typer.Option(help="As in training.")] = "default",
+    thinking: Annotated[
+        bool | None, typer.Option("--enable_thinking/--disable_thinking", help="As --enable_thinking in training.")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Put a bar between tokens.")] = False,
+) -> None:
+    """Prints rows: green is trained on, yellow is what only this view has, grey is context."""
+    with errors_in_one_sentence("show"), tempfile.TemporaryDirectory() as folder:
+        nodes = read_config(file)
+        if name not in nodes:
+            raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
+        dataset, report = Builder(Path(folder), open_id).dataset(nodes[name])
+        print_report(report)
+        made = load(model, template, model_type, loss_scale, thinking) if model else None
+        console = Console(highlight=False, soft_wrap=True)
+        for row in islice(to_rows(dataset), number):
+            console.rule(Text(str(Place.of(row))))
+            print_row(row, made, console, "|" if tokens else "")
+        if not model:
+            console.print("\n--model FOLDER shows the tokens and what is trained on.", style=CONTEXT)
+
+
+def open_id(dataset_id: str) -> Any:
+    from swift_kd_plugin.host.named_datasets import open_dataset
+
+    return open_dataset(dataset_id)
+
+
+def load(model: str, template: str | None, model_type: str | None, loss_scale: str, thinking: bool | None) -> Any:
+    from swift_kd_plugin.host.preview import load_template
+
+    return load_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)
+
+
+def print_row(row: Row, template: Any, console: Console, bar: str) -> None:
+    """Both views, as tokens if there is a template."""
+    if template is None:
+        for view, turns in text_views(row).items():
+            console.print(Text(view, "bold underline"))
+            for role, text, style in turns:
+                console.print(Text(f"{role}: ", "cyan").append_text(marked(text, style, console)))
+        return
+    from swift_kd_plugin.host.preview import preview
+
+    for view, pieces in preview(row, template).items():
+        trained = sum(len(piece.ids) for piece in pieces if piece.weight)
+        count = sum(len(piece.ids) for piece in pieces)
+        console.print(Text(f"{view}: {count} tokens, {trained} of them trained on", "bold underline"))
+        text = Text()
+        for style, group in groupby(pieces, key=style_of):
+            text.append_text(marked(bar.join(piece.text for piece in group), style, console))
+            text.append(bar)
+        console.print(text)
+
+
+def style_of(piece) -> str:
+    if piece.weight:
+        return TRAINED if piece.weight == 1 else WEIGHTED
+    return OWN if piece.own else CONTEXT
+
+
+def marked(text: str, style: str, console: Console) -> Text:
+    if console.is_terminal:
+        return Text(text, style)
+    opening, closing = SIGNS[style]
+    return Text(f"{opening}{text}{closing}")
+
+
+def text_views(row: Row) -> dict[str, list[tuple[str, str, str]]]:
+    """Role, text and style of each turn of each view, without a template."""
+    student = [(turn["role"], text_of(turn["content"])) for turn in row["messages"]]
+    prompt = without_response(row["messages"])
+    response = [(role, text, TRAINED) for role, text in student[len(prompt) :]]
+    shown = {"student": [*((role, text, CONTEXT) for role, text in student[: len(prompt)]), *response]}
+    if "teacher_messages" in row or "teacher_thought" in row:
+        turns = [(turn["role"], text_of(turn["content"])) for turn in row.get("teacher_messages", prompt)]
+        thought = [("thought", row["teacher_thought"], OWN)] if row.get("teacher_thought") else []
+        view = [(role, text, CONTEXT if (role, text) in student else OWN) for role, text in turns]
+        shown["teacher"] = [*view, *thought, *response]
+    return shown

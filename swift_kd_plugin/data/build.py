@@ -1,0 +1,176 @@
+"""Builds the datasets of a data.yaml: sources are read once, joined and mixed on disk, in bounded memory."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from swift_kd_plugin.data.experience import experienced_rows
+from swift_kd_plugin.data.mixing import Part, mix
+from swift_kd_plugin.data.nodes import DatasetId, Experienced, File, Mix, Node, Pairs, Rows, ThinkingMix
+from swift_kd_plugin.data.pairing import Side, join_sides, paired_rows, with_gold
+from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.rows import FEATURES, Place, Row
+from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, read_rows
+from swift_kd_plugin.data.store import read_dataset, to_rows, write_rows
+from swift_kd_plugin.data.thinking import rows_in_modes
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.version import __version__
+
+# Raise it when stored rows change in form or meaning.
+STORE_VERSION = 1
+
+Opener = Callable[[str], Dataset | IterableDataset]
+
+
+def no_opener(dataset_id: str) -> Dataset:
+    raise KDError(f"{dataset_id!r} is no file, and datasets of a hub are not loaded here; give a file.")
+
+
+@dataclass
+class Builder:
+    """Builds datasets and keeps what it built in a folder, where the next run with the same inputs finds it.
+
+    Args:
+        folder: for stored rows; a file is written whole or not at all.
+        opener: loads an id that is no file, as ms-swift does.
+        strict: end at the first row that cannot be used, where a dataset does not say otherwise.
+        keep: columns that every dataset keeps, besides its own `keep`.
+        max_line_bytes: longest line of a .jsonl file; a longer one is left out.
+    """
+
+    folder: Path
+    opener: Opener = no_opener
+    strict: bool = False
+    keep: tuple[str, ...] = ()
+    max_line_bytes: int = MAX_LINE_BYTES
+    _opened: dict[str, Any] = field(default_factory=dict)
+
+    def dataset(self, node: Node) -> tuple[Dataset, Report]:
+        """The node's rows with the columns of FEATURES and the kept ones, and what became of its inputs."""
+        keep = self._keep(node)
+        file = self.folder / f"{self._fingerprint(node, keep)}.arrow"
+        page = file.with_suffix(".json")
+        if file.exists() and page.exists():
+            return read_dataset(file), Report.from_json(json.loads(page.read_text(encoding="utf-8")))
+        report = Report(strict=self.strict)
+        count = write_rows(file, self.rows(node, report), keep)
+        if not isinstance(node, Rows):  # of which everything is said by what was read and left out
+            report.state(node.name, rows=count)
+        report.write(page)
+        return read_dataset(file), report
+
+    def stream(self, node: Node) -> IterableDataset:
+        """The same rows as a stream. Joined and mixed sources are stored first; all others are read on the way."""
+        features = {**FEATURES, **dict.fromkeys(self._keep(node), FEATURES["columns"])}
+        return IterableDataset.from_generator(self._stream, type(FEATURES)(features), gen_kwargs={"node": node})
+
+    def _stream(self, node: Node) -> Iterator[Row]:
+        keep, empty = self._keep(node), dict.fromkeys(FEATURES)
+        for row in self.rows(node, Report(strict=self.strict)):
+            kept = row.get("columns", {})
+            yield {**empty, **row, **{name: kept.get(name) for name in keep}}
+
+    def rows(self, node: Node, report: Report) -> Iterator[Row]:
+        """The node's rows, made on the way; what cannot be used goes into the report."""
+        report = report.but(strict=node.strict)
+        match node:
+            case Rows():
+                rows = self._read(node, report)
+                return with_gold(rows, node.response, report) if node.response else rows
+            case Experienced():
+                rows = self.rows(node.source, report)
+                return experienced_rows(rows, node.placement, node.response, node.suspicions, report)
+            case ThinkingMix():
+                return rows_in_modes(self.rows(node.source, report), node.modes, node.name, report)
+            case Pairs():
+                return self._pair(node, report)
+            case Mix():
+                return self._mix(node, report)
+        raise TypeError(node)
+
+    def _keep(self, node: Node) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*node.keep, *self.keep)))
+
+    def _read(self, node: Rows, report: Report) -> Iterator[Row]:
+        columns = dict(node.columns)
+        if isinstance(node.source, File):
+            return read_rows(
+                node.source.path,
+                report,
+                name=node.source.label,
+                columns=columns,
+                format=node.format,
+                max_line_bytes=self.max_line_bytes,
+            )
+        numbered = enumerate(self._open(node.source.label), start=1)
+        return check_rows(((Place(node.source.label, n), raw) for n, raw in numbered), report, columns, node.format)
+
+    def open_sources(self, node: Node) -> None:
+        """Opens the ids that the node reads."""
+        for source in sources_of(node):
+            if isinstance(source, DatasetId):
+                self._open(source.label)
+
+    def _open(self, label: str) -> Any:
+        if label not in self._opened:
+            self._opened[label] = self.opener(label)
+        return self._opened[label]
+
+    def _child(self, node: Node, report: Report) -> Dataset:
+        dataset, made = replace(self, strict=report.strict, keep=()).dataset(node)
+        report.merge(made)
+        return dataset
+
+    def _pair(self, node: Pairs, report: Report) -> Iterator[Row]:
+        exp, noexp = (Side(self._child(child, report), label_of(child)) for child in (node.exp, node.noexp))
+        unmatched = report.but(strict=None if node.unmatched is None else node.unmatched == "error")
+        pairs = join_sides(exp, noexp, node.on, node.duplicates, report, unmatched)
+        report.state(node.name, joined=len(pairs))
+        yield from paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
+
+    def _mix(self, node: Mix, report: Report) -> Iterator[Row]:
+        parts = {part.label: Part(self._child(part.source, report), part.weight, part.fraction) for part in node.parts}
+        mixed, facts = mix(parts, total=node.total, replacement=node.replacement, seed=node.seed, name=node.name)
+        report.state(node.name, **facts)
+        yield from to_rows(mixed)
+
+    def _fingerprint(self, node: Node, keep: Iterable[str]) -> str:
+        said = [STORE_VERSION, __version__, self.strict, self.max_line_bytes, list(keep), type(node).__name__]
+        said += [asdict(node), [self._state(source) for source in sources_of(node)]]
+        return hashlib.blake2b(json.dumps(said, default=str).encode(), digest_size=16).hexdigest()
+
+    def _state(self, source: File | DatasetId) -> list:
+        if isinstance(source, DatasetId):
+            opened = self._open(source.label)
+            return [source.label, getattr(opened, "_fingerprint", None)]
+        stat = source.path.stat()
+        return [str(source.path), stat.st_size, stat.st_mtime_ns]
+
+
+def children_of(node: Node) -> list[Node]:
+    """The datasets that a dataset is made of."""
+    match node:
+        case Pairs():
+            return [node.exp, node.noexp]
+        case Mix():
+            return [part.source for part in node.parts]
+        case Rows():
+            return []
+    return [node.source]
+
+
+def sources_of(node: Node) -> list[File | DatasetId]:
+    """All files and ids that a dataset reads."""
+    if isinstance(node, Rows):
+        return [node.source]
+    return [source for child in children_of(node) for source in sources_of(child)]
+
+
+def label_of(node: Node) -> str:
+    """What messages call a dataset: its file or id if it is nothing but that, else its name."""
+    return node.source.label if isinstance(node, Rows) else node.name

@@ -1,0 +1,44 @@
+"""Rows as .jsonl that ms-swift and other tools read."""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from swift_kd_plugin.data.rows import Place, Row
+from swift_kd_plugin.errors import KDError
+
+INTERNAL = ("columns", "kd_source", "kd_row", "kd_id")
+
+
+def public_row(row: Row) -> dict[str, Any]:
+    """A row as it is written: the source's own columns beside ours. Raises KDError if it holds what JSON cannot."""
+    ours = {name: value for name, value in row.items() if name not in INTERNAL and value is not None}
+    for image in [*(ours.get("images") or []), *(ours.get("teacher_images") or [])]:
+        if image.get("bytes") is not None:
+            raise KDError(f"{Place.of(row)} holds an image as bytes, which JSON cannot; give the path of a file.")
+    for name in ("images", "teacher_images"):
+        if name in ours:
+            ours[name] = [image["path"] for image in ours[name]]
+    return {**row.get("columns", {}), **ours}
+
+
+def write_jsonl(file: Path, rows: Iterable[Row]) -> int:
+    """Writes rows, one per line, whole or not at all. Returns how many."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    count = 0
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8") as out:
+            for row in rows:
+                out.write(json.dumps(public_row(row), ensure_ascii=False) + "\n")
+                count += 1
+        os.replace(part, file)
+    except OSError as error:
+        raise KDError(f"{file} cannot be written: {error.strerror}; choose another --output.") from error
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+    return count

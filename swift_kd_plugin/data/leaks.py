@@ -1,0 +1,104 @@
+"""Finds what a pair should not have: the experience in the student's view, and responses that speak of it."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from swift_kd_plugin.data.report import Report, shorten
+from swift_kd_plugin.data.rows import Place, Row, RowError, last_user_text, response_of, text_of, without_response
+
+# A shorter piece of the experience proves nothing (bytes of UTF-8, so that a Chinese character counts three).
+LEAST_BYTES = 24
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]+")
+# A response without any of these words quotes nothing; looking for them is twenty times faster than for the phrases.
+_SIGNS = ("hint", "experience", "tip", "guideline", "notes", "context", "code book", "reference")
+_SIGNS += ("提示", "经验", "指南", "参考资料", "背景信息", "密码本")
+_NOUNS = "hint|hints|experience|experiences|tip|tips|guideline|guidelines|notes|context|code book|reference"
+QUOTES = (
+    rf"\b(according to|based on|following|as stated in|as mentioned in|from) (the|your|this|these|given|provided)"
+    rf"( \w+)? ({_NOUNS})\b",
+    rf"\b(the|your|this) ({_NOUNS}) (say|says|state|states|suggest|suggests|mention|mentions|tell|tells|note|notes)\b",
+    r"(根据|按照|依据|参考|基于|结合|遵循)(上述|以上|所给|给出的|提供的|你的|您的|该|这些|这条|已有的?)?(提示|经验|指南|参考资料|背景信息|密码本)",
+    r"(提示|经验|指南|参考资料)(中|里|所)?(提到|说|指出|建议|写道)",
+)
+
+
+@dataclass(frozen=True)
+class Suspicions:
+    """What to look for in a row with two views, and what to do about it.
+
+    Args:
+        leaks: the student's view contains the experience's text: "report" it, or "drop" the row and report it.
+        quotes: the response speaks of the experience ("according to the hint"): the same.
+        patterns: regular expressions of the user that find such responses, besides QUOTES.
+    """
+
+    leaks: Literal["report", "drop"] = "report"
+    quotes: Literal["report", "drop"] = "report"
+    patterns: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def _own(self) -> re.Pattern | None:
+        return _any_of(self.patterns) if self.patterns else None
+
+    def allow(self, row: Row, report: Report) -> bool:
+        """Whether the row may be used. A finding is noted; one to be dropped counts as left out, never as an error."""
+        for kind, rule, found in (
+            ("leak", self.leaks, self.find_leak(row)),
+            ("quote", self.quotes, self.find_quote(row)),
+        ):
+            if found is None:
+                continue
+            if rule == "drop":
+                report.but(strict=False).leave_out(RowError(kind, found), Place.of(row))
+                return False
+            report.note(kind, found, Place.of(row))
+        return True
+
+    def find_leak(self, row: Row) -> str | None:
+        view = _flat(text_of(turn["content"]) for turn in without_response(row["messages"]))
+        for piece in experience_pieces(row):
+            if piece in view:
+                return f"the student's view contains the experience's text {shorten(piece, 60)!r}"
+        return None
+
+    def find_quote(self, row: Row) -> str | None:
+        response = response_of(row)
+        if response is None:
+            return None
+        text = text_of(response["content"])
+        found = self._own.search(text) if self._own else None
+        if not found and any(sign in text.lower() for sign in _SIGNS):
+            found = _QUOTE.search(text)
+        return f"the response speaks of the experience: {found[0]!r}" if found else None
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+
+
+_QUOTE = _any_of(QUOTES)
+
+
+def experience_pieces(row: Row) -> list[str]:
+    """The sentences and lines that the teacher sees in turns of its own, normalised.
+
+    A turn that both views have is no experience; of a turn that contains the student's last question only the rest is.
+    """
+    shared = {(turn["role"], text_of(turn["content"])) for turn in row["messages"]}
+    question = last_user_text(row["messages"])
+    pieces = []
+    for turn in row.get("teacher_messages") or []:
+        text = text_of(turn["content"])
+        if (turn["role"], text) in shared:
+            continue
+        if turn["role"] == "user" and question:
+            text = text.replace(question, "\n")
+        pieces += [piece for part in _SENTENCE_END.split(text) if len((piece := _flat([part])).encode()) >= LEAST_BYTES]
+    return pieces
+
+
+def _flat(texts: Iterable[str]) -> str:
+    return " ".join(" ".join(texts).casefold().split())

@@ -1,0 +1,104 @@
+"""What a data.yaml can say: one class for each `type`, and the sources that they read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from swift_kd_plugin.data.experience import Placement
+from swift_kd_plugin.data.leaks import Suspicions
+from swift_kd_plugin.data.pairing import ResponseRule
+from swift_kd_plugin.data.thinking import Modes
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of rows: where it is, and what messages call it."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class DatasetId:
+    """A dataset that ms-swift knows how to load: an id of a hub, with its subsets and `#number` of rows."""
+
+    label: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """What all types have.
+
+    Args:
+        name: of the dataset, for messages; a nested one is called by its path, such as "mix.sources.pairs".
+        bad_rows: "error" ends at the first row that cannot be used, "drop" leaves such rows out and reports them;
+            None: as the run says.
+        keep: columns of the source that stay columns of the dataset.
+    """
+
+    name: str
+    bad_rows: Literal["error", "drop"] | None = field(default=None, kw_only=True)
+    keep: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def strict(self) -> bool | None:
+        return None if self.bad_rows is None else self.bad_rows == "error"
+
+
+@dataclass(frozen=True)
+class Rows(Node):
+    """`type: rows`, and every source that is no dataset of the YAML: rows in any usual form."""
+
+    source: File | DatasetId
+    columns: tuple[tuple[str, str], ...] = ()
+    format: str = "auto"
+    response: ResponseRule | None = None
+
+
+@dataclass(frozen=True)
+class Pairs(Node):
+    """`type: exp_noexp` with `exp` and `noexp`: two sources, joined."""
+
+    exp: Node
+    noexp: Node
+    on: str
+    duplicates: Literal["refuse", "first", "all"]
+    unmatched: Literal["error", "drop"] | None
+    response: ResponseRule
+    suspicions: Suspicions
+
+
+@dataclass(frozen=True)
+class Experienced(Node):
+    """`type: exp_noexp` with `source`: rows with the experience in a column."""
+
+    source: Node
+    placement: Placement
+    response: ResponseRule
+    suspicions: Suspicions
+
+
+@dataclass(frozen=True)
+class ThinkingMix(Node):
+    """`type: thinking_mix` with `source`: each row in its mode."""
+
+    source: Node
+    modes: Modes
+
+
+@dataclass(frozen=True)
+class MixPart:
+    label: str
+    source: Node
+    weight: float | None = None
+    fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class Mix(Node):
+    """`type: mix`, and a `thinking_mix` of one source for each mode."""
+
+    parts: tuple[MixPart, ...]
+    total: int | None = None
+    replacement: bool = False
+    seed: int = 42

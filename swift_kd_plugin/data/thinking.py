@@ -1,0 +1,181 @@
+"""Thinking and non-thinking rows for models that know both, such as Qwen3: which mode, and what it makes of a row.
+
+The mode of a side is `enable_thinking` of its chat template settings. A thinking response is `<think>\n…\n</think>\n\n`
+and the answer; a non-thinking one is the answer alone, and the model's template puts its empty think block there.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.rows import (
+    Message,
+    Place,
+    Row,
+    RowError,
+    digest,
+    last_user_text,
+    response_of,
+    without_response,
+)
+
+OPEN, CLOSE = "<think>", "</think>"
+THINKING, NON_THINKING, KEEP = "thinking", "non_thinking", "keep"
+SWITCHES = {THINKING: "/think", NON_THINKING: "/no_think"}
+_SWITCH_AT_END = re.compile(r"\s*/(no_)?think\s*$")
+_COLUMN_VALUES = {THINKING: THINKING, NON_THINKING: NON_THINKING, KEEP: KEEP, True: THINKING, False: NON_THINKING}
+
+
+def split_thought(text: str) -> tuple[str | None, str]:
+    """The text in a response's leading think block, None if it has no block, and the answer behind it."""
+    if not text.lstrip().startswith(OPEN) or CLOSE not in text:
+        return None, text
+    thought, answer = text.split(CLOSE, 1)
+    return thought.split(OPEN, 1)[1].strip("\n"), answer.lstrip("\n")
+
+
+def join_thought(thought: str, answer: str) -> str:
+    """The inverse of `split_thought`, as Qwen3's chat template writes it."""
+    return f"{OPEN}\n{thought}\n{CLOSE}\n\n{answer}"
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Who thinks in which rows.
+
+    Args:
+        mode: of the student in every row: "thinking", "non_thinking", or "keep" what the row says or shows.
+        column: a column with the mode of each row (one of those words, or true and false), instead of `mode`.
+        share: the share of thinking rows, drawn by `seed` and each row's content, instead of `mode`.
+        teacher: the teacher's mode, or "same".
+        switch: also write /think or /no_think at the end of the last user turn, in place of what stands there.
+        think_loss: weight of the loss on the think block, 0 to 1; None leaves it at 1.
+        without_thought: what becomes of a row whose response should have a thought and has none: "leave_out", or
+            "non_thinking" makes it non-thinking for both sides.
+    """
+
+    mode: Literal["thinking", "non_thinking", "keep"] = KEEP
+    column: str | None = None
+    share: float | None = None
+    teacher: Literal["same", "thinking", "non_thinking"] = "same"
+    switch: bool = False
+    think_loss: float | None = None
+    without_thought: Literal["leave_out", "non_thinking"] = "leave_out"
+    seed: int = 42
+
+    def student_mode(self, row: Row) -> str | None:
+        """The row's mode; None if nothing tells it. Raises RowError for an unknown word in the column."""
+        if self.column is not None:
+            value = row.get("columns", {}).get(self.column)
+            if not isinstance(value, (str, bool)) or value not in _COLUMN_VALUES:
+                words = "thinking, non_thinking, keep, true or false"
+                raise RowError("mode", f"its column {self.column!r} is {value!r}, not {words}")
+            mode = _COLUMN_VALUES[value]
+        elif self.share is not None:
+            drawn = digest([self.seed, row.get("kd_id"), row["messages"]])
+            mode = THINKING if int.from_bytes(drawn[:8]) < self.share * 2**64 else NON_THINKING
+        else:
+            mode = self.mode
+        return own_mode(row) if mode == KEEP else mode
+
+    def apply(self, row: Row) -> tuple[Row, str | None]:
+        """The row in its mode, and the mode. Raises RowError if it cannot have it."""
+        student = self.student_mode(row)
+        if student is None:
+            return row, None
+        teacher = student if self.teacher == "same" else self.teacher
+        thought, answer = self._split_response(row)
+        if THINKING in (student, teacher) and answer is not None and not thought:
+            if self.without_thought == "leave_out":
+                raise RowError("no thought", f"its response has no <think> block, which {THINKING} needs")
+            student = teacher = NON_THINKING
+        row = self._with_views({**row, **_template_settings(row, student, teacher)}, student, teacher)
+        if answer is not None:
+            row = self._with_response(row, thought, answer, student, teacher)
+        return row, student
+
+    def _split_response(self, row: Row) -> tuple[str | None, str | None]:
+        response = response_of(row)
+        if response is None:
+            return None, None
+        if not isinstance(response["content"], str):
+            raise RowError("format", "its response is not a text, so that its think block cannot be told")
+        return split_thought(response["content"])
+
+    def _with_response(self, row: Row, thought: str | None, answer: str, student: str, teacher: str) -> Row:
+        content = join_thought(thought, answer) if student == THINKING and thought else answer
+        row["messages"] = [*without_response(row["messages"]), {**response_of(row), "content": content}]
+        if student != teacher:
+            row["teacher_thought"] = thought if teacher == THINKING else ""
+        elif self.think_loss is not None:
+            row["think_loss"] = self.think_loss
+        return row
+
+    def _with_views(self, row: Row, student: str, teacher: str) -> Row:
+        """The row with the thoughts of earlier turns removed, as the chat template does, and the switches set."""
+        response = [response] if (response := response_of(row)) else []
+        turns = _without_old_thoughts(without_response(row["messages"]))
+        theirs = _without_old_thoughts(row["teacher_messages"]) if row.get("teacher_messages") else None
+        if self.switch:
+            if theirs is not None or teacher != student:
+                theirs = _with_switch(theirs or turns, teacher)
+            turns = _with_switch(turns, student)
+        views = {"messages": [*turns, *response]} | ({} if theirs is None else {"teacher_messages": theirs})
+        return {**row, **views}
+
+
+def own_mode(row: Row) -> str | None:
+    """The mode that a row says (its template settings, a switch in its last user turn) or shows (its response)."""
+    said = (row.get("chat_template_kwargs") or {}).get("enable_thinking")
+    if said is not None:
+        return THINKING if said else NON_THINKING
+    if switch := _SWITCH_AT_END.search(last_user_text(row["messages"])):
+        return NON_THINKING if switch[1] else THINKING
+    response = response_of(row)
+    if response is None or not isinstance(response["content"], str):
+        return None
+    return THINKING if split_thought(response["content"])[0] else NON_THINKING
+
+
+def rows_in_modes(rows: Iterable[Row], modes: Modes, name: str, report: Report) -> Iterator[Row]:
+    """Each row in its mode; what cannot have it goes into the report, and the realised shares with it."""
+    counts = dict.fromkeys((THINKING, NON_THINKING), 0)
+    for row in rows:
+        try:
+            row, mode = modes.apply(row)
+        except RowError as error:
+            report.leave_out(error, Place.of(row))
+            continue
+        counts[mode or "unknown"] = counts.get(mode or "unknown", 0) + 1
+        yield row
+    total = sum(counts.values())
+    report.state(name, **counts, thinking_share=counts[THINKING] / total if total else 0.0)
+
+
+def _template_settings(row: Row, student: str, teacher: str) -> Row:
+    mine = row.get("chat_template_kwargs") or {}
+    theirs = row.get("teacher_chat_template_kwargs")
+    settings = {"chat_template_kwargs": {**mine, "enable_thinking": student == THINKING}}
+    if theirs is not None or teacher != student:
+        theirs = mine if theirs is None else theirs
+        settings["teacher_chat_template_kwargs"] = {**theirs, "enable_thinking": teacher == THINKING}
+    return settings
+
+
+def _without_old_thoughts(turns: list[Message]) -> list[Message]:
+    return [
+        {**turn, "content": split_thought(turn["content"])[1]}
+        if turn["role"] == "assistant" and isinstance(turn["content"], str)
+        else turn
+        for turn in turns
+    ]
+
+
+def _with_switch(turns: list[Message], mode: str) -> list[Message]:
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if last is None or not isinstance(turns[last]["content"], str):
+        raise RowError("format", f"it has no user turn of text where {SWITCHES[mode]} could stand")
+    text = _SWITCH_AT_END.sub("", turns[last]["content"])
+    return [*turns[:last], {**turns[last], "content": f"{text} {SWITCHES[mode]}"}, *turns[last + 1 :]]
