@@ -67,10 +67,10 @@ def written_turns(
     if first["role"] == "assistant":
         block, answer = _split(text_of(first.get("content") or ""), template)
         rest = [{**first, "content": answer}, *messages[start + 1 :]]
+    if not block and not thought and not template.template_meta.non_thinking_prefix:
+        return messages
     if thought is not None:
         block = _block_of(thought, template)
-    if not block and not template.template_meta.non_thinking_prefix:
-        return messages
     own = {key: first.get(key) for key in ("loss", "loss_scale")} if trained == "block" else {"loss": False}
     if trained == "block":
         rest = [{**message, "loss": False} for message in rest]
@@ -144,13 +144,15 @@ def refuse_stock_loss(samples: list[KDSample], server: bool) -> None:
 
 
 def _split(text: str, template) -> tuple[str, str]:
-    """A response as its think block, with the newlines after it, and its answer.
+    """A response as its think block, with the newlines after it, and its answer. An unfinished thought is all block.
 
     Newlines in front of an answer without a block go with the block that the template adds: it ends with newlines, and
     together they are one token.
     """
     _, end, answer = text.partition(END)
     if not end:
+        if text.startswith(START):
+            return text, ""
         answer = text
         if not template.template_meta.non_thinking_prefix:
             return "", text
@@ -206,7 +208,7 @@ def _only_turn(sample: KDSample) -> tuple[list[int], list[int]]:
 
 
 def _count_block(sample: KDSample, ids: list[int], before: str, template) -> int:
-    """How many of the sampled ids are their think block, with the whitespace after it; all of an unfinished thought."""
+    """How many of the sampled ids are their think block, with the newlines after it; all of an unfinished thought."""
     tokenizer = template.tokenizer
     if END in before:
         return 0
@@ -222,7 +224,9 @@ def _count_block(sample: KDSample, ids: list[int], before: str, template) -> int
     if end not in ids:
         return len(ids) if opened else 0
     count = ids.index(end) + 1
-    return count + (count < len(ids) and tokenizer.decode([ids[count]]).isspace())
+    while count < len(ids) and set(tokenizer.decode([ids[count]])) == {"\n"}:
+        count += 1
+    return count
 
 
 def _is_bare(ids: list[int], before: str, template) -> bool:
