@@ -39,7 +39,7 @@ def encode_views(samples: list[KDSample], template) -> tuple[list[Encoded], list
     if not any(own):
         return student, None
     teacher = [
-        _encode_for_teacher(sample, template) if has_view else dict(view)
+        _encode_for_teacher(sample, template) if has_view else _copy(view)
         for sample, view, has_view in zip(samples, student, own, strict=True)
     ]
     complete_scales(teacher)
@@ -55,6 +55,11 @@ def teacher_requests(samples: list[KDSample], template) -> list:
         if sample.teacher_chat_template_kwargs is not None:
             request.chat_template_kwargs = sample.teacher_chat_template_kwargs
     return requests
+
+
+def _copy(view: Encoded) -> Encoded:
+    """With lists of its own: under context parallelism ms-swift's collator pads them in place."""
+    return {key: list(value) if isinstance(value, list) else value for key, value in view.items()}
 
 
 def _encode_for_teacher(sample: KDSample, template) -> Encoded:

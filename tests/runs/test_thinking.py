@@ -55,7 +55,7 @@ def test_weights_between_0_and_1_are_those_of_the_loss(flags, material, tmp_path
 
 
 def with_thoughts(index, row, answer):
-    """A teacher that thinks (shortly or long) while the student does not, the other way round, a weight, and nothing."""
+    """A teacher that thinks (shortly or long) while the student does not, the other way round, a weight, nothing."""
     bare = [*row["messages"][:-1], {"role": "assistant", "content": answer}]
     columns = (
         {"messages": bare, "teacher_thought": " 7" * (8 if index % 8 else 200)},
