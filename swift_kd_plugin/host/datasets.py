@@ -13,8 +13,10 @@ from swift_kd_plugin.errors import KDError
 TEACHER_COLUMN = "teacher_messages"
 TEACHER_TOOLS = "teacher_tools"
 TEACHER_KWARGS = "teacher_chat_template_kwargs"
-TEACHER_COLUMNS = (TEACHER_COLUMN, TEACHER_TOOLS, TEACHER_KWARGS)
-ROW_COLUMN, ID_COLUMN = "kd_row", "kd_id"
+TEACHER_THOUGHT = "teacher_thought"
+THINK_LOSS = "think_loss"
+TEACHER_COLUMNS = (TEACHER_COLUMN, TEACHER_TOOLS, TEACHER_KWARGS, TEACHER_THOUGHT, THINK_LOSS)
+SOURCE_COLUMN, ROW_COLUMN, ID_COLUMN = "kd_source", "kd_row", "kd_id"
 ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
 LAST_ROLES = ("user", "tool", "tool_response")
 SHOWN_LENGTH = 200
@@ -25,9 +27,9 @@ class BadRow(KDError):
 
     def __init__(self, reason: str, row: dict[str, Any], place: str | None = None):
         row = dict(row)
-        number = row.pop(ROW_COLUMN, None)
-        row.pop(ID_COLUMN, None)
-        place = place or ("row" if number is None else f"row {number}")
+        source, number, _ = (row.pop(column, None) for column in (SOURCE_COLUMN, ROW_COLUMN, ID_COLUMN))
+        named = [source] if source else []
+        place = place or ", ".join([*named, "row" if number is None else f"row {number}"])
         shown = json.dumps(row, ensure_ascii=False, default=str)
         if len(shown) > SHOWN_LENGTH:
             shown = shown[:SHOWN_LENGTH] + " ..."
@@ -57,6 +59,8 @@ def add_row_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDat
 
 
 def _with_number(row: dict[str, Any], index: int) -> dict[str, Any]:
+    if row.get(ROW_COLUMN) is not None:
+        return row
     return {**row, ROW_COLUMN: index + 1} | ({ID_COLUMN: _text(row["id"])} if "id" in row else {})
 
 
@@ -75,12 +79,29 @@ def check_teacher_columns(row: dict[str, Any]) -> None:
         raise ValueError(f"{TEACHER_KWARGS} is {kwargs!r}, not an object such as {{'enable_thinking': true}}")
     if kwargs and kwargs.get("response_prefix") is not None:
         raise ValueError(f"{TEACHER_KWARGS} sets response_prefix, but what stands before the response is shared")
+    _check_thoughts(row.get(TEACHER_THOUGHT), row.get(THINK_LOSS))
     for tool in _as_list(row.get(TEACHER_TOOLS)):
         if not isinstance(tool, (dict, str)):
             raise ValueError(f"{TEACHER_TOOLS} holds {tool!r}, which is neither an object nor a text")
     for image in _as_list(row.get("teacher_images")):
         if not (isinstance(image, str) or (isinstance(image, dict) and (image.get("bytes") or image.get("path")))):
             raise ValueError(f"teacher_images holds {image!r}, which is no path and has neither bytes nor path")
+
+
+def _check_thoughts(thought: Any, weight: Any) -> None:
+    if thought is not None and not isinstance(thought, str):
+        raise ValueError(f"{TEACHER_THOUGHT} is {thought!r}, not a text")
+    if thought and ("<think>" in thought or "</think>" in thought):
+        raise ValueError(f"{TEACHER_THOUGHT} holds a <think> or </think>, but it stands between the two already")
+    if weight is None:
+        return
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise ValueError(f"{THINK_LOSS} is {weight!r}, not a number from 0 to 1")
+    if thought is not None and weight > 0:
+        raise ValueError(
+            f"it has {THINK_LOSS} {weight} beside {TEACHER_THOUGHT}, with which the two views have different think "
+            f"blocks that cannot be compared; give 0 or leave {THINK_LOSS} out"
+        )
 
 
 def _as_list(value: Any) -> list:

@@ -49,10 +49,10 @@ def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:
 
 
 def keep_teacher_columns(module: ModuleType) -> Undo:
-    from swift_kd_plugin.host.datasets import ID_COLUMN, ROW_COLUMN, TEACHER_COLUMNS
+    from swift_kd_plugin.host.datasets import ID_COLUMN, ROW_COLUMN, SOURCE_COLUMN, TEACHER_COLUMNS
 
-    keys = module.RowPreprocessor.standard_keys
-    return replace_attribute(module.RowPreprocessor, "standard_keys", [*keys, *TEACHER_COLUMNS, ROW_COLUMN, ID_COLUMN])
+    keys = [*module.RowPreprocessor.standard_keys, *TEACHER_COLUMNS, SOURCE_COLUMN, ROW_COLUMN, ID_COLUMN]
+    return replace_attribute(module.RowPreprocessor, "standard_keys", keys)
 
 
 def treat_teacher_tools_as_tools(module: ModuleType) -> Undo:
@@ -61,26 +61,27 @@ def treat_teacher_tools_as_tools(module: ModuleType) -> Undo:
     return replace_attribute(module, "TOOL_KEYS", (*module.TOOL_KEYS, TEACHER_TOOLS))
 
 
-def store_teacher_columns_as_json(module: ModuleType) -> Undo:
-    from swift_kd_plugin.host.datasets import TEACHER_COLUMN, TEACHER_KWARGS
+def fix_types_of_teacher_columns(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.datasets import TEACHER_COLUMN, TEACHER_KWARGS, TEACHER_THOUGHT, THINK_LOSS
 
     stock = module.RowPreprocessor._patch_arrow_writer
 
     @contextmanager
     def _patch_arrow_writer(self):
         from datasets.arrow_writer import ArrowWriter
-        from datasets.features import Json, List
+        from datasets.features import Json, List, Value
 
         types = {TEACHER_COLUMN: List(Json()), TEACHER_KWARGS: Json()}
+        types |= {TEACHER_THOUGHT: Value("string"), THINK_LOSS: Value("float64")}
         with stock(self):
             stock_init = ArrowWriter.__init__
 
-            def with_json(writer, schema=None, features=None, *args, **kwargs):
+            def with_types(writer, schema=None, features=None, *args, **kwargs):
                 if features is not None:
                     features.update({column: types[column] for column in types if column in features})
                 stock_init(writer, schema, features, *args, **kwargs)
 
-            ArrowWriter.__init__ = with_json
+            ArrowWriter.__init__ = with_types
             yield
 
     return replace_attribute(module.RowPreprocessor, "_patch_arrow_writer", _patch_arrow_writer)
@@ -179,7 +180,7 @@ LEDGER = Ledger(
         Patch(
             symbol=f"{ROWS}.RowPreprocessor.standard_keys",
             module=ROWS,
-            why="a column that is not listed is removed, in a stream always; the teacher's and the row number are not",
+            why="a column that is not listed is removed, in a stream always; the teacher's and a row's place are not",
             remove_when="ms-swift keeps the teacher's columns, and a number or id of each row",
             apply=keep_teacher_columns,
         ),
@@ -194,9 +195,9 @@ LEDGER = Ledger(
             symbol=f"{ROWS}.RowPreprocessor._patch_arrow_writer",
             module=ROWS,
             why="messages and chat_template_kwargs are stored as JSON so that each keeps its own fields; the teacher's "
-            "need the same",
-            remove_when="ms-swift stores teacher_messages and teacher_chat_template_kwargs as JSON",
-            apply=store_teacher_columns_as_json,
+            "need the same, and its other columns one type in all datasets",
+            remove_when="ms-swift stores the teacher's columns with these types",
+            apply=fix_types_of_teacher_columns,
         ),
         Patch(
             symbol=f"{ROWS}.RowPreprocessor.__call__",

@@ -7,7 +7,7 @@ from typing import Any
 from swift.rl_core.data import GKDSample
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.datasets import ID_COLUMN, ROW_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
+from swift_kd_plugin.host.datasets import ID_COLUMN, ROW_COLUMN, SOURCE_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
 
 Message = dict[str, Any]
 
@@ -20,6 +20,8 @@ class KDSample(GKDSample):
         teacher_view: system, history and last user turn without the response, from the column `teacher_messages`.
         teacher_tools: in place of `tools`; an empty list takes them away.
         teacher_chat_template_kwargs: in place of `chat_template_kwargs`.
+        teacher_thought: in place of what the response's think block holds; '' empties it.
+        think_loss: weight of the loss on the response's think block in both views, 0 to 1; None is 1.
 
     Stock's columns `teacher_prompt` and `teacher_images` keep their meaning; `teacher_prompt` and `teacher_messages`
     exclude each other.
@@ -28,6 +30,8 @@ class KDSample(GKDSample):
     teacher_view: list[Message] | None = None
     teacher_tools: list[Any] | None = None
     teacher_chat_template_kwargs: dict[str, Any] | None = None
+    teacher_thought: str | None = None
+    think_loss: float | None = None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "KDSample":
@@ -44,11 +48,12 @@ class KDSample(GKDSample):
 
     @property
     def name(self) -> str:
-        """What a message to a person calls this sample: dataset, row counted from 1, and its column `id`."""
-        dataset, number, row_id = (self.extra.get(key) for key in ("dataset", ROW_COLUMN, ID_COLUMN))
+        """What a message to a person calls this sample: file or dataset, row counted from 1, and its column `id`."""
+        source, number, row_id = (self.extra.get(key) for key in (SOURCE_COLUMN, ROW_COLUMN, ID_COLUMN))
+        source = source or self.extra.get("dataset")
         if number is None and row_id is None:
             return f"The sample with the last user message {self.last_user_text()!r}"
-        name = _short(dataset) if dataset else "The dataset"
+        name = _short(source) if source else "The dataset"
         name += "" if number is None else f", row {number}"
         return name if row_id is None else f"{name} (id {row_id!r})"
 
@@ -74,7 +79,8 @@ class KDSample(GKDSample):
         self.teacher_messages = None  # of an earlier response
         if super().build_teacher_view():
             return True
-        return self.teacher_tools is not None or self.teacher_chat_template_kwargs is not None
+        own = (self.teacher_tools, self.teacher_chat_template_kwargs, self.teacher_thought)
+        return any(column is not None for column in own)
 
     def to_teacher_template_dict(self) -> dict[str, Any]:
         encoded = super().to_teacher_template_dict()

@@ -130,8 +130,13 @@ def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[Se
 
 
 def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
-    """What the server needs beside the token ids. Raises KDError for media that it cannot be sent."""
+    """What the server needs beside the token ids. Raises KDError for media or thoughts that it cannot be sent."""
     if server.needs_messages:
+        if thinking := next((sample for sample in samples if sample.teacher_thought is not None), None):
+            raise KDError(
+                f"{thinking.name} has a teacher_thought, which cannot go to the teacher server {server.name}, because "
+                "it templates by itself; start it with --use_chat_template false."
+            )
         return _with_requests(samples, sequences, template)
     if any(sample.images or sample.teacher_images or sample.videos or sample.audios for sample in samples):
         raise KDError(

@@ -92,11 +92,16 @@ def describe_responses(
     return Responses(index, number_tokens(labels), sources, torch.tensor(thinking), torch.tensor(ce), left_out)
 
 
+def loss_scale_of(view: dict) -> list[float]:
+    """The weight of every position of an encoded view, in a new list: its loss_scale, else 1 where it is trained."""
+    return list(view.get("loss_scale") or [float(label != IGNORED) for label in view["labels"]])
+
+
 def weigh_positions(encoded: list[dict], final: float) -> None:
     """Multiplies each response's loss_scale, in place, by weights from 1 at its first to `final` at its last token."""
     for view in encoded:
         trained = [position for position, label in enumerate(view["labels"]) if label != IGNORED]
-        scale = list(view.get("loss_scale") or [float(label != IGNORED) for label in view["labels"]])
+        scale = loss_scale_of(view)
         for position, weight in zip(trained, position_weights(len(trained), final), strict=True):
             scale[position] *= weight
         view["loss_scale"] = scale

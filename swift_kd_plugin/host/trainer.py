@@ -29,6 +29,7 @@ from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.teacher import offload_all_but_head, score_locally, without_interleaving
 from swift_kd_plugin.host.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.teacher_server import score_remotely
+from swift_kd_plugin.host.thinking import refuse_stock_loss
 from swift_kd_plugin.host.tokens import describe_responses, weigh_positions
 from swift_kd_plugin.host.views import encode_views
 from swift_kd_plugin.host.vocabulary import check_same_tokens, read_vocabularies
@@ -110,6 +111,8 @@ class KDTrainer(MegatronGKDTrainer):
 
     def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
         template, dropped = self.template, []
+        if self.stock_loss:
+            refuse_stock_loss(samples, self.use_teacher_api)
         with self._template_context(template):
             student, teacher = encode_views(samples, template)
         if teacher is not None:

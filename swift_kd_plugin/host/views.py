@@ -3,10 +3,17 @@
 from typing import Any
 
 from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
-from swift.rlhf_trainers.utils import get_response_prefix_ids, replace_assistant_response_with_ids
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.sample import KDSample
+from swift_kd_plugin.host.thinking import (
+    block_weight,
+    check_template,
+    complete_scales,
+    sampled_turns,
+    train_block,
+    written_turns,
+)
 
 Encoded = dict[str, Any]
 
@@ -23,16 +30,19 @@ def encode_views(samples: list[KDSample], template) -> tuple[list[Encoded], list
         sample without one has the student's.
 
     Raises:
-        KDError: a sample has no response, or sampled ones in several turns beside a teacher's view of its own.
+        KDError: a sample has no response, or sampled ones in several turns beside a teacher's view of its own, or a
+            think block that cannot be told from its answer although it has a weight or another one for the teacher.
     """
     own = [sample.build_teacher_view() for sample in samples]
     student = [_encode(sample, sample.to_template_dict(), template) for sample in samples]
+    complete_scales(student)
     if not any(own):
         return student, None
     teacher = [
-        _encode_for_teacher(sample, template) if has_view else dict(view)
+        _encode_for_teacher(sample, template) if has_view else _copy(view)
         for sample, view, has_view in zip(samples, student, own, strict=True)
     ]
+    complete_scales(teacher)
     return student, teacher
 
 
@@ -47,6 +57,11 @@ def teacher_requests(samples: list[KDSample], template) -> list:
     return requests
 
 
+def _copy(view: Encoded) -> Encoded:
+    """With lists of its own: under context parallelism ms-swift's collator pads them in place."""
+    return {key: list(value) if isinstance(value, list) else value for key, value in view.items()}
+
+
 def _encode_for_teacher(sample: KDSample, template) -> Encoded:
     ids = sample.response_token_ids
     if sample.teacher_view is not None and ids and not isinstance(ids[0], int) and len(ids) > 1:
@@ -54,29 +69,26 @@ def _encode_for_teacher(sample: KDSample, template) -> Encoded:
             f"{sample.name} has {len(ids)} sampled turns, and teacher_messages give the teacher another history around "
             "the last one only; use a single-turn rollout, or leave teacher_messages out."
         )
-    return _encode(sample, sample.to_teacher_template_dict(), template)
+    return _encode(sample, sample.to_teacher_template_dict(), template, sample.teacher_thought)
 
 
-def _encode(sample: KDSample, row: dict[str, Any], template) -> Encoded:
-    if sample.response_token_ids:
-        row.pop("response_token_ids", None)
-        row["messages"] = replace_assistant_response_with_ids(
-            [dict(message) for message in row["messages"]],
-            sample.response_token_ids,
-            sample.response_loss_mask or None,
-            _context_of_response(sample, template),
-        )
-    encoded = template.encode(row, return_length=True)
-    encoded.pop("_extra_kwargs", None)
-    return encoded
+def _encode(sample: KDSample, row: dict[str, Any], template, thought: str | None = None) -> Encoded:
+    """Encodes one view; `thought` is what the response's think block holds in it in place of its own."""
+    row.pop("response_token_ids", None)
+    turns = sampled_turns if sample.response_token_ids else written_turns
 
+    def encode(trained: str) -> Encoded:
+        messages = turns(sample, row["messages"], template, thought, trained)
+        encoded = template.encode({**row, "messages": messages}, return_length=True)
+        encoded.pop("_extra_kwargs", None)
+        return encoded
 
-def _context_of_response(sample: KDSample, template) -> list[int] | None:
-    """The ids between the assistant's header and the sampled ids, in both views the student's.
-
-    They are what the response was sampled behind, such as the empty think block of a mode without thinking, and are not
-    trained. A teacher's own mode has no say in them: its block would stand beside the one that the response brings
-    along, or the end of a think block would be missing.
-    """
-    kwargs = sample.extra.get("chat_template_kwargs") or {}
-    return get_response_prefix_ids(template, chat_template_kwargs=kwargs)
+    weight = block_weight(sample)
+    if weight < 1 or thought is not None:
+        check_template(sample, template)
+    if weight == 1:
+        return encode("all")
+    view = encode("answer")
+    if weight > 0:
+        train_block(view, encode("block"), weight)
+    return view

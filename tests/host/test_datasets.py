@@ -60,6 +60,54 @@ def test_all_columns_of_the_teacher_survive(load, streaming):
     assert (given[0]["enable_thinking"], given[1], given[2]["reasoning_effort"]) == (True, None, "low")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_thoughts_weights_and_sources_survive(load, streaming):
+    rows = load(
+        [
+            {**GOOD, "teacher_thought": "Count.", "kd_source": "exp.jsonl"},
+            {**GOOD, "teacher_thought": "", "think_loss": 0},
+            {**GOOD, "think_loss": 0.5},
+            {**GOOD, "think_loss": 1},
+        ],
+        streaming=streaming,
+    )
+    rows = list(rows)
+    assert [row["teacher_thought"] for row in rows] == ["Count.", "", None, None]
+    assert [row["think_loss"] for row in rows] == [None, 0, 0.5, 1]
+    assert [row["kd_source"] for row in rows] == ["exp.jsonl", None, None, None]
+
+
+def test_whole_and_fractional_weights_of_two_files_mix(load, tmp_path):
+    from swift.dataset import load_dataset
+
+    files = []
+    for number, columns in enumerate(({"think_loss": 0}, {"think_loss": 0.5}, {"teacher_thought": "a"}, {})):
+        files.append(str(tmp_path / f"{number}.jsonl"))
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({**GOOD, **columns}) + "\n")
+    rows = load_dataset(files, strict=True, load_from_cache_file=False)[0]
+    assert [row.get("think_loss") for row in rows] == [0, 0.5, None, None]
+    assert [row.get("teacher_thought") for row in rows] == [None, None, "a", None]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_have_numbers_keep_them(load, streaming):
+    """Those of the file that they came from, where rows were merged or chosen before."""
+    rows = [{**GOOD, "kd_source": "exp.jsonl", "kd_row": number, "kd_id": "q", "id": 1} for number in (7, 9)]
+    loaded = list(load(rows, streaming=streaming))
+    assert [(row["kd_source"], row["kd_row"], row["kd_id"]) for row in loaded] == [
+        ("exp.jsonl", 7, "q"),
+        ("exp.jsonl", 9, "q"),
+    ]
+
+
+def test_a_bad_row_is_named_by_the_file_that_it_came_from(load):
+    rows = [{**GOOD, "kd_source": "exp.jsonl", "kd_row": number} for number in (7, 9)]
+    rows[1]["messages"] = []
+    with pytest.raises(ValueError, match=r"\(exp\.jsonl, row 9: ") as caught:
+        load(rows)
+    assert "kd_" not in str(caught.value).replace("--kd_bad_rows", "")
+
+
 def test_tools_may_be_json_text(load):
     assert load([{**GOOD, "teacher_tools": json.dumps([ADD])}])["teacher_tools"] == [[ADD]]
 
@@ -129,6 +177,13 @@ def test_stock_drops_the_teacher_column(tmp_path):
         ({**GOOD, "teacher_chat_template_kwargs": "thinking"}, "teacher_chat_template_kwargs is 'thinking', not an"),
         ({**GOOD, "teacher_chat_template_kwargs": {"response_prefix": "So"}}, "sets response_prefix"),
         ({**GOOD, "teacher_images": [{"path": ""}]}, "has neither bytes nor path"),
+        ({**GOOD, "teacher_thought": ["a"]}, "teacher_thought is ['a'], not a text"),
+        ({**GOOD, "teacher_thought": "<think>a</think>"}, "teacher_thought holds a <think> or </think>"),
+        ({**GOOD, "think_loss": 1.5}, "think_loss is 1.5, not a number from 0 to 1"),
+        ({**GOOD, "think_loss": -1}, "think_loss is -1"),
+        ({**GOOD, "think_loss": True}, "think_loss is True, not a number"),
+        ({**GOOD, "think_loss": "all"}, "think_loss is 'all'"),
+        ({**GOOD, "teacher_thought": "", "think_loss": 0.5}, "it has think_loss 0.5 beside teacher_thought"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(load, row, reason):

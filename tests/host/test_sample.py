@@ -109,9 +109,27 @@ def test_a_stock_view_follows_the_response_that_the_student_wrote(sample_type):
         ({"dataset": "/data/pairs.jsonl", "kd_row": 17, "kd_id": "q-17"}, "pairs.jsonl, row 17 (id 'q-17')"),
         ({"dataset": "org/pairs", "kd_row": 17}, "org/pairs, row 17"),
         ({"dataset": "pairs.jsonl", "kd_id": "3"}, "pairs.jsonl (id '3')"),
+        (
+            {"kd_source": "data/exp.jsonl", "dataset": "pairs.jsonl", "kd_row": 5, "kd_id": "q"},
+            "exp.jsonl, row 5 (id 'q')",
+        ),
         ({"kd_row": 1}, "The dataset, row 1"),
         ({"dataset": "pairs.jsonl"}, "The sample with the last user message 'say A'"),
     ],
 )
 def test_a_sample_has_a_name(sample_type, columns, name):
     assert sample_type.from_row({**ROW, **columns}).name == name
+
+
+@pytest.mark.parametrize("thought", ["", "Count."])
+def test_a_thought_alone_makes_a_view(sample_type, thought):
+    sample = sample_type.from_row({**ROW, "teacher_thought": thought})
+    assert sample.build_teacher_view()
+    assert sample.to_teacher_template_dict()["messages"] == ROW["messages"]
+    assert sample.extra == {}
+
+
+def test_a_weight_makes_no_view(sample_type):
+    sample = sample_type.from_row({**ROW, "think_loss": 0.5, "teacher_thought": None})
+    assert not sample.build_teacher_view()
+    assert sample.think_loss == 0.5

@@ -154,6 +154,7 @@ def test_in_a_mixed_batch_a_sample_without_a_view_has_the_students(template):
     student, teacher = encode_views([plain, make_sample(BARE)], template)
     assert teacher[0] == student[0]
     assert teacher[0] is not student[0]
+    assert not any(teacher[0][key] is student[0][key] for key in ("input_ids", "labels"))
     assert len(teacher[1]["input_ids"]) > len(student[1]["input_ids"])
 
 
