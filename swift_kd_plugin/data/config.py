@@ -113,6 +113,8 @@ class _Reader:
         path = self.file.parent / os.path.expanduser(given)
         if path.is_file():
             return File(path.resolve(), given)
+        if path.is_dir():
+            return DatasetId(str(path.resolve()))
         if not given or given.startswith((".", "/", "~")) or given.split("#")[0].endswith(EXTENSIONS):
             raise KDError(f"{where}: there is no file {given!r} in {self.file.parent.resolve()}.")
         if not re.search("[/:]", given):

@@ -1,0 +1,249 @@
+"""Rows in any usual form, brought to the one row type; the form is told from each row by itself."""
+
+from typing import Any
+
+from swift_kd_plugin.data.fields import FIELDS
+from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
+from swift_kd_plugin.data.turns import to_turns
+from swift_kd_plugin.data.values import SCALARS, as_json, kind_of, parse_json, parse_text, shown
+from swift_kd_plugin.errors import KDError
+
+# The first of each is the proper name, the others are its synonyms, as in ms-swift.
+MESSAGES = ("messages", "conversation", "conversations")
+SYSTEM = ("system", "system_prompt")
+QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
+RESPONSE = (
+    *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
+    *("text", "completion", "content"),
+)
+OWN = ("kd_source", "kd_row", "kd_id")
+KNOWN = frozenset({*MESSAGES, *SYSTEM, *QUERY, *RESPONSE, *FIELDS, *OWN, "history", "teacher_prompt"})
+# Kept though empty: they take from the teacher what the student has.
+KEPT_EMPTY = ("teacher_tools", "teacher_images", "teacher_chat_template_kwargs")
+COLUMNS_SHOWN = 8
+
+Raw = dict[str, Any]
+
+
+def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format: str = "auto") -> Row:
+    """The row of the one row type that a row of a source is; its turns are still to be checked by `check_row`.
+
+    Args:
+        raw: the columns of the row by name; None is an absent column.
+        place: where it stands, unless it has kd_source and kd_row, as rows that were written by this package have.
+        columns: new names of columns by their old ones. Names are told apart by case only where both are there.
+        format: read it as this one of `FORMATS`; "auto": as the first whose columns it has.
+
+    The forms, with what else is understood:
+
+        messages   messages, conversation or conversations: turns of role and content, of from and value, or pairs of
+                   user (human) and assistant (gpt, bot); OpenAI's parts, tool_calls and reasoning_content
+        alpaca     instruction, with input after a line break; output or another name of the response; history
+        response   query (prompt, input, instruction, question, problem), history ([[query, response], ...]) and
+                   response (answer, output, targets, target, answer_key, answers, solution, text, completion,
+                   content), of several the first. Either may be a list of turns. Without a response it is for the
+                   student to write.
+        any        system or system_prompt; tools; images, videos, audios (image, ...); objects; chat_template_kwargs;
+                   teacher_messages, or teacher_prompt in place of the last user turn; the other keys of a row
+
+    Lists and objects may be JSON text. Of a proper name and synonyms the proper name is taken and the others are
+    columns as any other; synonyms alone have to be equal. Every other column goes into `columns`, without bytes.
+
+    Raises:
+        RowError: of the kinds unreadable, format, messages, empty, think or media.
+    """
+    rest = _named(raw, columns)
+    row: Row = {"messages": _with_system(_messages(rest, format), rest)}
+    prompt = rest.pop("teacher_prompt", None)
+    others = _own_columns(rest)
+    kept: Raw = {}
+    for name, value in rest.items():
+        field = FIELDS.get(name)
+        if field is not None:
+            _add_field(row, name, value, *field)
+        elif name not in OWN:
+            kept[name] = value if type(value) in SCALARS else as_json(value)
+    if prompt:
+        if "teacher_messages" in row:
+            raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")
+        row["teacher_messages"] = _prompted(row["messages"], prompt)
+    if kept or others:
+        row["columns"] = {key: value for key, value in (others | kept).items() if value is not None}
+    return row | _place(rest, place)
+
+
+def check_format(format: str) -> None:
+    """Raises KDError if it is not the name of a form of rows."""
+    if format != "auto" and format not in FORMATS:
+        raise KDError(f"there is no format {format!r} of rows; use auto, {', '.join(FORMATS)}.")
+
+
+def _named(raw: Raw, columns: dict[str, str] | None) -> Raw:
+    if columns:
+        raw = _renamed(raw, columns)
+    rest = {}
+    for name, value in raw.items():
+        if value is not None:
+            if name not in KNOWN and (lower := name.lower()) in KNOWN and raw.get(lower) is None:
+                name = lower
+            rest[name] = value
+    return rest
+
+
+def _renamed(raw: Raw, columns: dict[str, str]) -> Raw:
+    new_names = {old.lower(): new for old, new in columns.items()}
+    renamed: Raw = {}
+    for name, value in raw.items():
+        new = new_names.get(name.lower(), name)
+        if renamed.get(new) is not None and value is not None and renamed[new] != value:
+            raise RowError("format", f"two of its columns would be {new!r} after renaming, and they differ")
+        if value is not None:
+            renamed[new] = value
+    return renamed
+
+
+def _take(rest: Raw, names: tuple[str, ...]) -> tuple[str, Any]:
+    """Name and value of the column that has one of the names, which is taken out; a value of None if there is none."""
+    found = [name for name in names if name in rest]
+    if not found or found[0] == names[0]:
+        return names[0], rest.pop(names[0], None)
+    different = [name for name in found if rest[name] != rest[found[0]]]
+    if different:
+        raise RowError(
+            "format",
+            f"its columns {found[0]!r} and {different[0]!r} differ and each could be its {names[0]}; rename one",
+        )
+    value = rest[found[0]]
+    for name in found:
+        del rest[name]
+    return found[0], value
+
+
+def _messages(rest: Raw, format: str) -> list[Message]:
+    for name, read in FORMATS.items():
+        if format in ("auto", name):
+            messages = read(rest)
+            if messages is not None:
+                return messages
+    names = ", ".join(shown(name) for name in list(rest)[:COLUMNS_SHOWN]) or "none"
+    more = ", ..." if len(rest) > COLUMNS_SHOWN else ""
+    wanted = "messages, or a prompt with or without a response" if format == "auto" else f"those of the format {format}"
+    raise RowError("format", f"it has the columns {names}{more}, and needs {wanted}")
+
+
+def _from_messages(rest: Raw) -> list[Message] | None:
+    name, value = _take(rest, MESSAGES)
+    return None if value is None else to_turns(value, name)
+
+
+def _from_alpaca(rest: Raw) -> list[Message] | None:
+    if "instruction" not in rest or not ("input" in rest or "output" in rest):
+        return None
+    if "input" in rest:
+        parts = [_text(rest.pop(name), name) for name in ("instruction", "input")]
+        rest["query"] = "\n".join(filter(None, parts))
+    if "output" in rest:
+        rest["response"] = rest.pop("output")
+    return _from_response(rest)
+
+
+def _from_response(rest: Raw) -> list[Message] | None:
+    query_name, query = _take(rest, QUERY)
+    response_name, response = _take(rest, RESPONSE)
+    history = rest.pop("history", None)
+    if query is None and response is None and not history:
+        return None
+    turns = _history(history) if history else []
+    turns += _side(query, query_name, "user")
+    if isinstance(response, list) and response and not isinstance(response[0], dict):
+        response = _text(response[0], response_name)
+    return turns + _side(response, response_name, "assistant")
+
+
+FORMATS = {"messages": _from_messages, "alpaca": _from_alpaca, "response": _from_response}
+
+
+def _side(value: Any, name: str, role: str) -> list[Message]:
+    """What one side says: a list of turns, or one turn of a text."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return to_turns(value, name)
+    return [{"role": role, "content": _text(value, name)}]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RowError("format", f"its column {name!r} is {kind_of(value)}, not text")
+    return value
+
+
+def _history(history: Any) -> list[Message]:
+    if isinstance(history, str):
+        history = parse_text(history, "its column 'history'")
+    if not isinstance(history, list):
+        raise RowError("format", f"its column 'history' is {kind_of(history)}, not a list of pairs")
+    turns = []
+    for number, pair in enumerate(history, start=1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError("format", f"round {number} of its column 'history' is {shown(pair)}, not a pair of texts")
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            if said is not None:
+                turns.append({"role": role, "content": _text(said, "history")})
+    return turns
+
+
+def _with_system(messages: list[Message], rest: Raw) -> list[Message]:
+    name, system = _take(rest, SYSTEM)
+    if system is None:
+        return messages
+    system = _text(system, name)
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    if system not in ("", messages[0]["content"]):
+        raise RowError("messages", f"its system turn and its column {name!r} differ; keep one of them")
+    return messages
+
+
+def _prompted(messages: list[Message], prompt: Any) -> list[Message]:
+    """The turns before the response with another text in the last user turn, as ms-swift reads teacher_prompt."""
+    turns = [dict(turn) for turn in without_response(messages)]
+    user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+    if user is None:
+        raise RowError("messages", "it has a teacher_prompt and no user turn, in place of which it would stand")
+    user["content"] = to_turns([{"role": "user", "content": prompt}], "teacher_prompt")[0]["content"]
+    return turns
+
+
+def _add_field(row: Row, column: str, value: Any, name: str, make: Any) -> None:
+    made = make(value, column)
+    if made is None or (made in ([], {}, "") and name not in KEPT_EMPTY):
+        return
+    if name in row and row[name] != made:
+        raise RowError("format", f"its column {column!r} and another that means {name} differ; keep one of them")
+    row[name] = made
+
+
+def _own_columns(rest: Raw) -> Raw:
+    """The `columns` of a row that was written by this package."""
+    columns = rest.get("columns")
+    if not _has_place(rest):
+        return {}
+    if isinstance(columns, str):
+        columns = parse_json(columns, "its column 'columns'")
+    if not isinstance(columns, (dict, type(None))):
+        return {}
+    rest.pop("columns", None)
+    return as_json(columns or {})
+
+
+def _has_place(rest: Raw) -> bool:
+    return isinstance(rest.get("kd_source"), str) and type(rest.get("kd_row")) is int
+
+
+def _place(rest: Raw, place: Place) -> Row:
+    if _has_place(rest):
+        source, number, key = rest["kd_source"], rest["kd_row"], rest.get("kd_id")
+        place = Place(source, number, key if isinstance(key, str) else None)
+    found = {"kd_source": place.source, "kd_row": place.row}
+    return found if place.id is None else found | {"kd_id": place.id}
