@@ -3,7 +3,7 @@
 import csv
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +34,7 @@ def read_rows(
     name: str | None = None,
     columns: dict[str, str] | None = None,
     format: str = "auto",
+    max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Iterator[Row]:
     """The checked rows of a file, in its order; every other row of it is in the report.
 
@@ -43,15 +44,19 @@ def read_rows(
         name: what places call the file; its path if None.
         columns: new names of columns by their old ones, see `to_row`.
         format: one of `FORMATS` to read only that form, or "auto".
+        max_line_bytes: see `read_file`.
 
     Raises:
         KDError: as `read_file`, or the format is unknown.
     """
     check_format(format)
-    return _checked(read_file(path, report, name=name), report, columns, format)
+    return check_rows(read_file(path, report, name=name, max_line_bytes=max_line_bytes), report, columns, format)
 
 
-def _checked(raws: Iterator[tuple[Place, Raw]], report: Report, columns: dict | None, format: str) -> Iterator[Row]:
+def check_rows(
+    raws: Iterable[tuple[Place, Raw]], report: Report, columns: dict[str, str] | None = None, format: str = "auto"
+) -> Iterator[Row]:
+    """Raw rows as checked rows of the one row type; the others go into the report."""
     for place, raw in raws:
         try:
             row = to_row(raw, place, columns, format)
