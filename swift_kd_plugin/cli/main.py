@@ -7,7 +7,12 @@ from swift_kd_plugin.cli.patches import patches
 from swift_kd_plugin.cli.show import show
 from swift_kd_plugin.version import __version__
 
-app = typer.Typer(help="Knowledge distillation for Megatron-SWIFT.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Knowledge distillation for Megatron-SWIFT.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 app.command()(pair)
 app.command()(show)
 app.command()(patches)

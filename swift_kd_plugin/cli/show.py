@@ -3,7 +3,7 @@
 import tempfile
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -30,10 +30,14 @@ def show(
         str | None, typer.Option(help="A model whose tokenizer shows the tokens and what is trained on.")
     ] = None,
     template: Annotated[str | None, typer.Option(help="ms-swift's template; the model's by default.")] = None,
-    model_type: Annotated[str | None, typer.Option(help="ms-swift's model type, if the folder does not tell.")] = None,
-    loss_scale: Annotated[str, typer.Option(help="As in training.")] = "default",
-    thinking: Annotated[
-        bool | None, typer.Option("--enable_thinking/--disable_thinking", help="As --enable_thinking in training.")
+    model_type: Annotated[
+        str | None, typer.Option("--model_type", help="ms-swift's model type, if the folder does not tell.")
+    ] = None,
+    loss_scale: Annotated[
+        str, typer.Option("--loss_scale", help="As in training, where last_round is GKD's default.")
+    ] = "last_round",
+    enable_thinking: Annotated[
+        Literal["true", "false"] | None, typer.Option("--enable_thinking", help="As in training.")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Put a bar between tokens.")] = False,
 ) -> None:
@@ -44,6 +48,7 @@ def show(
             raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
         dataset, report = Builder(Path(folder), open_id).dataset(nodes[name])
         print_report(report)
+        thinking = {None: None, "true": True, "false": False}[enable_thinking]
         made = load(model, template, model_type, loss_scale, thinking) if model else None
         console = Console(highlight=False, soft_wrap=True)
         for row in islice(to_rows(dataset), number):

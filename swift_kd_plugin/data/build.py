@@ -148,7 +148,10 @@ class Builder:
         if isinstance(source, DatasetId):
             opened = self._open(source.label)
             return [source.label, getattr(opened, "_fingerprint", None)]
-        stat = source.path.stat()
+        try:
+            stat = source.path.stat()
+        except OSError:
+            return [str(source.path), None]  # the reader says what is wrong with it
         return [str(source.path), stat.st_size, stat.st_mtime_ns]
 
 

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from swift.model import get_processor
+from swift.template import get_template, get_template_meta
+
+from swift_kd_plugin.data.report import shorten
+from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.views import encode_views
-from swift_kd_plugin.teacher.matching import IGNORED
+from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,24 @@ class Piece:
     own: bool
 
 
-def load_template(model: str, template: str | None, model_type: str | None = None, **kwargs) -> Any:
-    """ms-swift's template in training mode, from a model's tokenizer; no weights are read."""
-    from swift.model import get_processor
-    from swift.template import get_template
+def load_template(
+    model: str, template: str | None, model_type: str | None, loss_scale: str, enable_thinking: bool | None
+) -> Any:
+    """ms-swift's template in training mode, as GKD makes it, from a model's tokenizer; no weights are read.
 
-    made = get_template(get_processor(model, model_type=model_type), template_type=template, **kwargs)
+    Raises:
+        KDError: ms-swift does not know the model or the template.
+    """
+    try:
+        processor = get_processor(model, model_type=model_type)
+        meta = get_template_meta(processor.model_info, processor.model_meta, template_type=template)
+    except (ValueError, OSError) as error:
+        raise KDError(f"{model} has no template here: {shorten(' '.join(str(error).split()), 500)}") from error
+    if meta.is_thinking and meta.non_thinking_prefix and "ignore_empty_think" not in loss_scale:
+        loss_scale += "+ignore_empty_think"
+    made = get_template(
+        processor, template_type=template, loss_scale=loss_scale, enable_thinking=enable_thinking, max_length=None
+    )
     made.set_mode("train")
     return made
 
@@ -40,7 +57,7 @@ def preview(row: dict[str, Any], template) -> dict[str, list[Piece]]:
     """The pieces of the student's view, and of the teacher's if it has one of its own.
 
     Raises:
-        KDError: the row has no response; its prompt is shown without a template's help only.
+        KDError: the row has no response; show it without a model.
     """
     sample = KDSample.from_row(row)
     (student,), teachers = encode_views([sample], template)
@@ -63,7 +80,7 @@ def _compare(first: list[int], second: list[int]) -> tuple[list[bool], list[bool
 
 
 def _pieces(view: dict[str, Any], own: list[bool], tokenizer) -> list[Piece]:
-    weights = view.get("loss_scale") or [1.0] * len(own)
+    weights = loss_scale_of(view)
     pieces, waiting = [], []
     for token, label, weight, is_own in zip(view["input_ids"], view["labels"], weights, own, strict=True):
         waiting.append(token)

@@ -13,8 +13,7 @@ from swift.rlhf_trainers.utils import get_response_prefix_ids, replace_assistant
 from swift_kd_plugin.data.rows import text_of
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.tokens import loss_scale_of
-from swift_kd_plugin.teacher.matching import IGNORED, trained_tokens
+from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of, trained_tokens
 
 Message = dict[str, Any]
 Encoded = dict[str, Any]

@@ -9,7 +9,7 @@ from swift.megatron.utils import get_packed_seq_params
 from torch import Tensor
 
 from swift_kd_plugin.losses.policies import position_weights
-from swift_kd_plugin.teacher.matching import IGNORED
+from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of
 
 SOURCES = ("dataset", "student", "teacher")
 MODES = ("thinking", "non_thinking")
@@ -90,11 +90,6 @@ def describe_responses(
     sources = torch.full((len(samples),), SOURCES.index(source))
     left_out = torch.tensor([number in dropped for number in range(len(samples))])
     return Responses(index, number_tokens(labels), sources, torch.tensor(thinking), torch.tensor(ce), left_out)
-
-
-def loss_scale_of(view: dict) -> list[float]:
-    """The weight of every position of an encoded view, in a new list: its loss_scale, else 1 where it is trained."""
-    return list(view.get("loss_scale") or [float(label != IGNORED) for label in view["labels"]])
 
 
 def weigh_positions(encoded: list[dict], final: float) -> None:

@@ -23,6 +23,11 @@ class Mismatch:
     teacher_count: int
 
 
+def loss_scale_of(view: dict) -> list[float]:
+    """The weight of every position of an encoded view, in a new list: its loss_scale, else 1 where it is trained."""
+    return list(view.get("loss_scale") or [float(label != IGNORED) for label in view["labels"]])
+
+
 def trained_tokens(labels: list[int]) -> list[int]:
     """The ids that a view is trained on, in order."""
     return [label for label in labels if label != IGNORED]

@@ -152,7 +152,7 @@ def test_a_mistyped_name_is_found_before_a_hub_is_asked(load):
 
 
 def test_columns_of_the_command_line_are_refused(load):
-    with pytest.raises(KDError, match="--columns does not reach 'pairs'"):
+    with pytest.raises(KDError, match="--columns has no effect on 'pairs'"):
         load("pairs", columns={"q": "query"})
 
 

@@ -1,0 +1,84 @@
+"""`swift-kd show`: both views of a row, as text and as tokens."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from swift_kd_plugin.cli.main import app
+from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "examples" / "data" / "data.yaml"
+MODEL = ("--model", str(ROOT / "examples" / "base_model"), "--model_type", "qwen3", "--template", "qwen3")
+BOOK = "N2 X9 A8 J2 L5 G1 I8 S6 Z9 F8 V2 B2 R3 U1 E3 T5"
+
+
+def show(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["show", str(DATA), *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_without_a_model_it_shows_turns():
+    page = show("pairs", "-n", "2")
+    assert page.count("noexp.jsonl, line") == 2
+    assert f"system: ⟦{BOOK}⟧\nuser: say ILFF\nassistant: «8588»" in page
+    assert "--model FOLDER shows the tokens" in page
+
+
+def test_with_a_model_it_shows_tokens_and_what_is_trained():
+    page = show("pairs", "-n", "1", *MODEL, "--enable_thinking", "false")
+    student, teacher = page.split("student: ")[1].split("teacher: ")
+    assert student.startswith("24 tokens, 6 of them trained on\n")
+    assert teacher.startswith("60 tokens, 6 of them trained on\n")
+    assert "<think>\n\n</think>\n\n«8588<|im_end|>\n»" in student
+    assert BOOK not in student
+    assert f"⟦<|im_start|>system\n{BOOK}<|im_end|>\n⟧" in teacher
+
+
+def test_a_thought_of_the_teacher_alone_is_its_own_and_not_trained():
+    teacher = show("silent", "-n", "1", *MODEL).split("teacher: ")[1]
+    assert "<think>⟦\nI8L5F8F8\n⟧</think>\n\n«8588<|im_end|>" in teacher
+
+
+def test_tokens_can_be_told_apart():
+    assert "8|5|8|8|<|im_end|>" in show("pairs", "-n", "1", *MODEL, "--tokens")
+
+
+def test_colour_says_it_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True)
+    text = marked("8588", TRAINED, console)
+    assert (text.plain, str(text.style)) == ("8588", TRAINED)
+
+
+def test_text_views_know_the_teachers_own_turns():
+    row = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        "teacher_messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+        "teacher_thought": "t",
+    }
+    turns = text_views(row)["teacher"]
+    assert [(role, style == OWN) for role, _, style in turns] == [
+        ("system", True),
+        ("user", False),
+        ("thought", True),
+        ("assistant", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pears"], "has no dataset 'pears' (did you mean 'pairs'?)"),
+        (["pairs", "--model", str(ROOT / "examples" / "base_model"), "--model_type", "qwen3"], "has no template here"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message):
+    result = CliRunner().invoke(app, ["show", str(DATA), *arguments])
+    assert result.exit_code == 1
+    assert "swift-kd show: error: " in result.output
+    assert message in result.output
