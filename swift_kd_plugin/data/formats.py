@@ -1,4 +1,20 @@
-"""Rows in any usual form, brought to the one row type; the form is told from each row by itself."""
+"""Rows in any usual form, brought to the one row type; the form is told from each row by itself.
+
+The forms, and what else is understood:
+
+    messages   messages, conversation or conversations: turns of role and content, of from and value, or pairs of
+               user (human) and assistant (gpt, bot); OpenAI's parts, tool_calls and reasoning_content
+    alpaca     instruction, with input after a line break; output or another name of the response; history
+    response   query (prompt, input, instruction, question, problem), history ([[query, response], ...]) and
+               response (answer, output, targets, target, answer_key, answers, solution, text, completion,
+               content), of several the first. Either may be a list of turns. Without a response it is for the
+               student to write.
+    any        system or system_prompt; tools; images, videos, audios (image, ...); objects; chat_template_kwargs;
+               teacher_messages, or teacher_prompt in place of the last user turn; the other keys of a row
+
+Lists and objects may be JSON text. Of a proper name and synonyms the proper name is taken and the others are
+columns as any other; synonyms alone have to be equal. Every other column goes into `columns`, without bytes.
+"""
 
 from typing import Any
 
@@ -34,29 +50,13 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         columns: new names of columns by their old ones. Names are told apart by case only where both are there.
         format: read it as this one of `FORMATS`; "auto": as the first whose columns it has.
 
-    The forms, with what else is understood:
-
-        messages   messages, conversation or conversations: turns of role and content, of from and value, or pairs of
-                   user (human) and assistant (gpt, bot); OpenAI's parts, tool_calls and reasoning_content
-        alpaca     instruction, with input after a line break; output or another name of the response; history
-        response   query (prompt, input, instruction, question, problem), history ([[query, response], ...]) and
-                   response (answer, output, targets, target, answer_key, answers, solution, text, completion,
-                   content), of several the first. Either may be a list of turns. Without a response it is for the
-                   student to write.
-        any        system or system_prompt; tools; images, videos, audios (image, ...); objects; chat_template_kwargs;
-                   teacher_messages, or teacher_prompt in place of the last user turn; the other keys of a row
-
-    Lists and objects may be JSON text. Of a proper name and synonyms the proper name is taken and the others are
-    columns as any other; synonyms alone have to be equal. Every other column goes into `columns`, without bytes.
-
     Raises:
         RowError: of the kinds unreadable, format, messages, empty, think or media.
     """
     rest = _named(raw, columns)
     row: Row = {"messages": _with_system(_messages(rest, format), rest)}
     prompt = rest.pop("teacher_prompt", None)
-    others = _own_columns(rest)
-    kept: Raw = {}
+    kept = _own_columns(rest)
     for name, value in rest.items():
         field = FIELDS.get(name)
         if field is not None:
@@ -67,8 +67,9 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         if "teacher_messages" in row:
             raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")
         row["teacher_messages"] = _prompted(row["messages"], prompt)
-    if kept or others:
-        row["columns"] = {key: value for key, value in (others | kept).items() if value is not None}
+    kept = {name: value for name, value in kept.items() if value is not None}
+    if kept:
+        row["columns"] = kept
     return row | _place(rest, place)
 
 

@@ -124,7 +124,8 @@ def _why_not_opened(file: Path, error: OSError) -> str:
         return f"{_printable(file)} cannot be read: {error.strerror}; check its permissions."
     if not file.parent.is_dir():
         return f"{_printable(file)} does not exist, nor does its folder; check the path."
-    near = difflib.get_close_matches(file.name, sorted(os.listdir(file.parent)), n=3)
+    names = sorted(entry.name for entry in os.scandir(file.parent) if entry.is_file())
+    near = difflib.get_close_matches(file.name, names)
     hint = f"did you mean {' or '.join(map(repr, near))} in the same folder?" if near else "check the path."
     return f"{_printable(file)} does not exist; {hint}"
 
@@ -140,6 +141,7 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
         if len(line) <= limit or line.endswith(b"\n"):
             yield line
             continue
+        line = b""  # not to be held beside the next one
         while (rest := file.readline(CHUNK_BYTES)) and not rest.endswith(b"\n"):
             pass
         yield None
@@ -160,7 +162,7 @@ def _read_jsonl(file: Path, limit: int) -> Numbered:
 
 def _parse_line(line: bytes) -> Raw:
     try:
-        text = line.decode()
+        text = line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
         raise RowError("unreadable", f"it is not UTF-8 (byte {error.start + 1} of the line)") from error
     raw = parse_json(text)
@@ -268,7 +270,7 @@ def _read_parquet(file: Path, limit: int) -> Numbered:
                 for raw in _python_rows(batch):
                     number += 1
                     yield number, raw
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         where = f" after row {number}" if number else ""
         reason = str(error).strip().partition("\n")[0]
         raise KDError(f"{_printable(file)} cannot be read as Parquet{where}: {reason}.") from error

@@ -100,14 +100,19 @@ def _check_content(content: Any, role: str, name: str) -> None:
 
 def _check_call(content: Any, name: str) -> None:
     """A tool call as ms-swift's agent templates read it."""
-    call = parse_text(content, f"the tool call of {name}") if isinstance(content, str) else content
+    call = _parsed(content, f"the tool call of {name}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise RowError("messages", f"{name} is not an object with a name and arguments")
     arguments = call.get("parameters") if call.get("arguments") is None else call["arguments"]
-    if isinstance(arguments, str):
-        arguments = parse_text(arguments, f"the arguments of {name}")
-    if arguments is None:
+    if _parsed(arguments, f"the text of the arguments of {name}") is None:
         raise RowError("messages", f"{name} has no arguments")
+
+
+def _parsed(value: Any, what: str) -> Any:
+    try:
+        return parse_text(value, what) if isinstance(value, str) else value
+    except RowError as error:
+        raise RowError("messages", str(error)) from error
 
 
 def _check_thoughts(messages: list[Message], column: str) -> None:
@@ -185,7 +190,7 @@ def _check_tags(messages: list[Message], row: Row, what: str) -> None:
         given = sum(bool(part.get(part["type"])) for part in mine)
         if column and given:
             raise RowError("media", f"{what} hold {name} in their parts beside the column {name!r}; keep one")
-        if column or mine:
+        if column is not None or mine:
             tags = len(mine) + sum(text_of(turn["content"]).count(f"<{medium}>") for turn in messages)
             there = given or len(column or ())
             if tags > there:
