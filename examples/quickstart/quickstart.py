@@ -49,13 +49,14 @@ def read_pairs() -> list[dict[str, Any]]:
     try:
         from swift_kd_plugin.data.build import Builder
         from swift_kd_plugin.data.config import read_config
+        from swift_kd_plugin.data.store import to_rows
         from swift_kd_plugin.errors import KDError
     except ImportError as error:
         raise QuickstartError("swift_kd_plugin is not installed in this Python; run `make install` first.") from error
     try:
         with tempfile.TemporaryDirectory() as folder:
             dataset, _ = Builder(Path(folder), strict=True).dataset(read_config(DATA_FILE)[DATASET])
-            return dataset.to_list()
+            return list(to_rows(dataset))
     except KDError as error:
         raise QuickstartError(str(error)) from error
 

@@ -20,9 +20,9 @@ class Keys:
     keep: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowsKeys(Keys):
-    source: Source = ""
+    source: Source
     columns: dict[str, str] = field(default_factory=dict)
     format: str = "auto"
     gold: str | None = None

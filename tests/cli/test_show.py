@@ -5,22 +5,25 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from swift_kd_plugin.cli.main import app
 from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
+from tests.launch import BIN, environment, run_command
 
-pytestmark = pytest.mark.usefixtures("cpu_backend")
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "examples" / "data" / "data.yaml"
 MODEL = ("--model", str(ROOT / "examples" / "base_model"), "--model_type", "qwen3", "--template", "qwen3")
 BOOK = "N2 X9 A8 J2 L5 G1 I8 S6 Z9 F8 V2 B2 R3 U1 E3 T5"
 
 
+def run_show(*arguments: str) -> tuple[int, str]:
+    code, log, _ = run_command([str(BIN / "swift-kd"), "show", str(DATA), *arguments], ROOT, environment(None))
+    return code, log
+
+
 def show(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["show", str(DATA), *arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
+    code, page = run_show(*arguments)
+    assert code == 0, page
+    return page
 
 
 def test_without_a_model_it_shows_turns():
@@ -78,7 +81,8 @@ def test_text_views_know_the_teachers_own_turns():
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message):
-    result = CliRunner().invoke(app, ["show", str(DATA), *arguments])
-    assert result.exit_code == 1
-    assert "swift-kd show: error: " in result.output
-    assert message in result.output
+    code, log = run_show(*arguments)
+    assert code == 1
+    assert "swift-kd show: error: " in log
+    assert message in log
+    assert "Traceback" not in log

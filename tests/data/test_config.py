@@ -94,7 +94,7 @@ PAIR = "exp: exp.jsonl, noexp: noexp.jsonl"
         ("a: 3", "a must be a mapping with a type"),
         ("a: {type: rows, source: 3}", "a: source is 3; it must be a text or a mapping"),
         ("a: {type: rows, source: b.jsonl}", "a: there is no file 'b.jsonl' in /"),
-        ("a: {type: rows}", "there is no file ''"),
+        ("a: {type: rows}", "a lacks the key 'source': a text or a mapping"),
         ("a: {type: rows, source: a.json, keep: x}", "keep is 'x'; it must be a list, each item a text"),
         ("a: {type: rows, source: a.json, bad_rows: skip}", "bad_rows is 'skip'; it must be error or drop"),
         ("a: {type: mix, sources: {pears: 1}}\npairs: {type: rows, source: a.json}", r"did you mean 'pairs'\?"),

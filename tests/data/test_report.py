@@ -89,7 +89,7 @@ def test_the_report_as_text():
     assert filled().lines() == [
         "read 9 rows of exp.jsonl",
         "read 2 rows of b.csv",
-        "mix: rows 1,200, share 0.25, by (a: 3)",
+        "made mix: rows 1,200, share 0.25, by (a: 3)",
         "left out: 5 x think",
         *(f"    exp.jsonl, line {row}: reason {row}" for row in (7, 1, 2, 3)),
         "    b.csv, row 1: other",
