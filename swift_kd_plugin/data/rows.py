@@ -9,7 +9,7 @@ A row is a dict; a key that is absent or None says that there is no such thing:
     teacher_thought                what stands in the think block in front of the answer for the teacher alone
     think_loss                     weight of the loss on the response's think block, 0 to 1; absent: 1
     columns                        every other column of the source, by name
-    kd_source, kd_row, kd_id       file or dataset, row counted from 1 (in a .jsonl file its line), text of the column id
+    kd_source, kd_row, kd_id       file or dataset, row counted from 1 (in a .jsonl file its line), text of column id
 """
 
 import hashlib
