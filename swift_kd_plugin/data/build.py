@@ -16,7 +16,7 @@ from swift_kd_plugin.data.pairing import Side, join_sides, paired_rows, with_gol
 from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.rows import FEATURES, Place, Row
 from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, read_rows
-from swift_kd_plugin.data.store import read_dataset, to_rows, write_rows
+from swift_kd_plugin.data.store import copy_rows, read_dataset, to_rows, write_rows
 from swift_kd_plugin.data.thinking import rows_in_modes
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.version import __version__
@@ -58,7 +58,10 @@ class Builder:
         if file.exists() and page.exists():
             return read_dataset(file), Report.from_json(json.loads(page.read_text(encoding="utf-8")))
         report = Report(strict=self.strict)
-        count = write_rows(file, self.rows(node, report), keep)
+        if isinstance(node, Mix):
+            count = copy_rows(file, self._mix(node, report.but(strict=node.strict)), keep)
+        else:
+            count = write_rows(file, self.rows(node, report), keep)
         if not isinstance(node, Rows):  # of which everything is said by what was read and left out
             report.state(node.name, rows=count)
         report.write(page)
@@ -90,7 +93,7 @@ class Builder:
             case Pairs():
                 return self._pair(node, report)
             case Mix():
-                return self._mix(node, report)
+                return to_rows(self._mix(node, report))
         raise TypeError(node)
 
     def _keep(self, node: Node) -> tuple[str, ...]:
@@ -133,11 +136,11 @@ class Builder:
         report.state(node.name, joined=len(pairs))
         yield from paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
 
-    def _mix(self, node: Mix, report: Report) -> Iterator[Row]:
+    def _mix(self, node: Mix, report: Report) -> Dataset:
         parts = {part.label: Part(self._child(part.source, report), part.weight, part.fraction) for part in node.parts}
         mixed, facts = mix(parts, total=node.total, replacement=node.replacement, seed=node.seed, name=node.name)
         report.state(node.name, **facts)
-        yield from to_rows(mixed)
+        return mixed
 
     def _fingerprint(self, node: Node, keep: Iterable[str]) -> str:
         said = [STORE_VERSION, __version__, self.strict, self.max_line_bytes, list(keep), type(node).__name__]

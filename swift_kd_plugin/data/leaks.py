@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from swift_kd_plugin.data.report import Report, shorten
@@ -58,8 +58,9 @@ class Suspicions:
         return True
 
     def find_leak(self, row: Row) -> str | None:
-        view = _flat(text_of(turn["content"]) for turn in without_response(row["messages"]))
-        for piece in experience_pieces(row):
+        pieces = experience_pieces(row)
+        view = _flat(text_of(turn["content"]) for turn in without_response(row["messages"])) if pieces else ""
+        for piece in pieces:
             if piece in view:
                 return f"the student's view contains the experience's text {shorten(piece, 60)!r}"
         return None
@@ -96,8 +97,15 @@ def experience_pieces(row: Row) -> list[str]:
             continue
         if turn["role"] == "user" and question:
             text = text.replace(question, "\n")
-        pieces += [piece for part in _SENTENCE_END.split(text) if len((piece := _flat([part])).encode()) >= LEAST_BYTES]
+        pieces += _sentences(text)
     return pieces
+
+
+@lru_cache(maxsize=256)
+def _sentences(text: str) -> tuple[str, ...]:
+    """The sentences and lines of a text that are long enough; many rows have the same experience."""
+    parts = {_flat([part]) for part in _SENTENCE_END.split(text)}
+    return tuple(part for part in parts if len(part.encode()) >= LEAST_BYTES)
 
 
 def _flat(texts: Iterable[str]) -> str:

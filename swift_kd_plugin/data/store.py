@@ -22,17 +22,33 @@ _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 def write_rows(file: Path, rows: Iterable[Row], keep: Sequence[str] = ()) -> int:
     """Writes rows as an Arrow stream with FEATURES and, as JSON, the columns in `keep`. Returns how many."""
-    features = Features({**FEATURES, **{name: Json() for name in keep}})
+    features = _features(keep)
+    return _write(file, _encode_rows(rows, features, keep), features)
+
+
+def copy_rows(file: Path, dataset: Dataset, keep: Sequence[str] = ()) -> int:
+    """`write_rows` of a dataset made of stored ones; its rows are not decoded for it."""
+    features = _features(keep)
+    return _write(file, _copy_batches(dataset, features, keep), features)
+
+
+def _features(keep: Sequence[str]) -> Features:
+    return Features({**FEATURES, **{name: Json() for name in keep}})
+
+
+def _write(file: Path, batches: Iterable[pa.RecordBatch], features: Features) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
+    count = 0
     try:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
-            count = _write_batches(writer, rows, features, keep)
+            for batch in batches:
+                writer.write_batch(batch)
+                count += len(batch)
         os.replace(part, file)
     except OSError as error:
-        raise KDError(
-            f"{part} cannot be written: {error.strerror or error}; make room or choose another folder."
-        ) from (error)
+        reason = error.strerror or error
+        raise KDError(f"{part} cannot be written: {reason}; make room or choose another folder.") from error
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
@@ -46,14 +62,22 @@ def read_dataset(file: Path) -> Dataset:
 
 def to_rows(dataset: Dataset) -> Iterator[Row]:
     """The rows of a stored dataset, without what they do not have."""
-    for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        columns = {
-            name: _as_values(table.column(name).combine_chunks(), dataset.features[name])
-            for name in table.column_names
-            if table.column(name).null_count < len(table)
-        }
+    features = dataset.features
+    for table in _tables(dataset):
+        columns = {name: _as_values(table.column(name).combine_chunks(), features[name]) for name in table.column_names}
         for index in range(len(table)):
             yield {name: value for name, values in columns.items() if (value := values[index]) is not None}
+
+
+def used_columns(dataset: Dataset) -> list[str]:
+    """The columns in which any row has a value, and messages."""
+    table = dataset.data
+    return [name for name in table.column_names if name == "messages" or table.column(name).null_count < len(table)]
+
+
+def _tables(dataset: Dataset) -> Iterator[pa.Table]:
+    """The dataset in parts, with its used columns: gathering chosen rows takes time for each column."""
+    return dataset.select_columns(used_columns(dataset)).with_format("arrow").iter(batch_size=BATCH_ROWS)
 
 
 def _as_values(array: pa.Array, feature: Any) -> list:
@@ -74,32 +98,44 @@ def _holds_json(feature: Any) -> bool:
     return isinstance(feature, List) and isinstance(feature.feature, Json)
 
 
-def _write_batches(writer, rows: Iterable[Row], features: Features, keep: Sequence[str]) -> int:
-    count = 0
+def _encode_rows(rows: Iterable[Row], features: Features, keep: Sequence[str]) -> Iterator[pa.RecordBatch]:
     encoders = {name: _encoder(feature) for name, feature in features.items()}
-    batch: dict[str, list] = {name: [] for name in features}
+    batch: list[Row] = []
     size = 0
     for row in rows:
-        if keep:
-            row = {**row, **{name: row["columns"].get(name) for name in keep if row.get("columns")}}
-        size += _append(batch, row, encoders)
-        count += 1
-        if count % BATCH_ROWS == 0 or size > BATCH_BYTES:
-            writer.write_batch(_as_batch(batch, features))
-            batch, size = {name: [] for name in features}, 0
-    writer.write_batch(_as_batch(batch, features))
-    return count
+        kept = {name: row["columns"].get(name) for name in keep} if keep and row.get("columns") else {}
+        encoded = {}
+        for name, value in (*row.items(), *kept.items()):
+            if value is None or name not in encoders:
+                continue
+            if encode := encoders[name]:
+                value = encode(value)
+                size += sum(map(len, value)) if isinstance(value, list) else len(value)
+            encoded[name] = value
+        batch.append(encoded)
+        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
+            yield _as_batch(batch, features)
+            batch, size = [], 0
+    yield _as_batch(batch, features)
 
 
-def _append(batch: dict[str, list], row: Row, encoders: dict) -> int:
-    size = 0
-    for name, values in batch.items():
-        value = row.get(name)
-        if value is not None and (encode := encoders[name]):
-            value = encode(value)
-            size += sum(map(len, value)) if isinstance(value, list) else len(value)
-        values.append(value)
-    return size
+def _copy_batches(dataset: Dataset, features: Features, keep: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    schema = features.arrow_schema
+    for table in _tables(dataset):
+        kept = {}
+        if keep and "columns" in table.column_names:
+            columns = _as_values(table.column("columns").combine_chunks(), FEATURES["columns"])
+            kept = {name: [(row or {}).get(name) for row in columns] for name in keep}
+        arrays = []
+        for field in schema:
+            if field.name in kept:
+                texts = [None if value is None else _encode(value) for value in kept[field.name]]
+                arrays.append(_as_array(texts, field.type))
+            elif field.name in table.column_names:
+                arrays.append(table.column(field.name).combine_chunks())
+            else:
+                arrays.append(pa.nulls(len(table), field.type))
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _encoder(feature: Any) -> Callable[[Any], Any] | None:
@@ -120,9 +156,16 @@ def _encode_turn(turn: Message) -> str:
     return _encode(turn)
 
 
-def _as_batch(batch: dict[str, list], features: Features) -> pa.RecordBatch:
+def _as_batch(rows: list[Row], features: Features) -> pa.RecordBatch:
     schema = features.arrow_schema
-    return pa.RecordBatch.from_arrays([_as_array(batch[field.name], field.type) for field in schema], schema=schema)
+    used = {name for row in rows for name in row}
+    arrays = [
+        _as_array([row.get(field.name) for row in rows], field.type)
+        if field.name in used
+        else pa.nulls(len(rows), field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _as_array(values: list, kind: pa.DataType) -> pa.Array:

@@ -74,7 +74,8 @@ class Modes:
                 raise RowError("mode", f"its column {self.column!r} is {value!r}, not {words}")
             mode = _COLUMN_VALUES[value]
         elif self.share is not None:
-            drawn = digest([self.seed, row.get("kd_id"), row["messages"]])
+            texts = (f"{turn['role']}:{turn['content']}" for turn in row["messages"])
+            drawn = digest(f"{self.seed}:{row.get('kd_id')}:" + "\0".join(texts))
             mode = THINKING if int.from_bytes(drawn[:8]) < self.share * 2**64 else NON_THINKING
         else:
             mode = self.mode

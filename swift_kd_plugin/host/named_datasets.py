@@ -12,6 +12,7 @@ from swift.dataset import DatasetLoader, DatasetMeta, load_dataset, register_dat
 from swift.dataset.dataset_meta import DATASET_MAPPING
 from swift.utils import get_logger, is_master, safe_ddp_context
 
+from swift_kd_plugin.data import store
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.config import read_config
 from swift_kd_plugin.data.nodes import Node
@@ -60,9 +61,7 @@ def cache_folder() -> Path:
 
 def used_columns(dataset: Dataset) -> Dataset:
     """A built dataset without the columns that no row uses and without our store of columns that were not kept."""
-    empty = {name for name in dataset.column_names if dataset.data.column(name).null_count == len(dataset)}
-    unused = (empty | {"columns"}) - {"messages"}
-    return dataset.select_columns([name for name in dataset.column_names if name not in unused])
+    return dataset.select_columns([name for name in store.used_columns(dataset) if name != "columns"])
 
 
 def open_dataset(dataset_id: str, **kwargs) -> Dataset | IterableDataset:
