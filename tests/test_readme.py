@@ -2,12 +2,17 @@
 
 import json
 import re
+import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.data.build import Builder
+from swift_kd_plugin.data.config import read_config
+from swift_kd_plugin.data.schema import TYPES, Keys
 from swift_kd_plugin.losses import DIVERGENCES
 from tests.launch import environment, free_port, run_command
 from tests.parity.table import LAYOUTS, WRONG_IN_STOCK
@@ -56,6 +61,33 @@ def test_it_names_every_flag():
     finals = {f"{name}_final" for name in flags}
     assert flags - finals == {name for name in named if name in flags} - finals
     assert named <= flags | {"kd_"}
+
+
+def test_its_datasets_are_valid(tmp_path):
+    shutil.copytree(ROOT / "examples" / "data", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "readme.yaml").write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    nodes = read_config(tmp_path / "readme.yaml")
+    assert len({type(node) for node in nodes.values()}) == len(TYPES) + 1  # exp_noexp makes two kinds
+    for node in nodes.values():
+        assert len(Builder(tmp_path / "cache", strict=True).dataset(node)[0]) >= 128
+
+
+def test_the_table_has_every_key_of_a_dataset():
+    lines = {line.split("|")[1].strip(" `"): line for line in README.splitlines() if line.startswith("| `")}
+    for name, kind in TYPES.items():
+        keys = {key.name for key in fields(kind)} - {key.name for key in fields(Keys)}
+        named = set(re.findall(r"`(\w+)`", lines[name]))
+        assert keys <= named, keys - named
+
+
+def test_its_python_registers_a_dataset(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "hints.jsonl").write_text('{"query": "2 + 2?", "hint": "Add.", "response": "4"}\n')
+    code += "\nfrom swift.dataset import load_dataset\nprint(load_dataset('hints', remove_unused_columns=False)[0][0])"
+    env = environment(None, MODELSCOPE_CACHE=str(tmp_path / "cache"), HF_DATASETS_CACHE=str(tmp_path / "hf"))
+    code, log, _ = run_command([sys.executable, "-c", code], tmp_path, env)
+    assert code == 0, log[-4000:]
+    assert "Use this: Add.\\n\\n2 + 2?" in log
 
 
 def test_there_are_commands():

@@ -19,8 +19,8 @@ from typing import Annotated
 import typer
 from bench_tools import describe_machine, table, write_json
 
-# What ours takes at most, from the files to stored rows, of what ms-swift takes from the same files to a dataset. It has
-# no join to be compared with.
+# What ours takes at most, from files to stored rows, of what ms-swift takes from the same files to a dataset.
+# It has no join to be compared with.
 MOST_SECONDS = 1.5
 WITHOUT_TARGET = ("exp_noexp",)
 # The join holds keys and a few batches, whatever the rows are.
