@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from swift_kd_plugin.version import __version__
 # Raise it when stored rows change in form or meaning.
 STORE_VERSION = 1
 
+logger = logging.getLogger(__name__)
+
 Opener = Callable[[str], Dataset | IterableDataset]
 
 
@@ -37,7 +40,7 @@ class Builder:
 
     Args:
         folder: for stored rows; a file is written whole or not at all.
-        opener: loads an id that is no file, as ms-swift does.
+        opener: loads an id that is no file, as ms-swift does; what it leaves out by itself is in no report.
         strict: end at the first row that cannot be used, where a dataset does not say otherwise.
         keep: columns that every dataset keeps, besides its own `keep`.
         max_line_bytes: longest line of a .jsonl file; a longer one is left out.
@@ -74,9 +77,12 @@ class Builder:
 
     def _stream(self, node: Node) -> Iterator[Row]:
         keep, empty = self._keep(node), dict.fromkeys(FEATURES)
-        for row in self.rows(node, Report(strict=self.strict)):
+        report = Report(strict=self.strict)
+        for row in self.rows(node, report):
             kept = row.get("columns", {})
             yield {**empty, **row, **{name: kept.get(name) for name in keep}}
+        for line in report.lines():
+            logger.info(line)
 
     def rows(self, node: Node, report: Report) -> Iterator[Row]:
         """The node's rows, made on the way; what cannot be used goes into the report."""
@@ -110,8 +116,13 @@ class Builder:
                 format=node.format,
                 max_line_bytes=self.max_line_bytes,
             )
-        numbered = enumerate(self._open(node.source.label), start=1)
-        return check_rows(((Place(node.source.label, n), raw) for n, raw in numbered), report, columns, node.format)
+        return check_rows(self._numbered(node.source.label, report), report, columns, node.format)
+
+    def _numbered(self, label: str, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+        report.read.setdefault(label, 0)
+        for number, raw in enumerate(self._open(label), start=1):
+            report.read[label] += 1
+            yield Place(label, number), raw
 
     def open_sources(self, node: Node) -> None:
         """Opens the ids that the node reads."""

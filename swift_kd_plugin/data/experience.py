@@ -30,6 +30,8 @@ class Placement:
 
     def teacher_view(self, row: Row) -> list[Message]:
         """The turns before the response, with the experience. Raises RowError if there is no experience or no place."""
+        if row.get("teacher_messages"):
+            raise RowError("views", "it has teacher_messages already, beside which the experience has no place")
         text = self.template.replace(MARK, self._experience(row))
         turns = [dict(turn) for turn in without_response(row["messages"])]
         if self.place == "system":

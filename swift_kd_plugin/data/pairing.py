@@ -195,8 +195,10 @@ def merge_rows(exp: Row, noexp: Row, rule: ResponseRule) -> Row:
         where they are not those of the row without it.
 
     Raises:
-        RowError: a row asks nothing, the response is missing, or the two differ in videos, audios or objects.
+        RowError: the response is missing, or the two differ in videos, audios or objects, or a row is a pair already.
     """
+    if exp.get("teacher_messages") or noexp.get("teacher_messages"):
+        raise RowError("views", "one of its two rows has teacher_messages already, so the teacher's view is not clear")
     for column in SHARED_COLUMNS:
         if exp.get(column) != noexp.get(column):
             raise RowError("views", f"its two rows differ in {column!r}, which both views must share")

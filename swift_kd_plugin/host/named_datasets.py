@@ -43,7 +43,8 @@ class NamedLoader(DatasetLoader):
         self.node, self.keep, self.reports = node, tuple(keep), reports
 
     def load(self, dataset_syntax=None, dataset_meta=None, *, use_hf=None) -> Dataset | IterableDataset:
-        opener = partial(open_dataset, use_hf=use_hf, streaming=self.streaming, hub_token=self.hub_token)
+        settings = {"streaming": self.streaming, "hub_token": self.hub_token, "strict": self.strict}
+        opener = partial(open_dataset, use_hf=use_hf, **settings)
         builder = Builder(cache_folder(), opener, self.strict, self.keep)
         # Outside of the context below: loading an id waits for the other ranks by itself.
         builder.open_sources(self.node)

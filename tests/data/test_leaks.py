@@ -116,6 +116,11 @@ def test_a_row_without_experience_says_so(experience):
         Placement().teacher_view(source_row(experience))
 
 
+def test_a_row_with_a_teachers_view_of_its_own_is_refused():
+    with pytest.raises(RowError, match="it has teacher_messages already"):
+        Placement().teacher_view({**source_row(), "teacher_messages": user(QUESTION)})
+
+
 def test_rows_become_pairs():
     report = Report()
     rows = [source_row(), {**source_row(None), "kd_row": 2}]

@@ -183,6 +183,11 @@ def test_an_answer_given_without_the_experience_is_left_out():
         ((exp(response=None), noexp()), ResponseRule(), "do not end with an answer"),
         ((exp(), noexp()), ResponseRule("gold"), "its column 'gold' has no text"),
         ((exp(), noexp(gold=5)), ResponseRule("gold"), "its column 'gold' has no text"),
+        (
+            ({**exp(), "teacher_messages": [turn("user", "X?")]}, noexp()),
+            ResponseRule(),
+            "has teacher_messages already",
+        ),
         ((exp(videos=["a.mp4"]), noexp()), ResponseRule(), "differ in 'videos', which both views must share"),
     ],
 )
