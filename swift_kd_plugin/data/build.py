@@ -81,8 +81,8 @@ class Builder:
         for row in self.rows(node, report):
             kept = row.get("columns", {})
             yield {**empty, **row, **{name: kept.get(name) for name in keep}}
-        for line in report.lines():
-            logger.info(line)
+        for line in report.lines() if report.left_out else ():
+            logger.warning(line)
 
     def rows(self, node: Node, report: Report) -> Iterator[Row]:
         """The node's rows, made on the way; what cannot be used goes into the report."""

@@ -64,7 +64,7 @@ def written_turns(
     first, rest = messages[start], messages[start:]
     block = ""
     if first["role"] == "assistant":
-        block, answer = _split(text_of(first.get("content") or ""), template)
+        block, answer = _split(_text_of(sample, first.get("content") or ""), template)
         rest = [{**first, "content": answer}, *messages[start + 1 :]]
     if not block and not thought and not template.template_meta.non_thinking_prefix:
         return messages
@@ -140,6 +140,15 @@ def refuse_stock_loss(samples: list[KDSample], server: bool) -> None:
                 f"{sample.name} has a teacher_thought, which ms-swift's own loss does not send to a teacher server; "
                 "drop --kd_divergence stock."
             )
+
+
+def _text_of(sample: KDSample, content: Any) -> str:
+    if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+        raise KDError(
+            f"{sample.name} has teacher_thought or think_loss, but a response that is not text alone, so that its think "
+            "block cannot be told; leave these columns out."
+        )
+    return text_of(content)
 
 
 def _split(text: str, template) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from swift_kd_plugin.errors import KDError
 from tests.host.test_views import BARE, CHAT_TEMPLATE, HINTED, IGNORED, QUESTION, THOUGHT, rendered, text_of, trained
 from tests.tiny_models import make_dense
 
@@ -318,7 +319,6 @@ def test_encoding_changes_no_sample(template):
     ],
 )
 def test_what_stocks_loss_would_ignore_is_refused(columns, server, sentence):
-    from swift_kd_plugin.errors import KDError
     from swift_kd_plugin.host.thinking import refuse_stock_loss
 
     samples = [make_sample(BARE), make_sample(BARE, **columns)]
@@ -332,7 +332,6 @@ def test_what_stocks_loss_would_ignore_is_refused(columns, server, sentence):
 def test_a_server_is_sent_the_teachers_thought_as_ids(template):
     from types import SimpleNamespace
 
-    from swift_kd_plugin.errors import KDError
     from swift_kd_plugin.host.teacher_server import _prepare, _sequence
 
     samples = [make_sample(BARE, teacher_thought=OTHER)]
@@ -345,3 +344,9 @@ def test_a_server_is_sent_the_teachers_thought_as_ids(template):
     templating = SimpleNamespace(needs_messages=True, name="http://a")
     with pytest.raises(KDError, match="teacher_thought, which cannot go to the teacher server http://a, because it"):
         _prepare(templating, samples, [sequence], template)
+
+
+def test_a_response_that_is_not_text_alone_is_refused(template):
+    parts = [{"type": "text", "text": THOUGHT}, {"type": "image", "image": "a.png"}]
+    with pytest.raises(KDError, match="a response that is not text alone"):
+        encode(template, make_sample(parts, think_loss=0))
