@@ -48,6 +48,7 @@ setup(
         "psutil",
         "pyyaml",
         "rich",
+        "tqdm",
         "typer",
     ],
     extras_require={

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from tqdm import tqdm
 
 from swift_kd_plugin.data.experience import experienced_rows
 from swift_kd_plugin.data.mixing import Part, mix
@@ -64,7 +65,8 @@ class Builder:
         if isinstance(node, Mix):
             count = copy_rows(file, self._mix(node, report.but(strict=node.strict)), keep)
         else:
-            count = write_rows(file, self.rows(node, report), keep)
+            rows = tqdm(self.rows(node, report), node.name, unit=" rows", unit_scale=True, disable=None, delay=2)
+            count = write_rows(file, rows, keep)
         if not isinstance(node, Rows):  # of which everything is said by what was read and left out
             report.state(node.name, rows=count)
         report.write(page)

@@ -145,7 +145,7 @@ def refuse_stock_loss(samples: list[KDSample], server: bool) -> None:
 def _text_of(sample: KDSample, content: Any) -> str:
     if isinstance(content, list) and any(part.get("type") != "text" for part in content):
         raise KDError(
-            f"{sample.name} has teacher_thought or think_loss, but a response that is not text alone, whose think block "
+            f"{sample.name} has teacher_thought or think_loss, but a response that is not text alone; its think block "
             "cannot be told; leave these columns out."
         )
     return text_of(content)
