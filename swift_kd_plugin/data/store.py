@@ -1,9 +1,7 @@
 """Rows on disk as Arrow files: written in bounded memory, whole or not at all, and read back memory-mapped."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List
 
+from swift_kd_plugin.data.files import written_whole
 from swift_kd_plugin.data.rows import FEATURES, Message, Row
-from swift_kd_plugin.errors import KDError
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20
@@ -23,20 +21,12 @@ _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 def write_rows(file: Path, rows: Iterable[Row], keep: Sequence[str] = ()) -> int:
     """Writes rows as an Arrow stream with FEATURES and, as JSON, the columns in `keep`. Returns how many."""
     features = Features({**FEATURES, **{name: Json() for name in keep}})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
-            count = _write_batches(writer, rows, features, keep)
-        os.replace(part, file)
-    except OSError as error:
-        raise KDError(
-            f"{part} cannot be written: {error.strerror or error}; make room or choose another folder."
-        ) from (error)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
-    return count
+    with (
+        written_whole(file) as part,
+        pa.OSFile(str(part), "wb") as sink,
+        pa.ipc.new_stream(sink, features.arrow_schema) as writer,
+    ):
+        return _write_batches(writer, rows, features, keep)
 
 
 def read_dataset(file: Path) -> Dataset:
