@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import re
 import subprocess
@@ -30,6 +31,7 @@ from tests.data.test_rows_properties import BROKEN
 PROPERTY = settings(
     deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate]
 )
+COLUMNS = ["id", "gold", "system", "query", "response", "instruction", "output", "tools", "think_loss", "topic"]
 BROKEN_LINES = [line for line in BROKEN.values() if len(line) < 2000]
 BROKEN_ITEMS = [5, None, {}, {"messages": []}, {"messages": [{"role": "user", "content": 5}]}, {"topic": "x"}]
 BROKEN_CELLS = [{"query": "q", "tools": "[5]"}, {"query": "q", "think_loss": "2"}, {"topic": "x"}]
@@ -112,11 +114,11 @@ def write_file(file: Path, lines: list[Line], side: str) -> None:
     elif suffix == ".json":
         file.write_text(json.dumps(items))
     elif suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist([{k: str(v) for k, v in item.items()} for item in items]), file)
+        texts = [{name: str(item[name]) if name in item else None for name in COLUMNS} for item in items]
+        pq.write_table(pa.Table.from_pylist(texts, pa.schema([(name, pa.string()) for name in COLUMNS])), file)
     else:
-        columns = ["id", "gold", "system", "query", "response", "instruction", "output", "tools", "think_loss", "topic"]
         with open(file, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, columns, delimiter="\t" if suffix == ".tsv" else ",")
+            writer = csv.DictWriter(out, COLUMNS, delimiter="\t" if suffix == ".tsv" else ",")
             writer.writeheader()
             writer.writerows(items)
 
@@ -287,11 +289,12 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(folder):
     script = (
         "import os, sys; from pathlib import Path; from swift_kd_plugin.data import build\n"
         "from swift_kd_plugin.data.config import read_config\n"
-        "build.Report.write = lambda *args: os.kill(os.getpid(), 9)\n"
+        "build.write_atomically = lambda *args: os.kill(os.getpid(), 9)\n"
         "build.Builder(Path('store')).dataset(read_config('data.yaml')['plain'])"
     )
     write_yaml(folder, plain=PLAIN)
-    assert subprocess.run([sys.executable, "-c", script], cwd=folder).returncode == -9
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", script], cwd=folder, env=env).returncode == -9
     assert len(stored(folder)) == 1
     rows, report = build(folder, "plain")
     assert len(rows) == COUNT
