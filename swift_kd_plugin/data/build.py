@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
 from swift_kd_plugin.data.experience import experienced_rows
+from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.mixing import Part, mix
 from swift_kd_plugin.data.nodes import DatasetId, Experienced, File, Mix, Node, Pairs, Rows, ThinkingMix
 from swift_kd_plugin.data.pairing import Side, join_sides, paired_rows, with_gold
@@ -59,8 +60,8 @@ class Builder:
         keep = self._keep(node)
         file = self.folder / f"{self._fingerprint(node, keep)}.arrow"
         page = file.with_suffix(".json")
-        if file.exists() and page.exists():
-            return read_dataset(file), Report.from_json(json.loads(page.read_text(encoding="utf-8")))
+        if stored := read_stored(file, page):
+            return stored
         report = Report(strict=self.strict)
         if isinstance(node, Mix):
             count = copy_rows(file, self._mix(node, report.but(strict=node.strict)), keep)
@@ -69,7 +70,7 @@ class Builder:
             count = write_rows(file, rows, keep)
         if not isinstance(node, Rows):  # of which everything is said by what was read and left out
             report.state(node.name, rows=count)
-        report.write(page)
+        write_atomically(page, json.dumps({"rows": count, "report": report.as_json()}, ensure_ascii=False))
         return read_dataset(file), report
 
     def stream(self, node: Node) -> IterableDataset:
@@ -105,7 +106,8 @@ class Builder:
         raise TypeError(node)
 
     def _keep(self, node: Node) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*node.keep, *self.keep)))
+        """Names of the columns to keep, without our own, which every dataset has."""
+        return tuple(name for name in dict.fromkeys((*node.keep, *self.keep)) if name not in FEATURES)
 
     def _read(self, node: Rows, report: Report) -> Iterator[Row]:
         columns = dict(node.columns)
@@ -137,20 +139,23 @@ class Builder:
             self._opened[label] = self.opener(label)
         return self._opened[label]
 
-    def _child(self, node: Node, report: Report) -> Dataset:
+    def _child(self, node: Node, report: Report) -> tuple[Dataset, Report]:
         dataset, made = replace(self, strict=report.strict, keep=()).dataset(node)
         report.merge(made)
-        return dataset
+        return dataset, made
 
     def _pair(self, node: Pairs, report: Report) -> Iterator[Row]:
-        exp, noexp = (Side(self._child(child, report), label_of(child)) for child in (node.exp, node.noexp))
+        exp, noexp = (Side(self._child(child, report)[0], label_of(child)) for child in (node.exp, node.noexp))
         unmatched = report.but(strict=None if node.unmatched is None else node.unmatched == "error")
         pairs = join_sides(exp, noexp, node.on, node.duplicates, report, unmatched)
         report.state(node.name, joined=len(pairs))
         yield from paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
 
     def _mix(self, node: Mix, report: Report) -> Dataset:
-        parts = {part.label: Part(self._child(part.source, report), part.weight, part.fraction) for part in node.parts}
+        parts = {}
+        for part in node.parts:
+            rows, made = self._child(part.source, report)
+            parts[part.label] = Part(rows, part.weight, part.fraction, made.first_reason())
         mixed, facts = mix(parts, total=node.total, replacement=node.replacement, seed=node.seed, name=node.name)
         report.state(node.name, **facts)
         return mixed
@@ -169,6 +174,16 @@ class Builder:
         except OSError:
             return [str(source.path), None]  # the reader says what is wrong with it
         return [str(source.path), stat.st_size, stat.st_mtime_ns]
+
+
+def read_stored(file: Path, page: Path) -> tuple[Dataset, Report] | None:
+    """What was built before; None if there is nothing, or a part only, as a power failure may leave it."""
+    try:
+        said = json.loads(page.read_text(encoding="utf-8"))
+        dataset = read_dataset(file)
+        return (dataset, Report.from_json(said["report"])) if len(dataset) == said["rows"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def children_of(node: Node) -> list[Node]:

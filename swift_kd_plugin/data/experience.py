@@ -70,5 +70,7 @@ def experienced_rows(
             report.leave_out(error, Place.of(row))
             continue
         row["messages"] = [*without_response(row["messages"]), *([response] if response else [])]
-        if suspicions.allow(row, report):
+        if finding := suspicions.sift(row, report):
+            report.but(strict=False).leave_out(finding, Place.of(row))
+        else:
             yield row

@@ -1,12 +1,11 @@
 """Rows as .jsonl that ms-swift and other tools read."""
 
 import json
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from swift_kd_plugin.data.files import written_whole
 from swift_kd_plugin.data.rows import Place, Row
 from swift_kd_plugin.errors import KDError
 
@@ -27,18 +26,9 @@ def public_row(row: Row) -> dict[str, Any]:
 
 def write_jsonl(file: Path, rows: Iterable[Row]) -> int:
     """Writes rows, one per line, whole or not at all. Returns how many."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
     count = 0
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as out:
-            for row in rows:
-                out.write(json.dumps(public_row(row), ensure_ascii=False) + "\n")
-                count += 1
-        os.replace(part, file)
-    except OSError as error:
-        raise KDError(f"{file} cannot be written: {error.strerror}; choose another --output.") from error
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
+    with written_whole(file) as part, open(part, "w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(public_row(row), ensure_ascii=False) + "\n")
+            count += 1
     return count

@@ -43,19 +43,16 @@ class Suspicions:
     def _own(self) -> re.Pattern | None:
         return _any_of(self.patterns) if self.patterns else None
 
-    def allow(self, row: Row, report: Report) -> bool:
-        """Whether the row may be used. A finding is noted; one to be dropped counts as left out, never as an error."""
-        for kind, rule, found in (
-            ("leak", self.leaks, self.find_leak(row)),
-            ("quote", self.quotes, self.find_quote(row)),
-        ):
-            if found is None:
-                continue
-            if rule == "drop":
-                report.but(strict=False).leave_out(RowError(kind, found), Place.of(row))
-                return False
-            report.note(kind, found, Place.of(row))
-        return True
+    def sift(self, row: Row, report: Report) -> RowError | None:
+        """The finding for which the row is to be dropped, which is no error; otherwise all findings are noted."""
+        findings = (("leak", self.leaks, self.find_leak(row)), ("quote", self.quotes, self.find_quote(row)))
+        for kind, rule, found in findings:
+            if found is not None and rule == "drop":
+                return RowError(kind, found)
+        for kind, _, found in findings:
+            if found is not None:
+                report.note(kind, found, Place.of(row))
+        return None
 
     def find_leak(self, row: Row) -> str | None:
         pieces = experience_pieces(row)

@@ -15,11 +15,13 @@ class Part:
     Args:
         weight: its share of the mix, relative to the others'.
         fraction: the share of its own rows that the mix takes.
+        lost: place and reason of the first row that was left out of it.
     """
 
     rows: Dataset
     weight: float | None = None
     fraction: float | None = None
+    lost: str = ""
 
 
 def mix(
@@ -44,7 +46,8 @@ def mix(
     """
     sizes = {label: len(part.rows) for label, part in parts.items()}
     if empty := [label for label, size in sizes.items() if not size]:
-        raise KDError(f"{name}: its source {empty[0]!r} has no rows left; see the report for why.")
+        why = f"; the first that was left out is {lost}" if (lost := parts[empty[0]].lost) else ""
+        raise KDError(f"{name}: its source {empty[0]!r} has no rows left{why}.")
     counts = _count_rows(parts, sizes, total, replacement)
     short = [label for label, count in counts.items() if count > sizes[label]]
     if short and not replacement:

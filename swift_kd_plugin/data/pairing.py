@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -167,17 +169,25 @@ def _no_key(row: Row, on: str) -> RowError:
 def paired_rows(
     exp: Side, noexp: Side, pairs: np.ndarray, rule: ResponseRule, suspicions: Suspicions, report: Report
 ) -> Iterator[Row]:
-    """The merged rows; what cannot be merged goes into the report, both rows of it."""
-    for exp_row, noexp_row in zip(exp.numbered(pairs[:, 0]), noexp.numbered(pairs[:, 1]), strict=True):
-        try:
-            row = merge_rows(exp_row, noexp_row, rule)
-        except RowError as error:
-            for part in (exp_row, noexp_row):
-                report.leave_out(error, Place.of(part))
-            continue
-        _note_conflict(exp_row, noexp_row, row, rule, report)
-        if suspicions.allow(row, report):
+    """The merged rows; a row that is in none of them goes into the report."""
+    tolerant = report.but(strict=False)
+    both = zip(pairs[:, 1], exp.numbered(pairs[:, 0]), noexp.numbered(pairs[:, 1]), strict=True)
+    for _, partners in groupby(both, key=itemgetter(0)):
+        used = False
+        for _, exp_row, noexp_row in partners:
+            try:
+                row = merge_rows(exp_row, noexp_row, rule)
+                error, page = suspicions.sift(row, report), tolerant
+            except RowError as reason:
+                error, page = reason, report
+            if error:
+                page.leave_out(error, Place.of(exp_row))
+                continue
+            _note_conflict(exp_row, noexp_row, row, rule, report)
+            used = True
             yield row
+        if not used:
+            page.leave_out(error, Place.of(noexp_row))
 
 
 def merge_rows(exp: Row, noexp: Row, rule: ResponseRule) -> Row:

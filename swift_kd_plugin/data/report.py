@@ -1,12 +1,12 @@
 """What became of every input row: read, used, left out and why, or used and worth a look."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.errors import KDError
 
@@ -77,6 +77,10 @@ class Report:
             for kind, entry in theirs.items():
                 mine.setdefault(kind, Entry()).merge(entry)
         self.facts |= other.facts
+
+    def first_reason(self) -> str:
+        """Place and reason of the first example of a row that was left out, or nothing."""
+        return next((f"{e.examples[0]['place']}: {e.examples[0]['text']}" for e in self.left_out.values()), "")
 
     def refuse_left_out(self) -> None:
         """Raises KDError for the first row that was left out, if there is one."""
@@ -154,11 +158,3 @@ def from_ranges(text: str) -> list[int]:
         first, _, last = part.partition("-")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

@@ -1,9 +1,7 @@
 """Rows on disk as Arrow files: written in bounded memory, whole or not at all, and read back memory-mapped."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List
 
+from swift_kd_plugin.data.files import written_whole
 from swift_kd_plugin.data.rows import FEATURES, Message, Row
-from swift_kd_plugin.errors import KDError
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20
@@ -37,21 +35,15 @@ def _features(keep: Sequence[str]) -> Features:
 
 
 def _write(file: Path, batches: Iterable[pa.RecordBatch], features: Features) -> int:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
     count = 0
-    try:
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                count += len(batch)
-        os.replace(part, file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise KDError(f"{part} cannot be written: {reason}; make room or choose another folder.") from error
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
+    with (
+        written_whole(file) as part,
+        pa.OSFile(str(part), "wb") as sink,
+        pa.ipc.new_stream(sink, features.arrow_schema) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+            count += len(batch)
     return count
 
 

@@ -15,8 +15,9 @@ from swift.utils import get_logger, is_master, safe_ddp_context
 from swift_kd_plugin.data import store
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.config import read_config
+from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.nodes import Node
-from swift_kd_plugin.data.report import Report, write_atomically
+from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.errors import KDError
 

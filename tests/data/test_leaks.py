@@ -67,11 +67,15 @@ def test_the_user_can_add_patterns():
 def test_findings_are_noted_or_dropped_and_never_an_error():
     leaky = row(BOOK, response="according to the hint 21")
     report = Report(strict=True)
-    assert Suspicions().allow(leaky, report)
+    assert Suspicions(leaks="drop").sift(leaky, report).kind == "leak"
+    assert Suspicions(quotes="drop").sift(leaky, report).kind == "quote"
+    assert not report.notes
+    assert Suspicions().sift(leaky, report) is None
     assert set(report.notes) == {"leak", "quote"}
-    assert not Suspicions(leaks="drop").allow(leaky, report)
-    assert not Suspicions(quotes="drop").allow(leaky, report)
-    assert set(report.left_out) == {"leak", "quote"}
+    quoting = {**source_row(), "messages": [*user(QUESTION), {"role": "assistant", "content": "From the hints: 21"}]}
+    drop = Suspicions(quotes="drop")
+    assert not list(experienced_rows([quoting], Placement(), ResponseRule(), drop, report))
+    assert report.left_out["quote"].rows == {"a.jsonl": [1]}
 
 
 def source_row(experience=BOOK, system: str | None = None) -> dict:
