@@ -1,5 +1,6 @@
-"""Every command of the README runs as it stands there, on tiny models and few processes."""
+"""Every command of the README runs as it stands there, on tiny models and few processes; the Chinese one agrees."""
 
+import ast
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.data.build import Builder
@@ -21,6 +23,7 @@ from tests.servers import run_server, wait_for
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 # Run by other means: the gate runs the targets, and an installation is what this test runs in.
 GATE = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -102,6 +105,81 @@ def make_smaller(command: str) -> list[str]:
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
     return ["bash", "-euc", smaller]
+
+
+def in_both(read) -> tuple:
+    """What is read in the English page and in the Chinese one."""
+    return read(README), read(CHINESE)
+
+
+def code_of(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def prose_of(page: str) -> str:
+    return re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+
+
+def rows_of(page: str) -> list[str]:
+    return [line for line in prose_of(page).splitlines() if line.startswith("|")]
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def figures_in(text: str) -> list[str]:
+    return re.findall(r"(?<![\w.,])\d+(?:[.,]\d+)*", text, re.ASCII)
+
+
+def test_both_languages_name_each_other():
+    english, chinese = in_both(lambda page: page.splitlines()[1])
+    assert english == "English | [简体中文](README.zh-CN.md)"
+    assert chinese == "[English](README.md) | 简体中文"
+
+
+@pytest.mark.parametrize("language", ["bash", "json"])
+def test_both_languages_have_the_same_commands(language):
+    english, chinese = in_both(lambda page: code_of(page, language))
+    assert english == chinese != []
+
+
+@pytest.mark.parametrize(
+    ("language", "parse"), [("yaml", yaml.safe_load), ("python", lambda code: ast.dump(ast.parse(code)))]
+)
+def test_both_languages_have_the_same_code_but_for_comments(language, parse):
+    english, chinese = in_both(lambda page: [parse(code) for code in code_of(page, language)])
+    assert english == chinese != []
+
+
+def test_both_languages_have_the_same_headings():
+    english, chinese = in_both(lambda page: re.findall(r"^#+(?= )", prose_of(page), re.MULTILINE))
+    assert english == chinese
+
+
+def test_both_languages_have_the_same_names():
+    english, chinese = in_both(lambda page: names_in(prose_of(page)))
+    assert not english ^ chinese
+
+
+def test_both_languages_have_the_same_tables():
+    for english, chinese in zip(*in_both(rows_of), strict=True):
+        assert english.count("|") == chinese.count("|"), chinese
+        assert names_in(english) == names_in(chinese), chinese
+        assert figures_in(english) == figures_in(chinese), chinese
+
+
+def test_both_languages_have_the_same_figures():
+    sections = in_both(lambda page: re.split(r"^#+ ", prose_of(page), flags=re.MULTILINE))
+    for english, chinese in zip(*sections, strict=True):
+        assert sorted(figures_in(english)) == sorted(figures_in(chinese)), chinese.splitlines()[0]
+
+
+def test_both_languages_have_the_same_measured_tables():
+    english, chinese = in_both(lambda page: re.search("<!-- parity table -->.*<!-- end of .*-->", page, re.DOTALL)[0])
+    assert english == chinese
+    english, chinese = in_both(lambda page: re.findall("<!--.*?-->", page))
+    assert english == chinese
 
 
 @pytest.fixture
