@@ -8,7 +8,7 @@ SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_a
 
 help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
-	@echo "make quickstart  internalise an experience into a small model, about 3 minutes without a GPU"
+	@echo "make quickstart  internalise an experience into a small model, about 2 minutes without a GPU"
 	@echo "make test        install and run every test"
 	@echo "make bench       time and memory of losses and datasets against ms-swift's and TRL's, about 9 minutes"
 	@echo "make lint        check format and style"

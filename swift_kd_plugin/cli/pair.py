@@ -19,7 +19,7 @@ Keep = Literal["report", "drop"]
 
 
 def pair(
-    exp: Annotated[Path, typer.Option(help="Rows with the experience in view (.jsonl, .json, .csv, .parquet).")],
+    exp: Annotated[Path, typer.Option(help="Rows with the experience in view (.jsonl, .json, .csv, .tsv, .parquet).")],
     noexp: Annotated[Path, typer.Option(help="The same questions as the student will meet them.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .jsonl file to write, whole or not at all.")],
     on: Annotated[
