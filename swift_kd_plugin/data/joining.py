@@ -22,9 +22,9 @@ class Keys:
     contents: np.ndarray
 
     @classmethod
-    def of(cls, keys: list[bytes], read_contents: Callable[[np.ndarray], list[bytes]]) -> "Keys":
-        """Keys in the rows' order; contents are read for the rows alone that share a key."""
-        table = np.array(keys, DIGEST)
+    def of(cls, keys: bytes | bytearray, read_contents: Callable[[np.ndarray], list[bytes]]) -> "Keys":
+        """The rows' keys, one behind the other; contents are read for the rows alone that share a key."""
+        table = np.frombuffer(keys, DIGEST)
         _, group, sizes = np.unique(table, return_inverse=True, return_counts=True)
         repeated = np.flatnonzero(sizes[group] > 1)
         contents = np.zeros(len(table), DIGEST)

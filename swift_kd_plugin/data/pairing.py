@@ -5,6 +5,7 @@ The student sees the row without the experience, the teacher the row with it; bo
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -143,14 +144,14 @@ def describe(on: str) -> str:
 def _read_keys(side: Side, on: str, report: Report) -> tuple[np.ndarray, Keys]:
     """Numbers and keys of the rows that have a key; the others go into the report."""
     needed = ["messages" if on == LAST_USER_MESSAGE else "columns", "kd_source", "kd_row", "kd_id"]
-    numbers, keys = [], []
+    numbers, keys = array("q"), bytearray()
     for number, row in enumerate(to_rows(side.rows.select_columns(needed))):
         key = key_of(row, on)
         if key is None:
             report.leave_out(_no_key(row, on), Place.of(row))
             continue
         numbers.append(number)
-        keys.append(digest(key))
+        keys += digest(key)
     chosen = np.array(numbers, np.int64)
     return chosen, Keys.of(keys, lambda repeated: [_content(row) for row in side.numbered(chosen[repeated])])
 

@@ -16,7 +16,7 @@ RULES = ("refuse", "first", "all")
 
 
 def keys_of(rows) -> Keys:
-    keys = [digest(str(key)) for key, _ in rows]
+    keys = b"".join(digest(str(key)) for key, _ in rows)
     return Keys.of(keys, lambda repeated: [digest(str(rows[number][1])) for number in repeated])
 
 
