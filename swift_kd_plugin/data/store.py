@@ -15,6 +15,7 @@ from swift_kd_plugin.data.rows import FEATURES, Message, Row
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20
+IMAGE_COLUMNS = ("images", "teacher_images")
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
@@ -88,6 +89,8 @@ def _append(batch: dict[str, list], row: Row, encoders: dict) -> int:
         if value is not None and (encode := encoders[name]):
             value = encode(value)
             size += sum(map(len, value)) if isinstance(value, list) else len(value)
+        elif value is not None and name in IMAGE_COLUMNS:
+            size += sum(len(image["bytes"] or b"") for image in value)
         values.append(value)
     return size
 
