@@ -14,6 +14,7 @@ from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.nodes import File, Pairs, Rows
 from swift_kd_plugin.data.pairing import ResponseRule
 from swift_kd_plugin.data.store import to_rows
+from swift_kd_plugin.errors import KDError
 
 Keep = Literal["report", "drop"]
 
@@ -48,6 +49,7 @@ def pair(
     Rows that cannot be paired are left out and reported with file, line and reason.
     """
     with errors_in_one_sentence("pair"), tempfile.TemporaryDirectory() as folder:
+        check_files(output, {"--exp": exp, "--noexp": noexp, "--output": output, "--report": report})
         sides = [Rows(str(path), File(path, str(path))) for path in (exp, noexp)]
         rule, suspicions = ResponseRule(response, gold), Suspicions(leaks, quotes)
         node = Pairs(str(output), *sides, on, duplicates, None, rule, suspicions)
@@ -57,3 +59,14 @@ def pair(
         if report:
             made.write(report)
         typer.echo(f"{count:,} rows are in {output}", err=True)
+
+
+def check_files(output: Path, files: dict[str, Path | None]) -> None:
+    """Raises KDError if what is written would take the place of a file that is read, or is not named for what it is."""
+    if output.suffix != ".jsonl":
+        raise KDError(f"--output {output} must be named .jsonl, because such a file is what it writes.")
+    for written, others in (("--output", ("--exp", "--noexp")), ("--report", ("--exp", "--noexp", "--output"))):
+        file = files[written]
+        for flag in others:
+            if file is not None and file.resolve() == files[flag].resolve():
+                raise KDError(f"{written} {file} is the file of {flag}, too; choose another.")

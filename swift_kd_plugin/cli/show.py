@@ -54,7 +54,9 @@ def show(
         for row in islice(to_rows(dataset), number):
             console.rule(Text(str(Place.of(row))))
             print_row(row, made, console, "|" if tokens else "")
-        if not model:
+        if not len(dataset):
+            console.print(f"{name} has no rows")
+        elif not model:
             console.print("\n--model FOLDER shows the tokens and what is trained on.", style=CONTEXT)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ class _Reader:
                 raise KDError(f"{where}: {key} is {value}; it must lie between 0 and 1.")
         if keys.think_loss and keys.teacher != "same":
             raise KDError(f"{where}: with a teacher in another mode the think blocks differ, so think_loss must be 0.")
+        _check_counts(keys, where)
         if keys.source is None:
             return self._two_modes(keys, name, where)
         given = [key for key in ("mode", "mode_column", "thinking_share") if getattr(keys, key) is not None]
@@ -191,8 +193,7 @@ class _Reader:
             raise KDError(f"{where}: all weights are 0.")
         if parts[0].weight is None and keys.replacement:
             raise KDError(f"{where}: fractions of the sources need no replacement; use weights.")
-        if keys.total is not None and keys.total < 1:
-            raise KDError(f"{where}: total is {keys.total}; it must be at least 1.")
+        _check_counts(keys, where)
         return Mix(name, parts, keys.total, keys.replacement, keys.seed, **_common(keys))
 
     def _part(self, label: str, given: Any, name: str, where: str) -> MixPart:
@@ -227,6 +228,12 @@ def _modes(keys: ThinkingMixKeys, mode: str) -> Modes:
     )
 
 
+def _check_counts(keys: MixKeys | ThinkingMixKeys, where: str) -> None:
+    for key, least in (("total", 1), ("seed", 0)):
+        if (value := getattr(keys, key)) is not None and value < least:
+            raise KDError(f"{where}: {key} is {value}; it must be at least {least}.")
+
+
 def _check_patterns(patterns: tuple[str, ...], where: str) -> None:
     for pattern in patterns:
         try:
@@ -242,4 +249,4 @@ def _has_no_order(node: Node) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

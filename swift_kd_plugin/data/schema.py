@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import MISSING, dataclass, field, fields
+from math import isfinite
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -118,7 +119,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and isfinite(value)
     return isinstance(value, hint)
 
 

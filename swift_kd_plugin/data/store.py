@@ -15,6 +15,7 @@ from swift_kd_plugin.data.rows import FEATURES, Message, Row
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20
+IMAGE_COLUMNS = ("images", "teacher_images")
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
@@ -103,6 +104,8 @@ def _encode_rows(rows: Iterable[Row], features: Features, keep: Sequence[str]) -
             if encode := encoders[name]:
                 value = encode(value)
                 size += sum(map(len, value)) if isinstance(value, list) else len(value)
+            elif name in IMAGE_COLUMNS:
+                size += sum(len(image["bytes"] or b"") for image in value)
             encoded[name] = value
         batch.append(encoded)
         if len(batch) == BATCH_ROWS or size > BATCH_BYTES:

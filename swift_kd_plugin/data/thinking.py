@@ -25,7 +25,8 @@ OPEN, CLOSE = "<think>", "</think>"
 THINKING, NON_THINKING, KEEP = "thinking", "non_thinking", "keep"
 SWITCHES = {THINKING: "/think", NON_THINKING: "/no_think"}
 _SWITCH_AT_END = re.compile(r"\s*/(no_)?think\s*$")
-_COLUMN_VALUES = {THINKING: THINKING, NON_THINKING: NON_THINKING, KEEP: KEEP, True: THINKING, False: NON_THINKING}
+_COLUMN_VALUES = {THINKING: THINKING, NON_THINKING: NON_THINKING, KEEP: KEEP, "true": THINKING, "false": NON_THINKING}
+_WORDS = "thinking, non_thinking, keep, true or false"
 
 
 def split_thought(text: str) -> tuple[str | None, str]:
@@ -69,10 +70,10 @@ class Modes:
         """The row's mode; None if nothing tells it. Raises RowError for an unknown word in the column."""
         if self.column is not None:
             value = row.get("columns", {}).get(self.column)
-            if not isinstance(value, (str, bool)) or value not in _COLUMN_VALUES:
-                words = "thinking, non_thinking, keep, true or false"
-                raise RowError("mode", f"its column {self.column!r} is {value!r}, not {words}")
-            mode = _COLUMN_VALUES[value]
+            word = str(value).lower() if isinstance(value, (str, bool)) else None
+            if word not in _COLUMN_VALUES:
+                raise RowError("mode", f"its column {self.column!r} is {value!r}, not {_WORDS}")
+            mode = _COLUMN_VALUES[word]
         elif self.share is not None:
             texts = (f"{turn['role']}:{turn['content']}" for turn in row["messages"])
             drawn = digest(f"{self.seed}:{row.get('kd_id')}:" + "\0".join(texts))

@@ -36,12 +36,13 @@ def check_row(row: Row) -> None:
         raise RowError("messages", "it asks nothing: it has only a system turn")
     if last["role"] == "assistant" and not text_of(last["content"]).strip():
         raise RowError("empty", f"its response, {name_turn(len(messages), 'messages')}, is empty")
+    if not plain:
+        _check_settings(row)
     for name, value in row.items():
         if name not in IMAGES:
             check_value(value)
     if not plain:
         _check_view(row)
-        _check_settings(row)
     if has_parts or not plain:
         _check_media(row)
 

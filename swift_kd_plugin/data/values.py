@@ -88,7 +88,10 @@ def check_value(value: Any, what: str = "it", depth: int = 0) -> None:
             raise RowError("unreadable", f"{what} is nested deeper than {MAX_DEPTH} levels")
         for item in value:
             check_value(item, what, depth + 1)
-    elif kind not in SCALARS and kind is not float:
+    elif kind is float:
+        if not isfinite(value):
+            raise RowError("format", f"{what} holds {value}, which JSON does not have")
+    elif kind not in SCALARS:
         raise RowError("format", f"{what} holds {kind_of(value)}, which JSON does not have")
 
 

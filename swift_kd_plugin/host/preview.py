@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import takewhile
 from typing import Any
 
 from swift.model import get_processor
@@ -12,6 +13,9 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.views import encode_views
 from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of
+
+# Pairs of tokens; comparing takes seconds where all are alike.
+MOST_COMPARED = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,8 @@ def load_template(
         raise KDError(f"{model} has no template here: {shorten(' '.join(str(error).split()), 500)}") from error
     if meta.is_thinking and meta.non_thinking_prefix and "ignore_empty_think" not in loss_scale:
         loss_scale += "+ignore_empty_think"
-    made = get_template(
-        processor, template_type=template, loss_scale=loss_scale, enable_thinking=enable_thinking, max_length=None
-    )
+    made = get_template(processor, template_type=template, loss_scale=loss_scale, enable_thinking=enable_thinking)
+    made.max_length = None  # not the model's
     made.set_mode("train")
     return made
 
@@ -57,10 +60,16 @@ def preview(row: dict[str, Any], template) -> dict[str, list[Piece]]:
     """The pieces of the student's view, and of the teacher's if it has one of its own.
 
     Raises:
-        KDError: the row has no response; show it without a model.
+        KDError: the template cannot encode the row; show it without a model.
     """
     sample = KDSample.from_row(row)
-    (student,), teachers = encode_views([sample], template)
+    try:
+        (student,), teachers = encode_views([sample], template)
+    except KDError:
+        raise
+    except Exception as error:  # of any kind, as each template and each reader of media has its own
+        reason = shorten(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+        raise KDError(f"{sample.name} cannot be encoded: {reason}; without --model it is shown as text.") from error
     if teachers is None:
         return {"student and teacher": _pieces(student, [False] * len(student["input_ids"]), template.tokenizer)}
     (teacher,) = teachers
@@ -72,11 +81,21 @@ def preview(row: dict[str, Any], template) -> dict[str, list[Piece]]:
 
 
 def _compare(first: list[int], second: list[int]) -> tuple[list[bool], list[bool]]:
-    """Which tokens of each sequence the other lacks."""
-    own = [True] * len(first), [True] * len(second)
-    for a, b, size in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
-        own[0][a : a + size] = own[1][b : b + size] = [False] * size
+    """Which tokens of each sequence the other lacks; of very long ones all from the first difference to the last."""
+    end = _count_equal(first[::-1], second[::-1])
+    start = _count_equal(first[: len(first) - end], second[: len(second) - end])
+    own = tuple([start <= index < len(ids) - end for index in range(len(ids))] for ids in (first, second))
+    inner = [ids[start : len(ids) - end] for ids in (first, second)]
+    if len(inner[0]) * len(inner[1]) <= MOST_COMPARED:
+        for a, b, size in SequenceMatcher(None, *inner, autojunk=False).get_matching_blocks():
+            for mine, at in zip(own, (a, b), strict=True):
+                mine[start + at : start + at + size] = [False] * size
     return own
+
+
+def _count_equal(first: list[int], second: list[int]) -> int:
+    """How many tokens at the start are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _pieces(view: dict[str, Any], own: list[bool], tokenizer) -> list[Piece]:

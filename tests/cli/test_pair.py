@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.launch import BIN, environment, run_command
@@ -78,3 +80,60 @@ def test_what_it_writes_loads_in_stock_ms_swift(folder):
     code, log, _ = run_command([str(BIN / "python"), "-c", script], folder, env)
     assert code == 0, log
     assert "X is 4" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "exp.jsonl"], "--output exp.jsonl is the file of --exp, too; choose another"),
+        (["-o", "link.jsonl"], "--output link.jsonl is the file of --noexp, too; choose another"),
+        (["--report", "out/pairs.jsonl"], "--report out/pairs.jsonl is the file of --output, too; choose another"),
+        (["--report", "./noexp.jsonl"], "--report noexp.jsonl is the file of --noexp, too; choose another"),
+        (["-o", "pairs.csv"], "--output pairs.csv must be named .jsonl, because such a file is what it writes"),
+        (["-o", "."], "--output . must be named .jsonl"),
+        (["-o", "exp.jsonl/pairs.jsonl"], "exp.jsonl/pairs.jsonl cannot be written: "),
+        (["-o", "folder.jsonl"], "folder.jsonl cannot be written: Is a directory"),
+        (["-o", "/proc/none/pairs.jsonl"], "/proc/none/pairs.jsonl cannot be written: No such file or directory"),
+        (["--report", "."], ". cannot be written: "),
+        (["--exp", "empty.parquet"], "empty.parquet cannot be read as Parquet"),
+        (["--exp", "empty.json"], "empty.json cannot be used: it is not JSON"),
+        (["--exp", "empty.csv"], "empty.csv has no header"),
+        (
+            ["--exp", "image.parquet", "--noexp", "image.parquet"],
+            "image.parquet, row 1 (id '1') holds an image as bytes",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used_are_one_sentence(folder, arguments, message):
+    (folder / "link.jsonl").symlink_to("noexp.jsonl")
+    (folder / "folder.jsonl").mkdir()
+    for suffix in ("parquet", "json", "csv"):
+        (folder / f"empty.{suffix}").touch()
+    turns = [turn("user", "<image>What?"), turn("assistant", "A cat.")]
+    image = {"id": 1, "messages": turns, "images": [{"bytes": b"cat", "path": None}]}
+    pq.write_table(pa.Table.from_pylist([image]), folder / "i.parquet")
+    before = {file: file.read_bytes() for file in folder.glob("*.jsonl") if file.is_file()}
+    code, log = swift_kd(folder, "pair", *FILES, *arguments)
+    assert code == 1
+    assert f"swift-kd pair: error: {message}" in log
+    assert "Traceback" not in log
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_empty_files_make_an_empty_file(folder):
+    (folder / "exp.jsonl").write_text("")
+    (folder / "noexp.csv").write_text("id,query\n")
+    code, log = swift_kd(folder, "pair", "--exp", "exp.jsonl", "--noexp", "noexp.csv", "-o", "pairs.jsonl")
+    assert code == 0, log
+    assert (folder / "pairs.jsonl").read_text() == ""
+
+
+def test_other_kinds_of_files_are_paired(folder):
+    (folder / "noexp.csv").write_text("id,query,topic\n" + "".join(f"{n},{n}?,七\n" for n in range(1, 6)))
+    rows = [json.loads(line) for line in (folder / "exp.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "exp.parquet")
+    assert swift_kd(folder, "pair", *FILES)[0] == 0
+    assert swift_kd(folder, "pair", "--exp", "exp.parquet", "--noexp", "noexp.csv", "-o", "other.jsonl")[0] == 0
+    pages = [(folder / name).read_text(encoding="utf-8").splitlines() for name in ("out/pairs.jsonl", "other.jsonl")]
+    first, second = ([json.loads(line) for line in page] for page in pages)
+    assert [{**row, "id": int(row["id"])} for row in second] == first

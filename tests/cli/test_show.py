@@ -1,9 +1,11 @@
 """`swift-kd show`: both views of a row, as text and as tokens."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
@@ -15,8 +17,8 @@ MODEL = ("--model", str(ROOT / "examples" / "base_model"), "--model_type", "qwen
 BOOK = "N2 X9 A8 J2 L5 G1 I8 S6 Z9 F8 V2 B2 R3 U1 E3 T5"
 
 
-def run_show(*arguments: str) -> tuple[int, str]:
-    code, log, _ = run_command([str(BIN / "swift-kd"), "show", str(DATA), *arguments], ROOT, environment(None))
+def run_show(*arguments: str, file: Path = DATA) -> tuple[int, str]:
+    code, log, _ = run_command([str(BIN / "swift-kd"), "show", str(file), *arguments], ROOT, environment(None))
     return code, log
 
 
@@ -86,3 +88,63 @@ def test_mistakes_are_one_sentence(arguments, message):
     assert "swift-kd show: error: " in log
     assert message in log
     assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> Path:
+    """A data.yaml of rows that are not what one expects."""
+    folder = tmp_path_factory.mktemp("odd")
+    chinese = {"query": "你好🙂", "response": "<think>\n思考𠮷\n</think>\n\n答案是四🙂"}
+    image = {"query": "<image>What?", "response": "A cat.", "images": ["nowhere.png"]}
+    hint = {"id": 1, "system": "Count slowly. " * 3000, "query": "Twice? " * 6000, "response": "two " * 6000}
+    rows = {
+        "odd": [chinese, {"query": "no answer"}, {"query": "a broken �", "response": "�"}],
+        "image": [image],
+        "empty": [],
+        "exp": [hint],
+        "noexp": [{"id": 1, "query": hint["query"] + "Now."}],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    nodes = {name: {"type": "rows", "source": f"{name}.jsonl"} for name in ("odd", "image", "empty")}
+    nodes["huge"] = {"type": "exp_noexp", "exp": "exp.jsonl", "noexp": "noexp.jsonl"}
+    (folder / "data.yaml").write_text(yaml.safe_dump(nodes))
+    return folder / "data.yaml"
+
+
+def test_more_rows_than_there_are_and_none_at_all(odd):
+    code, page = run_show("odd", "-n", "100", file=odd)
+    assert code == 0
+    assert page.count("odd.jsonl, line") == 3
+    code, page = run_show("empty", file=odd)
+    assert code == 0
+    assert "empty has no rows" in page
+
+
+def test_characters_of_several_tokens_stay_whole_and_a_row_without_response_is_its_prompt(odd):
+    code, page = run_show("odd", "-n", "100", *MODEL, "--tokens", file=odd)
+    assert code == 0, page
+    assert "你|好|🙂|<|im_end|>" in page
+    assert "思|考|𠮷|" in page
+    assert "答|案|是|四|🙂|<|im_end|>" in page
+    assert "0 of them trained on" in page
+    assert "�<|im_end|>|\n" in page
+
+
+def test_an_image_that_is_not_there_is_one_sentence(odd):
+    code, page = run_show("image", *MODEL, file=odd)
+    assert code == 1
+    assert "swift-kd show: error: image.jsonl, row 1 cannot be encoded: " in page
+    assert "No such file or directory: 'nowhere.png'" in page
+    assert "Traceback" not in page
+    assert "A cat." in run_show("image", file=odd)[1]
+
+
+def test_rows_of_any_length_are_shown(odd):
+    """Also longer than the model can read, and without comparing every token with every other."""
+    code, page = run_show("huge", *MODEL, file=odd)
+    assert code == 0, page[-500:]
+    student, teacher = page.split("student: ")[1].split("teacher: ")
+    assert "⟦system\nCount slowly. " in teacher
+    assert teacher.count("two ") == student.count("two ") == 6000
+    assert "«two " in student

@@ -134,7 +134,16 @@ def test_a_row_that_tells_nothing_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("value", "thinks"), [("thinking", True), (True, True), (False, False), ("non_thinking", False), ("keep", True)]
+    ("value", "thinks"),
+    [
+        ("thinking", True),
+        (True, True),
+        (False, False),
+        ("non_thinking", False),
+        ("keep", True),
+        ("true", True),  # as a .csv has it
+        ("False", False),
+    ],
 )
 def test_a_column_can_tell_the_mode(value, thinks):
     made = applied(row(columns={"m": value}), column="m")

@@ -191,3 +191,11 @@ def test_bad_rows_are_refused(bad: dict, kind: str, reason: str):
     assert error.value.kind == kind
     assert reason in str(error.value)
     assert not str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_json_does_not_have_is_refused(number):
+    """JSON's 1e999 is one to Python, and so is a missing float of a Parquet file."""
+    call = turn("tool_call", {"name": "add", "arguments": {"a": [number]}})
+    with pytest.raises(RowError, match=f"it holds {number}, which JSON does not have"):
+        check_row(row(user("q"), call, turn("tool", "4"), bot("a")))
