@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from swift_kd_plugin.data.nodes import DatasetId, Experienced, File, Mix, Node, 
 from swift_kd_plugin.data.pairing import Side, join_sides, paired_rows, with_gold
 from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.rows import FEATURES, Place, Row
-from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, read_rows
+from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, place_of, read_rows
 from swift_kd_plugin.data.store import copy_rows, read_dataset, to_rows, write_rows
 from swift_kd_plugin.data.thinking import rows_in_modes
 from swift_kd_plugin.errors import KDError
@@ -53,7 +54,7 @@ class Builder:
     strict: bool = False
     keep: tuple[str, ...] = ()
     max_line_bytes: int = MAX_LINE_BYTES
-    _opened: dict[str, Any] = field(default_factory=dict)
+    _opened: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def dataset(self, node: Node) -> tuple[Dataset, Report]:
         """The node's rows with the columns of FEATURES and the kept ones, and what became of its inputs."""
@@ -124,9 +125,9 @@ class Builder:
 
     def _numbered(self, label: str, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
         report.read.setdefault(label, 0)
-        for number, raw in enumerate(self._open(label), start=1):
+        for number, raw in enumerate(self._open(label)[0], start=1):
             report.read[label] += 1
-            yield Place(label, number), raw
+            yield place_of(label, number, raw), raw
 
     def open_sources(self, node: Node) -> None:
         """Opens the ids that the node reads."""
@@ -134,9 +135,11 @@ class Builder:
             if isinstance(source, DatasetId):
                 self._open(source.label)
 
-    def _open(self, label: str) -> Any:
+    def _open(self, label: str) -> tuple[Any, str]:
+        """An id's rows and what tells them from other rows; of a stream nothing does, so it is like no other."""
         if label not in self._opened:
-            self._opened[label] = self.opener(label)
+            opened = self.opener(label)
+            self._opened[label] = opened, getattr(opened, "_fingerprint", None) or uuid4().hex
         return self._opened[label]
 
     def _child(self, node: Node, report: Report) -> tuple[Dataset, Report]:
@@ -167,8 +170,7 @@ class Builder:
 
     def _state(self, source: File | DatasetId) -> list:
         if isinstance(source, DatasetId):
-            opened = self._open(source.label)
-            return [source.label, getattr(opened, "_fingerprint", None)]
+            return [source.label, self._open(source.label)[1]]
         try:
             stat = source.path.stat()
         except OSError:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
+from swift_kd_plugin.data.formats import QUERY
 from swift_kd_plugin.data.joining import Keys, join
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.report import Report
@@ -164,6 +165,8 @@ def _no_key(row: Row, on: str) -> RowError:
     if on == LAST_USER_MESSAGE:
         return RowError("no key", "it has no user message to be joined by")
     value = row.get("columns", {}).get(on)
+    if value is None and on in QUERY:
+        return RowError("no key", f"its column {on!r} became the user's turn; join by last_user_message")
     return RowError("no key", f"it needs a text or a whole number in its column {on!r}, not {value!r}")
 
 

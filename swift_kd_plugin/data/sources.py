@@ -104,13 +104,15 @@ def _placed(rows: Numbered, file: Path, report: Report, name: str) -> Iterator[t
             if isinstance(raw, RowError):
                 report.leave_out(raw, Place(name, number))
             else:
-                yield Place(name, number, _id(raw.get("id"))), raw
+                yield place_of(name, number, raw), raw
     except OSError as error:
         raise KDError(f"{_printable(file)} cannot be read to its end: {error.strerror or error}.") from error
 
 
-def _id(value: Any) -> str | None:
-    return str(value) if type(value) in (str, int) else None
+def place_of(source: str, number: int, raw: Raw) -> Place:
+    """Where a raw row stands."""
+    key = raw.get("id")
+    return Place(source, number, str(key) if type(key) in (str, int) else None)
 
 
 def _printable(file: Path) -> str:

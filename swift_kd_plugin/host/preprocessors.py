@@ -12,7 +12,7 @@ Each takes the keys that its type has in a data.yaml; paths are relative to the 
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from swift.utils import get_logger
+from swift.utils import get_logger, safe_ddp_context
 
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.config import read_node
@@ -42,7 +42,8 @@ class KDPreprocessor:
         builder = Builder(cache_folder(), lambda name: dataset, strict)
         if isinstance(dataset, IterableDataset):
             return builder.stream(self.node)
-        made, report = builder.dataset(self.node)
+        with safe_ddp_context(None, True):
+            made, report = builder.dataset(self.node)
         for line in report.lines():
             logger.info(line)
         return used_columns(made)

@@ -99,8 +99,8 @@ def test_what_it_writes_loads_in_stock_ms_swift(folder):
         (["--exp", "empty.json"], "empty.json cannot be used: it is not JSON"),
         (["--exp", "empty.csv"], "empty.csv has no header"),
         (
-            ["--exp", "image.parquet", "--noexp", "image.parquet"],
-            "image.parquet, row 1 (id '1') holds an image as bytes",
+            ["--exp", "i.parquet", "--noexp", "i.parquet"],
+            "i.parquet, row 1 (id '1') holds an image as bytes",
         ),
     ],
 )

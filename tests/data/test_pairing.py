@@ -149,6 +149,11 @@ def test_a_row_without_a_usable_key_is_reported(pair, key):
     assert f"in its column 'id', not {key!r}" in report.left_out["no key"].examples[0]["text"]
 
 
+def test_a_column_that_became_the_question_says_what_to_join_by(pair):
+    _, report = pair([exp("a")], [noexp("a")], on="question")
+    assert "join by last_user_message" in report.left_out["no key"].examples[0]["text"]
+
+
 def test_strict_ends_at_the_first_row_that_cannot_be_used(pair):
     with pytest.raises(KDError, match=r"E\.jsonl, line 1 \(id 'b'\) cannot be used: N\.jsonl has no row to pair"):
         pair([exp("b")], [noexp("a")], strict=True)
