@@ -20,8 +20,8 @@ from swift_kd_plugin.data.rows import (
     response_of,
     without_response,
 )
+from swift_kd_plugin.data.turns import CLOSE, OPEN
 
-OPEN, CLOSE = "<think>", "</think>"
 THINKING, NON_THINKING, KEEP = "thinking", "non_thinking", "keep"
 SWITCHES = {THINKING: "/think", NON_THINKING: "/no_think"}
 _SWITCH_AT_END = re.compile(r"\s*/(no_)?think\s*$")
