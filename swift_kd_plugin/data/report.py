@@ -82,11 +82,6 @@ class Report:
         """Place and reason of the first example of a row that was left out, or nothing."""
         return next((f"{e.examples[0]['place']}: {e.examples[0]['text']}" for e in self.left_out.values()), "")
 
-    def refuse_left_out(self) -> None:
-        """Raises KDError for the first row that was left out, if there is one."""
-        for entry in self.left_out.values():
-            raise refusal(entry.examples[0]["place"], entry.examples[0]["text"])
-
     def as_json(self) -> dict[str, Any]:
         """The report as it is written: row numbers as ranges ("1-3, 7")."""
         page = asdict(self)

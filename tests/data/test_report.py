@@ -79,12 +79,6 @@ def test_a_strict_report_stops_at_the_first_row():
         Report(strict=True).leave_out(RowError("think", "it has no end"), place(5, key="q"))
 
 
-def test_a_report_refuses_what_it_has_left_out():
-    Report().refuse_left_out()
-    with pytest.raises(KDError, match=r"^exp\.jsonl, line 7 cannot be used: reason 7; mend the row"):
-        filled().refuse_left_out()
-
-
 def test_the_report_as_text():
     assert filled().lines() == [
         "read 9 rows of exp.jsonl",
