@@ -154,7 +154,51 @@ class TeacherFlags:
 
 
 @dataclass
-class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
+class GenerationFlags:
+    kd_lmbda_granularity: Literal["sample", "cycle"] = _flag(
+        "sample",
+        "Whether each sample draws by itself who writes its response (the student with probability --lmbda), or all "
+        "samples of a generation cycle together, as in ms-swift.",
+    )
+    kd_lmbda_final: float | None = _flag(None, "Value of --lmbda at the end of training (see --kd_schedule).")
+    kd_seq_kd_prob: float = _flag(
+        1.0,
+        "With --seq_kd true, the probability that the teacher writes a response that the student does not write; "
+        "otherwise it is the dataset's.",
+    )
+    kd_thinking_prob: float | None = _flag(
+        None,
+        "Share of the written responses that are asked for in thinking mode (enable_thinking), the others without it. "
+        "Default: each row's own mode.",
+    )
+    kd_truncated: Literal["keep", "mask", "drop"] = _flag(
+        "keep",
+        "What becomes of a written response that met --max_completion_length: 'keep' trains on it, 'mask' leaves it "
+        "without a loss, 'drop' takes the dataset's response in its place (where the row has none, it is masked).",
+    )
+    kd_student_engine: Literal["vllm", "transformers", "megatron"] | None = _flag(
+        None,
+        "Who runs the student when it writes: 'transformers' with a copy of the model on each device, 'megatron' with "
+        "the training model in place, which is slow. Default: vLLM with --use_vllm true; without it the student does "
+        "not write, as in ms-swift.",
+    )
+    kd_teacher_engine: Literal["auto", "vllm", "server", "transformers", "megatron"] = _flag(
+        "auto",
+        "Who runs the teacher when it writes (--seq_kd true). 'auto': the --teacher_model_server if there is one, else "
+        "vLLM with --use_vllm true, else transformers if the teacher fits on the device, else the Megatron teacher.",
+    )
+    kd_teacher_temperature: float | None = _flag(
+        None, "Sampling temperature of the teacher when it writes, 0 for greedy. Default: --temperature."
+    )
+    kd_teacher_gpu_memory_utilization: float | None = _flag(
+        None,
+        "Share of the device for the teacher's own vLLM engine, which is awake together with the student's. Default: "
+        "--vllm_gpu_memory_utilization.",
+    )
+
+
+@dataclass
+class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:
@@ -172,10 +216,14 @@ class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
         self._check_contradictions(changed)
         if self.kd_topk is not None:
             self.gkd_logits_topk = self.kd_topk
+        # ms-swift refuses the flag, and nothing of it reads it.
+        seq_kd, self.seq_kd = self.seq_kd, False
         super().__post_init__()
+        self.seq_kd = seq_kd
 
     def _check_ranges(self) -> None:
         shares = ("kd_beta", "kd_beta_final", "kd_lambda", "kd_head_mass", "kd_ce_alpha", "kd_ce_alpha_final")
+        shares += ("lmbda", "kd_lmbda_final", "kd_seq_kd_prob", "kd_thinking_prob", "kd_teacher_gpu_memory_utilization")
         for name in shares:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -188,13 +236,14 @@ class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
             raise KDError("--kd_token_rho must be at most 1 and --kd_position_final at least 0.")
 
     def _check_contradictions(self, changed: list[str]) -> None:
-        loss_flags = {f.name for group in (DivergenceFlags, ObjectiveFlags, TeacherFlags) for f in fields(group)}
+        groups = (DivergenceFlags, ObjectiveFlags, TeacherFlags, GenerationFlags)
+        loss_flags = {f.name for group in groups for f in fields(group)}
         loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk", "kd_on_mismatch", "kd_teacher_adapters"}
         if self.kd_divergence == "stock" and (given := sorted(loss_flags & set(changed))):
             raise KDError(f"--{given[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
-        for name in ("kd_temperature", "kd_ce_alpha", "kd_beta"):
+        for name in ("kd_temperature", "kd_ce_alpha", "kd_beta", "kd_lmbda"):
             final = getattr(self, f"{name}_final")
-            if final is not None and getattr(self, name) is None:
+            if final is not None and getattr(self, name, 0) is None:
                 raise KDError(f"--{name}_final is where a schedule ends; say with --{name} where it begins.")
             if final is not None and self.kd_schedule == "constant":
                 raise KDError(f"--{name}_final needs --kd_schedule linear or cosine.")
@@ -208,6 +257,30 @@ class KDArguments(TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
                 "its own adapters), or drop the flag."
             )
         self._check_divergence_flags(changed)
+        self._check_generation_flags(changed)
+
+    def _check_generation_flags(self, changed: list[str]) -> None:
+        if self.kd_divergence == "stock" and self.seq_kd:
+            raise KDError("--seq_kd true needs a loss of the plugin; drop --kd_divergence stock.")
+        of_teacher = ("kd_seq_kd_prob", "kd_teacher_engine", "kd_teacher_temperature")
+        for name in (*of_teacher, "kd_teacher_gpu_memory_utilization"):
+            if name in changed and not self.seq_kd:
+                raise KDError(f"--{name} is about responses that the teacher writes; add --seq_kd true or drop it.")
+        if self.kd_teacher_temperature is not None and self.kd_teacher_temperature < 0:
+            raise KDError(f"--kd_teacher_temperature is {self.kd_teacher_temperature}; it must be at least 0.")
+        if (self.kd_teacher_engine == "server") > (self.teacher_model_server is not None):
+            raise KDError("--kd_teacher_engine server needs the address of the server in --teacher_model_server.")
+        if self.teacher_model_server and self.kd_teacher_engine not in ("auto", "server"):
+            raise KDError(
+                f"--kd_teacher_engine {self.kd_teacher_engine} needs a local teacher, and --teacher_model_server is "
+                "given; drop one of them."
+            )
+        writes = self.seq_kd or self.lmbda > 0 or self.kd_lmbda_final
+        for name in ("kd_thinking_prob", "kd_truncated"):
+            if name in changed and not writes:
+                raise KDError(f"--{name} is about written responses; give --lmbda above 0 or --seq_kd true.")
+        if self.kd_student_engine == "vllm" and not self.use_vllm:
+            raise KDError("--kd_student_engine vllm contradicts --use_vllm false; drop one of them.")
 
     def _check_divergence_flags(self, changed: list[str]) -> None:
         owners = {

@@ -67,7 +67,9 @@ class Codec:
 
     def __init__(self, template: Template, mode: Literal["vllm", "transformers"], max_model_len: int | None = None):
         self.template = copy(template)
-        self.template.max_length = None  # a training length has no say here
+        # A training template's length, packing and padding have no say here.
+        self.template.max_length, self.template.sequence_parallel_size = None, 1
+        self.template.padding_free = self.template.use_megatron = False
         self.template.set_mode(mode)
         self.tokenizer = template.tokenizer
         own = template.processor.model_info.max_model_len

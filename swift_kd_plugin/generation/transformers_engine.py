@@ -16,15 +16,12 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.choice import choose, draws
 from swift_kd_plugin.generation.codec import Codec, one_line
 from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
 
@@ -148,31 +145,17 @@ class _Choice(LogitsProcessor):
 
     def __init__(self, rows: Sequence[Row], prompts: list[list[int]], sampling: Sampling, steps: int, device):
         self.sampling, self.step = sampling, 0
-        # In vLLM's order.
-        self.warpers = [
-            TemperatureLogitsWarper(sampling.temperature) if sampling.temperature not in (0, 1) else None,
-            MinPLogitsWarper(sampling.min_p) if sampling.min_p else None,
-            TopKLogitsWarper(sampling.top_k) if sampling.top_k > 0 else None,
-            TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None,
-        ]
         self.prompts = prompts if sampling.repetition_penalty != 1 else None
         self.seen: Tensor | None = None
         if sampling.temperature:
-            self.draws = torch.stack([_draws(asked.prompt.seed, number, steps) for asked, number in rows]).to(device)
+            self.draws = torch.stack([draws(asked.prompt.seed, number, steps) for asked, number in rows]).to(device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = self._penalised(input_ids, scores.float())
-        if not self.sampling.temperature:
-            chosen = scores.argmax(-1, keepdim=True)
-        else:
-            for warper in filter(None, self.warpers):
-                scores = warper(input_ids, scores)
-            mass = scores.double().softmax(-1).cumsum(-1)
-            # The first token whose cumulative mass is above the draw; it has a probability of its own.
-            drawn = self.draws[:, self.step, None] * mass[:, -1:]
-            chosen = torch.searchsorted(mass, drawn, right=True).clamp(max=scores.shape[-1] - 1)
+        drawn = self.draws[:, self.step] if self.sampling.temperature else None
         self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+        chosen = choose(scores, self.sampling, drawn)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
     def _penalised(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """As transformers' own, but padding in front of a prompt is nothing that was said."""
@@ -186,16 +169,6 @@ class _Choice(LogitsProcessor):
             self.seen.scatter_(1, input_ids[:, -1:], True)
         penalty = self.sampling.repetition_penalty
         return torch.where(self.seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
-
-
-def _draws(seed: int | None, number: int, steps: int) -> Tensor:
-    """Uniform numbers [steps] in float64, the same for the same seed and sample whatever `steps` is."""
-    generator = torch.Generator()
-    if seed is None:
-        generator.manual_seed(int(torch.randint(2**62, ())))
-    else:
-        generator.manual_seed(seed + number)
-    return torch.rand(steps, generator=generator, dtype=torch.float64)
 
 
 class _Ends(StoppingCriteria):

@@ -47,6 +47,20 @@ def _pair(values: Tensor, counted: Tensor) -> Tensor:
     return torch.stack([(values * counted).sum(), counted.sum()]).float()
 
 
+def describe_rollout(responses) -> dict[str, Tensor]:
+    """[sum, count] over a micro-batch's responses of who wrote them, their lengths, and which met the length limit."""
+    ones = torch.ones_like(responses.source)
+    metrics = {}
+    for index, name in enumerate(SOURCES):
+        inside = responses.source == index
+        metrics[f"{name}_share"] = _pair(inside, ones)
+        metrics[f"{name}_length"] = _pair(responses.length, inside)
+        if name != "dataset":
+            metrics[f"{name}_truncated"] = _pair(responses.truncated, inside)
+    metrics["thinking_share"] = _pair(responses.thinking == MODES.index("thinking"), ones)
+    return metrics
+
+
 def drop_lonely_groups(logs: dict) -> None:
     """Removes from the logs, in place, the metrics of a group that all tokens belong to: they repeat the total."""
     for family in (SOURCES, MODES):

@@ -1,5 +1,6 @@
 """A training sample with two views: what the student sees and what the teacher sees, around one shared response."""
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ class KDSample(GKDSample):
         teacher_chat_template_kwargs: in place of `chat_template_kwargs`.
         teacher_thought: in place of what the response's think block holds; '' empties it.
         think_loss: weight of the loss on the response's think block in both views, 0 to 1; None is 1.
+        written_by: "dataset", "student" or "teacher".
+        left_out: the response has no loss.
+        seed: of a written response's draws, where its engine takes one.
 
     Stock's columns `teacher_prompt` and `teacher_images` keep their meaning; `teacher_prompt` and `teacher_messages`
     exclude each other.
@@ -32,12 +36,17 @@ class KDSample(GKDSample):
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     teacher_thought: str | None = None
     think_loss: float | None = None
+    written_by: str = "dataset"
+    left_out: bool = False
+    seed: int | None = None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "KDSample":
         row = dict(row)
         view = row.pop(TEACHER_COLUMN, None)
+        columns = {name: row.pop(name) for name in ("written_by", "left_out", "seed") if name in row}
         sample = super().from_row(row)
+        sample.extra.update(columns)
         sample.teacher_view = [dict(message) for message in view] if view else None
         if (kwargs := row.get(TEACHER_KWARGS)) is not None:
             # Arrow fills the keys that other rows have with null.
@@ -64,12 +73,43 @@ class KDSample(GKDSample):
 
     def response_message(self) -> Message:
         """The assistant turn that both views share. Raises KDError when there is none."""
-        if not self.messages or self.messages[-1]["role"] != "assistant":
+        if not self.has_response:
             raise KDError(
-                f"{self.name} has no response to distil on; "
-                "give it an assistant message or let the student write it (--lmbda 1 --use_vllm true)."
+                f"{self.name} has no response to distil on; give it an assistant message, or let the student "
+                "(--lmbda 1 --use_vllm true) or the teacher (--seq_kd true) write it."
             )
         return dict(self.messages[-1])
+
+    @property
+    def written_ids(self) -> list[int]:
+        """Token ids of a written response, of all its turns; [] of the dataset's."""
+        turns = [turn if isinstance(turn, list) else [turn] for turn in self.response_token_ids]
+        return [token for turn in turns for token in turn]
+
+    @property
+    def has_response(self) -> bool:
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
+    def answered(self, ids: list[int], text: str, finish_reason: str) -> "KDSample":
+        """A copy with a sampled response in place of what it may have."""
+        sample = copy.copy(self)
+        turns = self.messages[:-1] if self.has_response else self.messages
+        sample.messages = [*turns, {"role": "assistant", "content": text}]
+        sample.response_token_ids, sample.response_loss_mask = [list(ids)], []
+        sample.finish_reason, sample.add_eos = finish_reason, False
+        return sample
+
+    def teacher_prompt_messages(self) -> list[Message]:
+        """What the teacher sees in front of the response."""
+        if self.teacher_view is not None:
+            return [dict(turn) for turn in self.teacher_view]
+        turns = [dict(turn) for turn in self.messages]
+        if self.has_response:
+            turns.pop()
+        last_user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if self.teacher_prompt and last_user:
+            last_user["content"] = self.teacher_prompt
+        return turns
 
     def build_teacher_view(self) -> bool:
         """Fills `teacher_messages` from the view and the current response. True if the teacher sees its own view."""

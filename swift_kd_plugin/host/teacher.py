@@ -65,6 +65,26 @@ def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> 
 
 def _signal(trainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage) -> StoredSignal | None:
     """What the teacher says about the response tokens that lie on this rank; None before the last pipeline stage."""
+    found = read_rows(trainer, model, inputs, vp_stage)
+    if found is None:
+        return None
+    signal, numbers = found
+    if trainer.gkd_logits_topk is not None:
+        signal = keep_topk(trainer, signal, temperature)
+    wanted = responses.number.flatten()
+    return put_away(trainer, signal.exchange(numbers, wanted[wanted >= 0], context_group()))
+
+
+def read_rows(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherSignal, Tensor] | None:
+    """One forward, and what it says about each token that has a label.
+
+    Args:
+        inputs: a collated micro-batch, which is used up.
+
+    Returns:
+        The rows that lie on this rank, and which of the micro-batch's labels, in sample order, each is about [n]; None
+        before the last pipeline stage.
+    """
     args = trainer.args
     numbers = cut_for_context_rank(args, inputs, number_tokens(inputs["labels"])).flatten()
     data = trainer._prepare_batch(inputs, vp_stage)
@@ -80,10 +100,7 @@ def _signal(trainer, model, inputs: dict, responses: Responses, temperature: flo
     else:
         picked = sequence_first(rows, batch, length)
         signal = TeacherSignal("hidden", caught.head[picked].inputs, labels.flatten()[rows], caught.head.weights)
-    if trainer.gkd_logits_topk is not None:
-        signal = keep_topk(trainer, signal, temperature)
-    wanted = responses.number.flatten()
-    return put_away(trainer, signal.exchange(numbers[rows], wanted[wanted >= 0], context_group()))
+    return signal, numbers[rows]
 
 
 def keep_topk(trainer, signal: TeacherSignal, temperature: float) -> TeacherSignal:

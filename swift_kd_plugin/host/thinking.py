@@ -232,9 +232,12 @@ def _count_block(sample: KDSample, ids: list[int], before: str, template) -> int
     if end not in ids:
         return len(ids) if opened else 0
     count = ids.index(end) + 1
-    while count < len(ids) and set(tokenizer.decode([ids[count]])) == {"\n"}:
-        count += 1
-    return count
+    return count + count_newlines(ids[count:], tokenizer)
+
+
+def count_newlines(ids: list[int], tokenizer) -> int:
+    """How many ids at the start are newlines and nothing else."""
+    return next((n for n, token in enumerate(ids) if set(tokenizer.decode([token])) != {"\n"}), len(ids))
 
 
 def _is_bare(ids: list[int], before: str, template) -> bool:

@@ -9,7 +9,7 @@ from swift.megatron.utils import get_packed_seq_params
 from torch import Tensor
 
 from swift_kd_plugin.losses.policies import position_weights
-from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of
+from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of, trained_tokens
 
 SOURCES = ("dataset", "student", "teacher")
 MODES = ("thinking", "non_thinking")
@@ -26,6 +26,8 @@ class Responses:
         thinking: whether it thinks, an index of `MODES` [n].
         ce: whether it has a cross-entropy, bool [n].
         dropped: whether it was left out because its two views differ, bool [n].
+        length: its number of tokens, trained on or not [n].
+        truncated: whether it was written and met the length limit, bool [n].
     """
 
     index: Tensor
@@ -34,6 +36,8 @@ class Responses:
     thinking: Tensor
     ce: Tensor
     dropped: Tensor
+    length: Tensor
+    truncated: Tensor
 
     def to(self, device) -> "Responses":
         return Responses(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -67,7 +71,7 @@ def cut_for_context_rank(args, batch: dict, positions: Tensor) -> Tensor:
 
 
 def describe_responses(
-    samples, encoded: list[dict], labels: Tensor, source: str, ce_column: str | None = None, dropped: Sequence = ()
+    samples, encoded: list[dict], labels: Tensor, ce_column: str | None = None, dropped: Sequence = ()
 ) -> Responses:
     """Reads a collated micro-batch.
 
@@ -75,7 +79,6 @@ def describe_responses(
         samples: its samples, in order.
         encoded: the samples' encodings after collation, each as long as its part of the batch.
         labels: of the batch: [samples, length], or [1, total] where the samples lie in one row.
-        source: who wrote the responses.
         ce_column: column that chooses the samples with a cross-entropy, or None for all.
         dropped: indices of the samples that were left out.
     """
@@ -85,11 +88,33 @@ def describe_responses(
     else:
         flat = numbers.repeat_interleave(torch.tensor([len(view["labels"]) for view in encoded]))
         index = torch.nn.functional.pad(flat, (0, shape[1] - len(flat)), value=-1)[None]
-    ce = [source != "student" and (ce_column is None or bool(sample.extra.get(ce_column))) for sample in samples]
-    thinking = [MODES.index("thinking" if thinks(sample) else "non_thinking") for sample in samples]
-    sources = torch.full((len(samples),), SOURCES.index(source))
-    left_out = torch.tensor([number in dropped for number in range(len(samples))])
-    return Responses(index, number_tokens(labels), sources, torch.tensor(thinking), torch.tensor(ce), left_out)
+    return Responses(
+        index,
+        number_tokens(labels),
+        source=torch.tensor([SOURCES.index(sample.written_by) for sample in samples]),
+        thinking=torch.tensor([MODES.index("thinking" if thinks(sample) else "non_thinking") for sample in samples]),
+        ce=torch.tensor([has_ce(sample, ce_column) for sample in samples]),
+        dropped=torch.tensor([number in dropped for number in range(len(samples))]),
+        length=torch.tensor(
+            [
+                len(sample.written_ids) or len(trained_tokens(view["labels"]))
+                for sample, view in zip(samples, encoded, strict=True)
+            ]
+        ),
+        truncated=torch.tensor([sample.written_by != "dataset" and sample.is_truncated for sample in samples]),
+    )
+
+
+def has_ce(sample, ce_column: str | None) -> bool:
+    """Whether a response has a cross-entropy: one of the dataset or the teacher, in the rows that a column chooses."""
+    return sample.written_by != "student" and (ce_column is None or bool(sample.extra.get(ce_column)))
+
+
+def leave_out(samples, views: list[dict]) -> None:
+    """Takes the labels of the samples that are left out from their views, in place."""
+    for sample, view in zip(samples, views, strict=True):
+        if sample.left_out:
+            view["labels"] = [IGNORED] * len(view["labels"])
 
 
 def weigh_positions(encoded: list[dict], final: float) -> None:

@@ -9,9 +9,7 @@ import torch
 from megatron.core import mpu
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_attr_wrapped_model
-from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.megatron.utils import get_padding_to
-from swift.rlhf_trainers.gkd_loss import DataSource
 from swift.utils import get_logger, is_master, to_device
 
 from swift_kd_plugin.errors import KDError
@@ -19,25 +17,25 @@ from swift_kd_plugin.host.checkpoint import describe_failed_save
 from swift_kd_plugin.host.hidden import stop_before_head
 from swift_kd_plugin.host.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.memory_report import MemoryReport
-from swift_kd_plugin.host.metrics import check_removed_mass, drop_lonely_groups, metric_names
+from swift_kd_plugin.host.metrics import check_removed_mass, describe_rollout, drop_lonely_groups, metric_names
 from swift_kd_plugin.host.objective import make_objective
 from swift_kd_plugin.host.pairing import match_views
 from swift_kd_plugin.host.random_state import keep_random_states
 from swift_kd_plugin.host.roads import choose_roads
-from swift_kd_plugin.host.rollout import close_engine
+from swift_kd_plugin.host.rollout_hooks import RolloutHooks
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.teacher import offload_all_but_head, score_locally, without_interleaving
 from swift_kd_plugin.host.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.teacher_server import score_remotely
 from swift_kd_plugin.host.thinking import refuse_stock_loss
-from swift_kd_plugin.host.tokens import describe_responses, weigh_positions
+from swift_kd_plugin.host.tokens import describe_responses, leave_out, weigh_positions
 from swift_kd_plugin.host.views import encode_views
 from swift_kd_plugin.host.vocabulary import check_same_tokens, read_vocabularies
 
 logger = get_logger()
 
 
-class KDTrainer(MegatronGKDTrainer):
+class KDTrainer(RolloutHooks):
     """Trains like `MegatronGKDTrainer` with the losses of `swift_kd_plugin.losses`, which `--kd_divergence stock`
     leaves to ms-swift; samples may carry a whole teacher view (`teacher_messages`)."""
 
@@ -67,7 +65,6 @@ class KDTrainer(MegatronGKDTrainer):
         if not self.stock_loss:
             self.memory_report.at_start(self)
         super().train(train_dataset, val_dataset)
-        close_engine(self)
 
     def _init_resample_data_iterator(self, train_dataset):
         # Stock seeds all random states anew here; in a resumed run they have just been loaded from the checkpoint.
@@ -100,15 +97,6 @@ class KDTrainer(MegatronGKDTrainer):
         batches = list(super()._replace_data_iterator(data_iterator[0]).iterable)
         return [RerunDataIterator(iter([dict(batch) for batch in batches])) for _ in data_iterator]
 
-    def _generate_and_score_completions(self, inputs: list[dict]) -> list[dict]:
-        self.response_source = "dataset"
-        return super()._generate_and_score_completions(inputs)
-
-    def _determine_data_source(self) -> DataSource:
-        source = super()._determine_data_source()
-        self.response_source = source.value
-        return source
-
     def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
         template, dropped = self.template, []
         if self.stock_loss:
@@ -118,6 +106,8 @@ class KDTrainer(MegatronGKDTrainer):
         if teacher is not None:
             self._check_teacher_view()
             dropped = match_views(samples, student, teacher, template, self.args.kd_on_mismatch)
+            leave_out(samples, teacher)
+        leave_out(samples, student)
         if self.args.kd_token_policy == "position":
             weigh_positions(student, self.args.kd_position_final)
         sent = {}
@@ -126,8 +116,7 @@ class KDTrainer(MegatronGKDTrainer):
         batch = self._collate(student)
         batch["teacher_model_inputs"] = batch.copy() if teacher is None else self._collate(teacher)
         if not self.stock_loss:
-            source, column = self.response_source, self.args.kd_ce_column
-            responses = describe_responses(samples, student, batch["labels"].cpu(), source, column, dropped)
+            responses = describe_responses(samples, student, batch["labels"].cpu(), self.args.kd_ce_column, dropped)
             batch["responses"] = responses.to(self.device).on_this_rank(self.args, batch)
         return batch | sent
 
@@ -198,6 +187,8 @@ class KDTrainer(MegatronGKDTrainer):
         if self.args.kd_on_mismatch == "drop":
             dropped = responses.dropped.float()
             metrics["dropped_share"] = torch.stack([dropped.sum(), dropped.new_tensor(len(dropped))])
+        if self.writers:
+            metrics |= describe_rollout(responses)
         group = mpu.get_data_parallel_group(with_context_parallel=True)
         metrics = self._all_reduce_metric(metrics, torch.distributed.ReduceOp.SUM, group=group)
         if (self._step - 1) % self.steps_per_generation == 0:
@@ -216,7 +207,10 @@ class KDTrainer(MegatronGKDTrainer):
         if "loss" in logs and self.unwrapped_models[0].training and not self.stock_loss:
             logs["tokens_per_second"] = float(logs["loss"][1]) / self.train_seconds
             logs |= self.objective.moving(self._progress(-1))  # the step just made has been counted
-            self.train_seconds = 0.0
+            if self.writers:
+                logs["generation_seconds"] = self.generation_seconds / n_steps
+                logs |= {"lmbda": self.mix.lmbda.at(self._progress(-1))} if self.mix.lmbda.moves else {}
+            self.train_seconds = self.generation_seconds = 0.0
         check_removed_mass(logs, self.args.kd_allow_removed_mass)
         drop_lonely_groups(logs)
         super()._log_callback(logs, n_steps)

@@ -103,6 +103,11 @@ class Arguments(KDArguments, Host):
     gkd_logits_topk: int | None = None
     beta: float = 0.5
     temperature: float = 0.9
+    lmbda: float = 0.0
+    seq_kd: bool = False
+    use_vllm: bool = True
+    teacher_model_server: str | None = None
+    teacher_model: str | None = "teacher"
 
 
 def test_kd_flags_need_gkd():
@@ -128,6 +133,20 @@ def test_kd_flags_need_gkd():
         ({"kd_divergence": "tvd", "kd_beta": 0.3}, "--kd_beta belongs to --kd_divergence jsd"),
         ({"kd_lambda": 0.2}, "--kd_lambda belongs to --kd_divergence skew_kl or skew_rkl"),
         ({"kd_divergence": "adaptive_kl", "kd_token_policy": "clip"}, "not adaptive_kl"),
+        ({"lmbda": 1.5}, "--lmbda is 1.5; it must lie between 0 and 1"),
+        ({"kd_lmbda_final": 1.0}, "--kd_lmbda_final needs --kd_schedule linear or cosine"),
+        ({"kd_seq_kd_prob": 0.5}, "--kd_seq_kd_prob is about responses that the teacher writes; add --seq_kd true"),
+        ({"kd_thinking_prob": 0.5}, "--kd_thinking_prob is about written responses; give --lmbda above 0"),
+        ({"kd_truncated": "mask"}, "--kd_truncated is about written responses"),
+        ({"seq_kd": True, "kd_divergence": "stock"}, "--seq_kd true needs a loss of the plugin"),
+        ({"seq_kd": True, "kd_teacher_engine": "server"}, "needs the address of the server"),
+        (
+            {"seq_kd": True, "kd_teacher_engine": "vllm", "teacher_model_server": "http://a:1"},
+            "--kd_teacher_engine vllm needs a local teacher",
+        ),
+        ({"seq_kd": True, "kd_teacher_temperature": -1.0}, "--kd_teacher_temperature is -1.0; it must be at least 0"),
+        ({"lmbda": 1.0, "kd_student_engine": "vllm", "use_vllm": False}, "contradicts --use_vllm false"),
+        ({"lmbda": 1.0, "kd_thinking_prob": 0.5, "kd_divergence": "stock"}, "has no effect on ms-swift's own loss"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(flags, message):

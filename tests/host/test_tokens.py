@@ -1,22 +1,24 @@
 """Which response a token belongs to, and the metrics by source and thinking mode."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
-def sample(content="x", **extra):
-    return SimpleNamespace(messages=[{"role": "assistant", "content": content}], extra=extra)
+def sample(content="x", written_by="dataset", **extra):
+    from swift_kd_plugin.host.sample import KDSample
+
+    made = KDSample([{"role": "assistant", "content": content}], extra=extra)
+    made.written_by = written_by
+    return made
 
 
-def describe(samples, lengths, shape, source="dataset", column=None):
+def describe(samples, lengths, shape, column=None, dropped=()):
     from swift_kd_plugin.host.tokens import describe_responses
 
     encoded = [{"labels": [0] * length} for length in lengths]
-    return describe_responses(samples, encoded, torch.zeros(shape, dtype=torch.long), source, column)
+    return describe_responses(samples, encoded, torch.zeros(shape, dtype=torch.long), column, dropped)
 
 
 def test_samples_in_one_row():
@@ -33,7 +35,28 @@ def test_cross_entropy_is_for_the_dataset_or_for_chosen_rows():
     samples = [sample(gold=True), sample(gold=False), sample()]
     assert describe(samples, [1, 1, 1], (1, 3)).ce.tolist() == [True, True, True]
     assert describe(samples, [1, 1, 1], (1, 3), column="gold").ce.tolist() == [True, False, False]
-    assert describe(samples, [1, 1, 1], (1, 3), source="student", column="gold").ce.tolist() == [False] * 3
+    written = [sample(written_by="student", gold=True), sample(written_by="teacher", gold=True)]
+    assert describe(written, [1, 1], (1, 2), column="gold").ce.tolist() == [False, True]
+
+
+def test_what_is_known_of_written_responses():
+    short, long, given = sample(written_by="teacher"), sample(written_by="student"), sample()
+    short.response_token_ids, short.finish_reason = [[1, 2]], "stop"
+    long.response_token_ids, long.finish_reason = [3, 4, 5], "length"
+    responses = describe([short, long, given], [2, 3, 7], (1, 12))
+    assert responses.source.tolist() == [2, 1, 0]
+    assert responses.length.tolist() == [2, 3, 7]
+    assert responses.truncated.tolist() == [False, True, False]
+
+
+def test_what_is_left_out_has_no_labels():
+    from swift_kd_plugin.host.tokens import leave_out
+
+    kept, left = sample(), sample()
+    left.left_out = True
+    views = [{"labels": [-100, 5]}, {"labels": [6, 7]}]
+    leave_out([kept, left], views)
+    assert [view["labels"] for view in views] == [[-100, 5], [-100, -100]]
 
 
 def test_response_tokens_are_counted_in_sample_order():
@@ -45,12 +68,7 @@ def test_response_tokens_are_counted_in_sample_order():
 
 
 def test_dropped_samples_are_marked():
-    from swift_kd_plugin.host.tokens import describe_responses
-
-    encoded = [{"labels": [0]}, {"labels": [0]}]
-    responses = describe_responses(
-        [sample(), sample()], encoded, torch.zeros(1, 2, dtype=torch.long), "dataset", None, [1]
-    )
+    responses = describe([sample(), sample()], [1, 1], (1, 2), dropped=[1])
     assert responses.dropped.tolist() == [False, True]
 
 
