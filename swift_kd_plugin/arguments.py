@@ -281,6 +281,12 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
                 raise KDError(f"--{name} is about written responses; give --lmbda above 0 or --seq_kd true.")
         if self.kd_student_engine == "vllm" and not self.use_vllm:
             raise KDError("--kd_student_engine vllm contradicts --use_vllm false; drop one of them.")
+        by_vllm = self.use_vllm and self.kd_student_engine in (None, "vllm")
+        if self.rlhf_type == "gkd" and self.lmbda > 0 and by_vllm and self.vllm_mode is None:
+            raise KDError(
+                f"--lmbda {self.lmbda} lets the student write with vLLM; say where with --vllm_mode (colocate, server), "
+                "or give --lmbda 0 for the dataset's responses."
+            )
 
     def _check_divergence_flags(self, changed: list[str]) -> None:
         owners = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,9 +16,14 @@ HAS_GPU = os.path.exists("/dev/nvidiactl")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port below those that the system hands out by itself, so that none of its connections takes it meanwhile."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := random.randrange(20_000, 32_768)))
+            except OSError:
+                continue
+            return port
 
 
 @dataclass

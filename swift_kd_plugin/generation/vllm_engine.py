@@ -22,9 +22,9 @@ AHEAD = 2
 ADMITTED = 64
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ADVICE = (
-    (r"[Hh]ead.?size|head_dim", "no attention kernel here takes it; use --engine transformers"),
-    (r"max_model_len|max_position_embeddings|max seq len", "lower --max_model_len"),
-    (r"[Mm]emory|KV cache|cache blocks", "lower --gpu_memory_utilization, --max_model_len or --max_num_seqs"),
+    (r"[Hh]ead.?size|head_dim", "no attention kernel here takes it; use {1}"),
+    (r"max_model_len|max_position_embeddings|max seq len", "lower --{0}max_model_len"),
+    (r"[Mm]emory|KV cache|cache blocks", "lower --{0}gpu_memory_utilization, --{0}max_model_len or --{0}max_num_seqs"),
     (r"Engine core initialization failed", "its own message stands above"),
 )
 
@@ -62,7 +62,7 @@ class VllmEngine(Engine):
         if not torch.cuda.is_available():
             settings = {"enforce_eager": True, "gpu_memory_utilization": 0.1, **settings}
         kind = _engine_class(trust_remote_code)
-        with _core_in_this_process(in_process), _said_in_one_sentence(model):
+        with _core_in_this_process(in_process), starting_vllm(model):
             self.engine = kind(str(model), template=self.codec.template, **settings)
         self.codec.max_model_len = self.engine.engine.model_config.max_model_len
         self._count = 0
@@ -183,10 +183,17 @@ def _core_in_this_process(wanted: bool | None) -> Iterator[None]:
 
 
 @contextmanager
-def _said_in_one_sentence(model: str | Path) -> Iterator[None]:
+def starting_vllm(model: str | Path, prefix: str = "", instead: str = "--engine transformers") -> Iterator[None]:
+    """Raises KDError for what keeps vLLM from starting with a model.
+
+    Args:
+        prefix: of the flags that its advice names.
+        instead: the flag that does without vLLM.
+    """
     try:
         yield
     except (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError) as error:
         said = one_line(error)
-        advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use --engine transformers")
+        advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use {1}")
+        advice = advice.format(prefix, instead)
         raise KDError(f"vLLM cannot start with {model}: {said or type(error).__name__}; {advice}.") from error

@@ -3,8 +3,9 @@
 from swift.megatron.trainers.utils import gather_object
 from torch import distributed as dist
 
+from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import Codec
-from swift_kd_plugin.generation.engines import Prompt
+from swift_kd_plugin.generation.engines import Prompt, PromptError
 from swift_kd_plugin.host.sample import KDSample
 
 
@@ -20,6 +21,22 @@ def as_prompt(sample: KDSample) -> Prompt:
         objects=request.objects,
         chat_template_kwargs=request.chat_template_kwargs,
     )
+
+
+def explain_refusal(samples: list[KDSample], template, limit: int) -> KDError | None:
+    """The sentence for the first sample whose prompt fills a colocated engine's context; None if none does."""
+    codec = Codec(template, "vllm", limit)
+    for sample in samples:
+        try:
+            codec.encode(as_prompt(sample))
+        except PromptError as error:
+            return refusal(sample, error)
+    return None
+
+
+def refusal(sample: KDSample, error: PromptError) -> KDError:
+    """What an engine says of a prompt, with the sample's name and the flags of the trainer."""
+    return KDError(f"{sample.name} is {str(error).replace('--max_model_len', '--vllm_max_model_len')}")
 
 
 def log_completions(trainer, samples: list[KDSample]) -> None:

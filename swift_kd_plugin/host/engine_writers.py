@@ -15,7 +15,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Engine, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from swift_kd_plugin.host.completions import as_prompt
+from swift_kd_plugin.host.completions import as_prompt, refusal
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.teacher_server import KEY_VARIABLE, parse_servers
 
@@ -26,7 +26,7 @@ def answer_samples(engine: Engine, samples: list[KDSample], sampling: Sampling) 
     found = {}
     for index, answer in engine.stream(prompts, sampling):
         if isinstance(answer, PromptError):
-            raise KDError(f"{samples[index].name} is {answer}")
+            raise refusal(samples[index], answer)
         (completion,) = answer
         text = engine.codec.text(completion.token_ids)
         found[index] = samples[index].answered(completion.token_ids, text, completion.finish_reason)

@@ -11,8 +11,8 @@ from transformers.utils import ContextManagers
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.choice import choose, draws
 from swift_kd_plugin.generation.codec import Codec
-from swift_kd_plugin.generation.engines import Sampling
-from swift_kd_plugin.host.completions import as_prompt
+from swift_kd_plugin.generation.engines import PromptError, Sampling
+from swift_kd_plugin.host.completions import as_prompt, refusal
 from swift_kd_plugin.host.ranks import any_rank, most_of_all_ranks
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.teacher import context_group, read_rows, tensor_group, without_interleaving
@@ -51,7 +51,7 @@ class MegatronWriter:
     def write(self, samples: list[KDSample]) -> list[KDSample]:
         if media := next((sample for sample in samples if as_prompt(sample).has_media), None):
             raise KDError(f"{media.name} has images, videos or audio, which need vLLM or a server as engine.")
-        prompts = [self.codec.encode(as_prompt(sample))["input_ids"] for sample in samples]
+        prompts = [self._prompt_ids(sample) for sample in samples]
         rooms = [self.codec.room(len(prompt), self.sampling) for prompt in prompts]
         drawn = [draws(sample.seed, 0, room) for sample, room in zip(samples, rooms, strict=True)]
         written: list[list[int]] = [[] for _ in samples]
@@ -68,6 +68,12 @@ class MegatronWriter:
             sample.answered(ids, self.codec.text(ids), "stop" if self._ended(ids) else "length")
             for sample, ids in zip(samples, written, strict=True)
         ]
+
+    def _prompt_ids(self, sample: KDSample) -> list[int]:
+        try:
+            return self.codec.encode(as_prompt(sample))["input_ids"]
+        except PromptError as error:
+            raise refusal(sample, error) from error
 
     def close(self) -> None:
         """Nothing is held."""

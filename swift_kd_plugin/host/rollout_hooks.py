@@ -6,10 +6,11 @@ import torch
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.utils import get_logger
 
-from swift_kd_plugin.host.completions import log_completions
+from swift_kd_plugin.generation.vllm_engine import starting_vllm
+from swift_kd_plugin.host.completions import explain_refusal, log_completions
 from swift_kd_plugin.host.rollout import make_mix, write_responses
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.writers import choose_writers, close_writers, student_needs_vllm
+from swift_kd_plugin.host.writers import check_vllm, choose_writers, close_writers, student_needs_vllm
 
 logger = get_logger()
 
@@ -19,6 +20,8 @@ class RolloutHooks(MegatronGKDTrainer):
 
     With `--kd_divergence stock` all is left to ms-swift, but for a resumed run's generation cycles.
     """
+
+    side = "student"  # whose engine `_prepare_vllm_engine` starts
 
     def _init_rollout_engine(self) -> None:
         args = self.args
@@ -36,6 +39,18 @@ class RolloutHooks(MegatronGKDTrainer):
             args.use_vllm, args.lmbda = given
         self.mix = make_mix(args)
         self.writers = choose_writers(self)
+
+    def _prepare_vllm_engine(self):
+        check_vllm(self.side)
+        model, instead = self.args.model_info.model_dir, f"--kd_{self.side}_engine transformers"
+        with starting_vllm(model, "vllm_", instead):
+            return super()._prepare_vllm_engine()
+
+    def _colocate_rollout(self, samples, request_config):
+        try:
+            return super()._colocate_rollout(samples, request_config)
+        except ValueError as error:
+            raise explain_refusal(samples, self.template, self.engine.max_model_len) or error from error
 
     def train(self, train_dataset, val_dataset) -> None:
         self.rows = len(train_dataset) if hasattr(train_dataset, "__len__") else None

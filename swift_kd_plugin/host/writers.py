@@ -14,7 +14,6 @@ from swift_kd_plugin.host.megatron_writer import MegatronWriter
 from swift_kd_plugin.host.sample import KDSample
 
 logger = get_logger()
-INSTALL_VLLM = "install it with `pip install vllm==0.32.0`"
 FITS = 0.8
 
 
@@ -49,6 +48,7 @@ class TeacherVllm:
 
     def __init__(self, trainer, temperature: float):
         self.rollout = copy.copy(trainer)
+        self.rollout.side = "teacher"
         args = self.rollout.args = copy.copy(trainer.args)
         args.model_info = copy.copy(args.model_info)
         args.model_info.model_dir, args.model_type = teacher_folder(args)
@@ -75,6 +75,15 @@ class TeacherVllm:
 
     def close(self) -> None:
         shut_down(self.rollout.engine)
+
+
+def check_vllm(side: str) -> None:
+    """Raises KDError if vLLM is not installed."""
+    if not is_vllm_available():
+        raise KDError(
+            f"The {side} is to write with vLLM, which is not installed; install it with `pip install vllm==0.32.0`, or "
+            f"use --kd_{side}_engine transformers."
+        )
 
 
 def teacher_folder(args) -> tuple[str, str]:
@@ -168,8 +177,6 @@ def _teacher_writer(trainer, writers: dict):
     if engine == "server":
         return ServerWriter(trainer, sampling_of(trainer, temperature))
     if engine == "vllm":
-        if not is_vllm_available():
-            raise KDError(f"--kd_teacher_engine vllm: vLLM is not installed; {INSTALL_VLLM}, or take another engine.")
         if "student" in writers and args.sleep_level == 2:
             raise KDError(
                 "--sleep_level 2 throws the weights of both sleeping engines away, and the teacher's are not moved "

@@ -1,0 +1,152 @@
+"""Who writes the responses: the student, the teacher or the dataset, by the real command with real engines."""
+
+import json
+
+import pytest
+
+from tests.launch import Run, megatron_rlhf
+from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.servers import swift_deploy, vllm_server, wait_for
+
+pytestmark = needs_cpu_backend
+
+BASE_MODEL = REPOSITORY / "examples" / "base_model"
+DATA = REPOSITORY / "examples" / "data"
+BATCH, STEPS = 8, 3
+WITHOUT_VLLM = {"use_vllm": False, "vllm_mode": None}
+
+
+@pytest.fixture(scope="module")
+def mixed(flags) -> dict[str, object]:
+    """Pairs whose teacher, the base model, sees the book; greedy, so that it writes the right answers."""
+    return {
+        **flags,
+        "model": BASE_MODEL,
+        "teacher_model": BASE_MODEL,
+        "kd_datasets": DATA / "data.yaml",
+        "dataset": "pairs",
+        "global_batch_size": BATCH,
+        "train_iters": STEPS,
+        "lmbda": 0.5,
+        "seq_kd": True,
+        "kd_seq_kd_prob": 0.5,
+        "temperature": 0.0,
+        "kd_temperature": 1.0,
+        "vllm_mode": "colocate",
+        "vllm_max_model_len": 128,
+        "max_completion_length": 16,
+        "log_completions": True,
+        "no_save_optim": True,
+    }
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, str]:
+    """The answer of every question."""
+    rows = [json.loads(line) for line in (DATA / "exp.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["messages"][-2]["content"]: row["messages"][-1]["content"] for row in rows}
+
+
+def written(run: Run) -> list[tuple[str, str, str]]:
+    """Question, writer and response of all that models wrote, sorted."""
+    lines = (run.output / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    tables = [json.loads(line) for line in lines]
+    rows = [row for t in tables for row in zip(t["prompt"], t["written_by"], t["completion"], strict=True)]
+    return sorted((question_of(prompt), writer, response) for prompt, writer, response in rows)
+
+
+def question_of(prompt: str) -> str:
+    return prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+
+
+def writers(run: Run) -> list[tuple[str, str]]:
+    return [row[:2] for row in written(run)]
+
+
+def check(run: Run, truth: dict[str, str]) -> Run:
+    """The teacher has read the book, the log says who wrote, and the run ends in silence."""
+    run.expect_success()
+    rows = written(run)
+    assert {writer for _, writer, _ in rows} == {"student", "teacher"}
+    assert [row for row in rows if row[1] == "teacher" and row[2] != truth[row[0]]] == []
+    assert {row for row in rows if row[1] == "student" and row[2] != truth[row[0]]}
+    for writer in ("student", "teacher"):
+        share = sum(step[f"{writer}_share"] for step in run.steps) / STEPS
+        assert share == pytest.approx(sum(row[1] == writer for row in rows) / (BATCH * STEPS))
+    assert sum(step["dataset_share"] for step in run.steps) > 0
+    for noise in ("Invalid process group", "Traceback", "Exception ignored", "core dumped"):
+        assert noise not in run.log
+    return run
+
+
+@pytest.fixture(scope="module")
+def single(mixed, truth, tmp_path_factory) -> Run:
+    return check(megatron_rlhf(tmp_path_factory.mktemp("rollout") / "one", mixed), truth)
+
+
+LAYOUTS = {
+    "TP2": {"tensor_model_parallel_size": 2},
+    "PP2": {"pipeline_model_parallel_size": 2},
+    "CP2": {"context_parallel_size": 2},
+    "DP2": {},
+}
+MEGATRON = {**WITHOUT_VLLM, "kd_student_engine": "megatron", "kd_teacher_engine": "megatron"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_changes_nothing(layout, mixed, truth, single, tmp_path):
+    """DP2 has another order of the rows."""
+    run = check(megatron_rlhf(tmp_path, {**mixed, **LAYOUTS[layout]}, processes=2), truth)
+    if layout != "DP2":
+        assert writers(run) == writers(single)
+        assert run.losses == pytest.approx(single.losses, rel=0.02)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_megatron_model_writes_in_place(layout, mixed, truth, single, tmp_path):
+    changes = {**MEGATRON, **LAYOUTS[layout], "offload_teacher_model": layout == "TP2"}
+    run = check(megatron_rlhf(tmp_path, {**mixed, **changes}, processes=2), truth)
+    if layout != "DP2":
+        assert writers(run) == writers(single)
+        assert run.losses == pytest.approx(single.losses, rel=0.02)
+
+
+def test_transformers_writes_where_there_is_no_vllm(mixed, truth, single, tmp_path):
+    """The teacher's engine is chosen by itself."""
+    run = check(megatron_rlhf(tmp_path, {**mixed, **WITHOUT_VLLM, "kd_student_engine": "transformers"}), truth)
+    assert "What the teacher writes comes from CopyWriter" in run.log
+    assert writers(run) == writers(single)
+    assert run.losses == pytest.approx(single.losses, rel=0.02)
+
+
+def test_lora_whose_teacher_is_its_base(mixed, truth, single, tmp_path):
+    changes = {"tuner_type": "lora", "target_modules": "all-linear", "lr": 1e-3}
+    run = check(megatron_rlhf(tmp_path, {**mixed, **changes}), truth)
+    assert writers(run) == writers(single)
+    assert run.losses[0] == pytest.approx(single.losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [swift_deploy, vllm_server])
+def test_a_server_writes_and_scores(kind, mixed, truth, tmp_path):
+    changes = {"teacher_model": None, "teacher_model_type": None, "kd_topk": 20}
+    precise = {"dtype": "float32"} if kind is vllm_server else {}
+    with kind(BASE_MODEL, tmp_path / "server", max_logprobs=20, **precise) as url:
+        wait_for(url)
+        run = megatron_rlhf(tmp_path / "run", {**mixed, **changes, "teacher_model_server": url})
+    check(run, truth)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "megatron"])
+def test_a_prompt_that_fills_the_context_is_named(engine, mixed, tmp_path):
+    own = {} if engine == "vllm" else WITHOUT_VLLM
+    changes = {
+        "lmbda": 1,
+        "kd_student_engine": engine,
+        "seq_kd": None,
+        "kd_seq_kd_prob": None,
+        "vllm_max_model_len": 12,
+    }
+    run = megatron_rlhf(tmp_path, {**mixed, **own, **changes})
+    assert run.code == 1
+    assert "noexp.jsonl, row" in run.log
+    assert "tokens, and the context ends at 12; raise --vllm_max_model_len" in run.log
