@@ -284,7 +284,7 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
         by_vllm = self.use_vllm and self.kd_student_engine in (None, "vllm")
         if self.rlhf_type == "gkd" and self.lmbda > 0 and by_vllm and self.vllm_mode is None:
             raise KDError(
-                f"--lmbda {self.lmbda} lets the student write with vLLM; say where with --vllm_mode (colocate, server), "
+                f"--lmbda {self.lmbda} lets the student write with vLLM; say where: --vllm_mode colocate (or server), "
                 "or give --lmbda 0 for the dataset's responses."
             )
 

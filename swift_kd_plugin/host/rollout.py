@@ -58,7 +58,7 @@ def write_responses(trainer, samples: list[KDSample]) -> list[KDSample]:
         with _seeded(trainer, name):
             written = WRITE[name](trainer, writer, [drafts[index] for index in chosen])
         for index, draft in zip(chosen, written, strict=True):
-            samples[index] = _settle(draft, samples[index], trainer.args.kd_truncated)
+            samples[index] = settle(draft, samples[index], trainer.args.kd_truncated)
     trainer.generation_seconds += time.perf_counter() - start
     return samples
 
@@ -111,7 +111,7 @@ def _write_together(trainer, writer, samples: list[KDSample]) -> list[KDSample]:
     return [sample for sample, _ in answered]
 
 
-def _settle(draft: KDSample, given: KDSample, truncated: str) -> KDSample:
+def settle(draft: KDSample, given: KDSample, truncated: str) -> KDSample:
     """The written sample, or what --kd_truncated puts in its place."""
     if not draft.left_out and (truncated == "keep" or not draft.is_truncated):
         return draft

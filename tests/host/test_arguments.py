@@ -147,7 +147,7 @@ def test_kd_flags_need_gkd():
         ),
         ({"seq_kd": True, "kd_teacher_temperature": -1.0}, "--kd_teacher_temperature is -1.0; it must be at least 0"),
         ({"lmbda": 1.0, "kd_student_engine": "vllm", "use_vllm": False}, "contradicts --use_vllm false"),
-        ({"lmbda": 0.5}, "say where with --vllm_mode .colocate, server., or give --lmbda 0"),
+        ({"lmbda": 0.5}, "say where: --vllm_mode colocate .or server., or give --lmbda 0"),
         ({"lmbda": 1.0, "kd_thinking_prob": 0.5, "kd_divergence": "stock"}, "has no effect on ms-swift's own loss"),
     ],
 )
