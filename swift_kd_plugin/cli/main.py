@@ -5,6 +5,7 @@ import typer
 from swift_kd_plugin.cli.pair import pair
 from swift_kd_plugin.cli.patches import patches
 from swift_kd_plugin.cli.show import show
+from swift_kd_plugin.cli.train import train
 from swift_kd_plugin.version import __version__
 
 app = typer.Typer(
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 app.command()(pair)
 app.command()(show)
+app.command()(train)
 app.command()(patches)
 
 
@@ -30,4 +32,4 @@ def main(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Training itself is started with `megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin ...`."""
+    """Training is `megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin ...`, or `swift-kd train FILE`."""

@@ -1,0 +1,165 @@
+"""`swift-kd train`: a YAML file as one training run, or as stages that follow one another."""
+
+import os
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import typer
+from rich.console import Console
+
+from swift_kd_plugin.cli.options import errors_in_one_sentence
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.flags import megatron_flags
+from swift_kd_plugin.recipes.check import check_stages
+from swift_kd_plugin.recipes.command import megatron_command
+from swift_kd_plugin.recipes.lock import locked
+from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
+from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.source import Recipe, read_recipe
+from swift_kd_plugin.recipes.stages import Runner, StageFailed, complete_keys, read_marker
+from swift_kd_plugin.recipes.summary import as_table, summarise, write_summary
+
+Wanted = Literal["generate", "off_policy", "on_policy", "all", "check"]
+
+
+def train(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A YAML or JSON file whose keys are flags of `megatron rlhf`.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Win over the file: lr=1e-5 off_policy.lr=1e-5 dataset=[a,b]."),
+    ] = None,
+    stage: Annotated[
+        Wanted,
+        typer.Option(
+            help="Of a file with stages: one of them, all, or check (one batch of each, in a temporary folder)."
+        ),
+    ] = "all",
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="Print the commands and stop.")] = False,
+    rerun: Annotated[
+        bool,
+        typer.Option("--rerun", help="Move stages that were run with other keys or inputs aside and run them anew."),
+    ] = False,
+) -> None:
+    """Trains with `megatron rlhf` as a file says, and prints the command that does the same.
+
+    `megatron rlhf FILE.yaml` takes such a file, too, but one without `base:` (a file or a list of files that this one
+    builds on, relative to it), interpolation (${key}, ${oc.env:NAME}), overrides, `env:`, `nproc_per_node:`, checked
+    keys and stages. rlhf_type and external_plugins are set; null leaves a flag out; paths are relative to the current
+    folder, as in the command that is printed. Variables that are set already win over `env:`.
+
+    A file with sections `generate:`, `off_policy:` and `on_policy:` runs these stages in this order, each in a folder
+    of output_dir and from the best checkpoint of the one before; started again, it goes on where it was. `progressive:`
+    lists students of `students:`; each is the teacher of the next. Stages run on one machine.
+    """
+    with errors_in_one_sentence("train"):
+        recipe = read_recipe(file, overrides or [])
+        if not has_stages(recipe):
+            if stage != "all":
+                raise KDError(f"--stage {stage}: {file} has no stages (sections generate, off_policy, on_policy).")
+            code = train_plainly(recipe, dry_run)
+        else:
+            code = train_in_stages(recipe, generate_command(context), stage, dry_run, rerun)
+    raise typer.Exit(code)
+
+
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def generate_command(context: typer.Context) -> click.Command | None:
+    return context.find_root().command.commands.get("generate")
+
+
+def train_plainly(recipe: Recipe, dry_run: bool) -> int:
+    """One run of `megatron rlhf`; returns its exit code."""
+    keys = plain_keys(recipe, megatron_flags())
+    command = megatron_command(keys)
+    typer.echo(command.shell())
+    if dry_run:
+        return 0
+    owner = os.environ.get("NODE_RANK", "0") == "0"
+    is_shared = keys.get("output_dir") and keys.get("add_version") is False and owner
+    with locked(Path(keys["output_dir"])) if is_shared else nullcontext(-1) as lock:
+        return run(command, lock=lock)
+
+
+def train_in_stages(recipe: Recipe, generate: click.Command | None, wanted: Wanted, dry_run: bool, rerun: bool) -> int:
+    """All stages, one of them, or a check of each; returns the exit code of a stage that failed, or 0."""
+    hints, off = describe_options(generate)
+    stages = make_plan(recipe, megatron_flags(), hints)
+    if wanted not in ("all", "check") and wanted not in {stage.kind for stage in stages}:
+        raise KDError(f"--stage {wanted}: {recipe.file} has no section {wanted}.")
+    chosen = [stage for stage in stages if wanted in ("all", "check", stage.kind)]
+    if dry_run:
+        print_commands(chosen, Runner(say, off))
+        return 0
+    refuse_several_machines(stages)
+    try:
+        if wanted == "check":
+            with tempfile.TemporaryDirectory(prefix="swift-kd-check-") as folder:
+                check_stages(make_plan(recipe, megatron_flags(), hints, Path(folder)), Runner(say, off))
+            say("every stage loads, makes one step and writes its result")
+            return 0
+        output = stages[0].folder.parent if stages[0].student is None else stages[0].folder.parents[1]
+        with locked(output) as lock:
+            finished = [(stage, Runner(say, off, rerun, lock).finish(stage)) for stage in chosen]
+            page = summarise(finished)
+            write_summary(page, output)
+    except StageFailed as error:
+        say(f"swift-kd train: error: {error}")
+        return error.code
+    Console(stderr=True).print(as_table(page, output))
+    for name in ("best", "final"):
+        if name in page:
+            typer.echo(f"{name}: {page[name]}")
+    return 0
+
+
+def print_commands(stages: list[Stage], runner: Runner) -> None:
+    """The command of each stage; a checkpoint that is not there yet is named by the stage it will come from."""
+
+    def best(stage: Stage) -> str:
+        marker = read_marker(stage.folder)
+        return marker.result["best"]["folder"] if marker and marker.finished else f"{stage.folder}/checkpoint-BEST"
+
+    for stage in stages:
+        typer.echo(f"# {stage.name}\n{runner.command(stage, complete_keys(stage, best)).shell()}\n")
+
+
+def refuse_several_machines(stages: list[Stage]) -> None:
+    nodes = {(stage.keys.get("env") or {}).get("NNODES") for stage in stages} | {os.environ.get("NNODES")}
+    if {str(count) for count in nodes if count is not None} - {"1"}:
+        raise KDError(
+            "stages run on one machine, and NNODES is above 1; run the commands of --dry_run on every machine."
+        )
+
+
+def describe_options(command: click.Command | None) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """Types of a command's options by name, and of those without a value what says false."""
+    hints: dict[str, Any] = {}
+    off: dict[str, str | None] = {}
+    for option in command.params if command else ():
+        names = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
+        if not isinstance(option, click.Option) or not names or names[0] == "help":
+            continue
+        hints[names[0]] = _hint(option)
+        if option.is_flag:
+            off[names[0]] = option.secondary_opts[0] if option.secondary_opts else None
+    return hints, off
+
+
+def _hint(option: click.Option) -> Any:
+    if option.is_flag:
+        return bool
+    if isinstance(option.type, click.Choice):
+        one: Any = Literal[tuple(option.type.choices)]
+    else:
+        one = {click.types.IntParamType: int, click.types.FloatParamType: float}.get(type(option.type), str)
+        one = next(
+            (t for kind, t in ((click.IntRange, int), (click.FloatRange, float)) if isinstance(option.type, kind)), one
+        )
+    return list[one] if option.multiple else one
