@@ -1,4 +1,4 @@
-"""Imports run downward only: cli -> recipes -> host -> data, generation, evaluation -> teacher -> losses; cpu stands alone."""
+"""Imports run downward only: cli -> recipes -> host -> data, generation, evaluation -> teacher -> losses; cpu alone."""
 
 import ast
 from pathlib import Path

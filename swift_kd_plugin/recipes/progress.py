@@ -54,7 +54,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def keep_best(folder: Path, metric: str) -> None:
-    """Keeps the best checkpoint so far from --save_total_limit: a run that goes on does not know that it is the best."""
+    """Keeps the best checkpoint so far from --save_total_limit: a resumed run does not know that it is the best."""
     whole = last_whole_checkpoint(folder)
     if whole is None:
         return

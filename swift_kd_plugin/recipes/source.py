@@ -1,6 +1,7 @@
 """Reads a recipe: a YAML or JSON file, the files that it is based on, and `key=value` overrides."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def read_recipe(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             raise KDError(
                 f"{override!r} on the command line: {file} has no section {parent!r} that could have this key."
             )
-        config = OmegaConf.merge(config, changed)
+        config = _merge(config, changed, f"{override!r} on the command line")
         origins |= _origins(changed, COMMAND_LINE)
     return Recipe(Path(file), config, origins)
 
@@ -72,9 +73,17 @@ def _load(file: Path, below: tuple[Path, ...]) -> tuple[DictConfig, dict[str, st
     config, origins = OmegaConf.create(), {}
     for base in _bases(own, file):
         base_config, base_origins = _load(file.parent / base, (*below, file))
-        config = OmegaConf.merge(config, base_config)
+        config = _merge(config, base_config, f"{file}, base {base}")
         origins |= base_origins
-    return OmegaConf.merge(config, own), origins | _origins(own, str(file))
+    return _merge(config, own, str(file)), origins | _origins(own, str(file))
+
+
+def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
+    """Both, where `above` wins key by key. Raises KDError if one has a list where the other has a mapping."""
+    try:
+        return OmegaConf.merge(below, above)
+    except (TypeError, OmegaConfBaseException) as error:
+        raise KDError(f"{name} does not fit on what it is put on: {_first_line(error)}.") from error
 
 
 def _read(file: Path, below: tuple[Path, ...]) -> DictConfig:
@@ -127,4 +136,5 @@ def _parse_override(override: str) -> tuple[str, DictConfig]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    line = str(error).strip().splitlines()[0].rstrip(".")
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", line).strip("\"'")
