@@ -2,6 +2,8 @@
 
 import typer
 
+from swift_kd_plugin.cli.config_file import ManyValues
+from swift_kd_plugin.cli.generate import generate
 from swift_kd_plugin.cli.pair import pair
 from swift_kd_plugin.cli.patches import patches
 from swift_kd_plugin.cli.show import show
@@ -18,6 +20,7 @@ app.command()(pair)
 app.command()(show)
 app.command()(train)
 app.command()(patches)
+app.command(cls=ManyValues)(generate)
 
 
 def _print_version(wanted: bool) -> None:

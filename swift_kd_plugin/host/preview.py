@@ -5,11 +5,11 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any
 
-from swift.model import get_processor
-from swift.template import get_template, get_template_meta
+from swift.template import get_template
 
 from swift_kd_plugin.data.report import shorten
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.codec import load_processor
 from swift_kd_plugin.host.sample import KDSample
 from swift_kd_plugin.host.views import encode_views
 from swift_kd_plugin.teacher.matching import IGNORED, loss_scale_of
@@ -43,11 +43,7 @@ def load_template(
     Raises:
         KDError: ms-swift does not know the model or the template.
     """
-    try:
-        processor = get_processor(model, model_type=model_type)
-        meta = get_template_meta(processor.model_info, processor.model_meta, template_type=template)
-    except (ValueError, OSError) as error:
-        raise KDError(f"{model} has no template here: {shorten(' '.join(str(error).split()), 500)}") from error
+    processor, meta = load_processor(model, template, model_type)
     if meta.is_thinking and meta.non_thinking_prefix and "ignore_empty_think" not in loss_scale:
         loss_scale += "+ignore_empty_think"
     made = get_template(processor, template_type=template, loss_scale=loss_scale, enable_thinking=enable_thinking)

@@ -19,7 +19,7 @@ from swift_kd_plugin.host.teacher import put_away
 from swift_kd_plugin.host.views import teacher_requests
 from swift_kd_plugin.teacher.matching import IGNORED, trained_tokens
 from swift_kd_plugin.teacher.protocol import Sequence, ServerScores
-from swift_kd_plugin.teacher.server import TeacherServer
+from swift_kd_plugin.teacher.server import TeacherServer, check_same_texts
 from swift_kd_plugin.teacher.signal import TeacherSignal
 
 logger = get_logger()
@@ -154,25 +154,6 @@ def _connect(trainer) -> list[tuple[TaggedServer, TeacherServer]]:
         logger.info(server.description)
         servers.append((config, server))
     return servers
-
-
-def check_same_texts(tokenizer, texts: dict[int, str], server: str) -> None:
-    """Raises KDError when most of a server's texts for token ids are not the student's.
-
-    Texts that are empty or hold a replacement character are parts of a letter, and leading blanks depend on the
-    decoder: neither is compared.
-    """
-    pairs = [(token, text.strip(), tokenizer.decode([token]).strip()) for token, text in texts.items()]
-    pairs = [
-        (token, theirs, mine) for token, theirs, mine in pairs if theirs and mine and "\ufffd" not in theirs + mine
-    ]
-    different = [pair for pair in pairs if pair[1] != pair[2]]
-    if 2 * len(different) > len(pairs):
-        token, theirs, mine = different[0]
-        raise KDError(
-            f"The teacher server {server} has another tokenizer than the student: id {token} is {theirs!r} to it and "
-            f"{mine!r} to the student; distilling probabilities needs one tokenizer."
-        )
 
 
 def _with_requests(samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:

@@ -92,9 +92,10 @@ class SwiftRoute:
         return {"infer_requests": [self._request(sequence) for sequence in sequences], "request_config": config}
 
     def _request(self, sequence: Sequence) -> dict:
-        if self.templates:
-            return sequence.request
-        ids = sequence.ids
+        return sequence.request if self.templates else self.request_of(sequence.ids)
+
+    def request_of(self, ids: list[int]) -> dict:
+        """Token ids as a request of ms-swift, for a server that does not template."""
         if ids[: len(self.front)] == self.front:
             ids = ids[len(self.front) :]
         # As a bare list of ids, ms-swift 4.6 takes the content for a list of media and answers 500.

@@ -38,13 +38,20 @@ class TeacherServer:
         topk: how many tokens to ask for at each position.
         adapter: name of a LoRA adapter that the server was started with.
         key: the server's API key.
+        flag: where the user gave the address.
     """
 
     def __init__(
-        self, url: str, topk: int, adapter: str | None = None, key: str | None = None, limits: Limits | None = None
+        self,
+        url: str,
+        topk: int,
+        adapter: str | None = None,
+        key: str | None = None,
+        limits: Limits | None = None,
+        flag: str = "--teacher_model_server",
     ):
         self.limits = limits or Limits()
-        self.endpoint = Endpoint(url, self.limits, key)
+        self.endpoint = Endpoint(url, self.limits, key, flag)
         self.topk, self.adapter = topk, adapter
         self.name = self.endpoint.name
         self.max_length: int | None = None
@@ -58,10 +65,10 @@ class TeacherServer:
         Raises:
             KDError: no route scores token ids here, the adapter is unknown, or the server may not tell `topk` tokens.
         """
-        if self._is_swift():
+        if self.speaks_swift():
             answer = self._connect_swift()
         else:
-            self.route = VllmRoute(self._choose_model())
+            self.route = VllmRoute(self.choose_model())
             answer = self._probe(self.topk)
         found = [item for position in answer.entries[1:] for item in position.items()]
         return {int(token): entry.get("decoded_token") or "" for token, entry in found}
@@ -85,13 +92,14 @@ class TeacherServer:
         """Whether sequences must come with their `request`, because the server templates by itself."""
         return isinstance(self.route, SwiftRoute) and self.route.templates
 
-    def _is_swift(self) -> bool:
+    def speaks_swift(self) -> bool:
+        """Whether it has the route of `swift deploy`. Raises KDError if it cannot be asked."""
         try:
             return self.endpoint.post(SwiftRoute.path, {"infer_requests": []}) == []
         except Refused as error:
             if error.status in NO_ROUTE:
                 return False
-            raise self._advise(error) from error
+            raise self.advise(error) from error
 
     def _connect_swift(self) -> Answer:
         """With --use_chat_template false the ids come back as they are, else with the template around them."""
@@ -109,11 +117,16 @@ class TeacherServer:
         self.route = SwiftRoute(ids[:start], templates=start > BOS_TOKENS)
         return self._probe(self.topk)
 
-    def _choose_model(self) -> str:
+    def choose_model(self) -> str:
+        """The name of the adapter, or of the only model of a vLLM server; also finds `max_length`.
+
+        Raises:
+            KDError: it has no such adapter, or cannot be asked.
+        """
         try:
             models = self.endpoint.get("/v1/models")["data"]
         except Refused as error:
-            raise self._advise(error) from error
+            raise self.advise(error) from error
         names = [model["id"] for model in models]
         if self.adapter and self.adapter not in names:
             raise KDError(f"The teacher server {self.name} has no adapter {self.adapter}; it has {', '.join(names)}.")
@@ -125,7 +138,7 @@ class TeacherServer:
         try:
             (answer,) = route.read(self.endpoint.post(route.path, route.body([PROBE], topk), attempts))
         except Refused as error:
-            raise self._advise(error) from error
+            raise self.advise(error) from error
         except Unavailable as error:
             if isinstance(route, SwiftRoute) and topk > 1 and error.status == 500:
                 # swift deploy gives no reason, but the same request with topk 1 was just answered.
@@ -135,6 +148,14 @@ class TeacherServer:
                 ) from error
             raise
         return answer
+
+    def works(self) -> bool:
+        """Whether it scores a short sequence now."""
+        try:
+            self._probe(self.topk, attempts=1)
+        except KDError:
+            return False
+        return True
 
     @property
     def description(self) -> str:
@@ -169,7 +190,7 @@ class TeacherServer:
         try:
             reply = self.endpoint.post(self.route.path, self.route.body(batch, self.topk))
         except Refused as error:
-            raise self._advise(error) from error
+            raise self.advise(error) from error
         except Unavailable as error:
             if error.status == 500 and isinstance(self.route, SwiftRoute):
                 raise self._explain_failure(batch, error) from error
@@ -194,7 +215,8 @@ class TeacherServer:
             )
         return read_scores(answer, sequence.positions, self.topk)
 
-    def _advise(self, error: Refused) -> KDError:
+    def advise(self, error: Refused) -> KDError:
+        """The error with what to do about it, if that is known."""
         advice = next((text for pattern, text in ADVICE if re.search(pattern, error.reason)), None)
         if advice is None:
             return error
@@ -202,9 +224,7 @@ class TeacherServer:
 
     def _explain_failure(self, batch: list[Sequence], error: Unavailable) -> KDError:
         """swift deploy answers 500 without a reason, also to what will never work."""
-        try:
-            self._probe(self.topk, attempts=1)
-        except KDError:
+        if not self.works():
             return error
         longest = max(len(sequence.ids) for sequence in batch)
         highest = max(max(sequence.ids) for sequence in batch)
@@ -212,4 +232,23 @@ class TeacherServer:
             f"The teacher server {self.name} works but answers 500 to a sequence of up to {longest} tokens with ids up "
             f"to {highest}; its log says why: mostly --vllm_max_model_len is below {longest + 1}, or its vocabulary "
             "is smaller than the student's."
+        )
+
+
+def check_same_texts(tokenizer, texts: dict[int, str], server: str, whose: str = "the student") -> None:
+    """Raises KDError when most of a server's texts for token ids are not those of `whose` tokenizer.
+
+    Texts that are empty or hold a replacement character are parts of a letter, and leading blanks depend on the
+    decoder: neither is compared.
+    """
+    pairs = [(token, text.strip(), tokenizer.decode([token]).strip()) for token, text in texts.items()]
+    pairs = [
+        (token, theirs, mine) for token, theirs, mine in pairs if theirs and mine and "\ufffd" not in theirs + mine
+    ]
+    different = [pair for pair in pairs if pair[1] != pair[2]]
+    if 2 * len(different) > len(pairs):
+        token, theirs, mine = different[0]
+        raise KDError(
+            f"The teacher server {server} has another tokenizer than {whose}: id {token} is {theirs!r} to it and "
+            f"{mine!r} to {whose}; token ids that are exchanged need one tokenizer."
         )

@@ -46,10 +46,10 @@ class Refused(KDError):
 class Unavailable(KDError):
     """No attempt got an answer. `status` is the last one's, or None where there was no answer at all."""
 
-    def __init__(self, server: str, attempts: int, status: int | None, reason: str):
+    def __init__(self, server: str, attempts: int, status: int | None, reason: str, flag: str):
         super().__init__(
             f"The teacher server {server} gave no answer in {attempts} attempts ({reason}); see that it runs and that "
-            "--teacher_model_server has its address."
+            f"{flag} has its address."
         )
         self.status, self.reason = status, reason
 
@@ -60,18 +60,19 @@ class Endpoint:
     Args:
         url: http or https; a path in front of the routes is kept.
         key: sent as a bearer token, never shown.
+        flag: where the user gave the address.
 
     Raises:
         KDError: the address is none.
     """
 
-    def __init__(self, url: str, limits: Limits, key: str | None = None):
+    def __init__(self, url: str, limits: Limits, key: str | None = None, flag: str = "--teacher_model_server"):
         parts = urlsplit(url.strip())
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise KDError(f"--teacher_model_server: {hide_credentials(url)!r} is no address like http://host:8000.")
+            raise KDError(f"{flag}: {hide_credentials(url)!r} is no address like http://host:8000.")
         self.url = url.strip().rstrip("/")
         self.name = hide_credentials(self.url)
-        self.limits = limits
+        self.limits, self.flag = limits, flag
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str) -> Any:
@@ -106,7 +107,7 @@ class Endpoint:
             if status != BUSY and status < 500:
                 raise Refused(self.name, status, said)
             reason = f"status {status}: {said}"
-        raise Unavailable(self.name, attempts, status, reason)
+        raise Unavailable(self.name, attempts, status, reason, self.flag)
 
     def _send(self, method: str, path: str, body: dict | None) -> requests.Response:
         timeout = (min(CONNECT_SECONDS, self.limits.timeout), self.limits.timeout)

