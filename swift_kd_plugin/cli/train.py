@@ -3,13 +3,14 @@
 import os
 import tempfile
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-import click
 import typer
 from rich.console import Console
 
+from swift_kd_plugin.cli.generate import generate
 from swift_kd_plugin.cli.options import errors_in_one_sentence
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.flags import megatron_flags
@@ -26,7 +27,6 @@ Wanted = Literal["generate", "off_policy", "on_policy", "all", "check"]
 
 
 def train(
-    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A YAML or JSON file whose keys are flags of `megatron rlhf`.")],
     overrides: Annotated[
         list[str] | None,
@@ -62,16 +62,12 @@ def train(
                 raise KDError(f"--stage {stage}: {file} has no stages (sections generate, off_policy, on_policy).")
             code = train_plainly(recipe, dry_run)
         else:
-            code = train_in_stages(recipe, generate_command(context), stage, dry_run, rerun)
+            code = train_in_stages(recipe, stage, dry_run, rerun)
     raise typer.Exit(code)
 
 
 def say(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def generate_command(context: typer.Context) -> click.Command | None:
-    return context.find_root().command.commands.get("generate")
 
 
 def train_plainly(recipe: Recipe, dry_run: bool) -> int:
@@ -87,26 +83,25 @@ def train_plainly(recipe: Recipe, dry_run: bool) -> int:
         return run(command, lock=lock)
 
 
-def train_in_stages(recipe: Recipe, generate: click.Command | None, wanted: Wanted, dry_run: bool, rerun: bool) -> int:
+def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) -> int:
     """All stages, one of them, or a check of each; returns the exit code of a stage that failed, or 0."""
-    hints, off = describe_options(generate)
-    stages = make_plan(recipe, megatron_flags(), hints)
+    stages = make_plan(recipe, megatron_flags(), generate_flags())
     if wanted not in ("all", "check") and wanted not in {stage.kind for stage in stages}:
         raise KDError(f"--stage {wanted}: {recipe.file} has no section {wanted}.")
     chosen = [stage for stage in stages if wanted in ("all", "check", stage.kind)]
     if dry_run:
-        print_commands(chosen, Runner(say, off))
+        print_commands(chosen, Runner(say))
         return 0
     refuse_several_machines(stages)
     try:
         if wanted == "check":
             with tempfile.TemporaryDirectory(prefix="swift-kd-check-") as folder:
-                check_stages(make_plan(recipe, megatron_flags(), hints, Path(folder)), Runner(say, off))
+                check_stages(make_plan(recipe, megatron_flags(), generate_flags(), Path(folder)), Runner(say))
             say("every stage loads, makes one step and writes its result")
             return 0
         output = stages[0].folder.parent if stages[0].student is None else stages[0].folder.parents[1]
         with locked(output) as lock:
-            finished = [(stage, Runner(say, off, rerun, lock).finish(stage)) for stage in chosen]
+            finished = [(stage, Runner(say, rerun, lock).finish(stage)) for stage in chosen]
             page = summarise(finished)
             write_summary(page, output)
     except StageFailed as error:
@@ -138,28 +133,9 @@ def refuse_several_machines(stages: list[Stage]) -> None:
         )
 
 
-def describe_options(command: click.Command | None) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """Types of a command's options by name, and of those without a value what says false."""
-    hints: dict[str, Any] = {}
-    off: dict[str, str | None] = {}
-    for option in command.params if command else ():
-        names = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
-        if not isinstance(option, click.Option) or not names or names[0] == "help":
-            continue
-        hints[names[0]] = _hint(option)
-        if option.is_flag:
-            off[names[0]] = option.secondary_opts[0] if option.secondary_opts else None
-    return hints, off
-
-
-def _hint(option: click.Option) -> Any:
-    if option.is_flag:
-        return bool
-    if isinstance(option.type, click.Choice):
-        one: Any = Literal[tuple(option.type.choices)]
-    else:
-        one = {click.types.IntParamType: int, click.types.FloatParamType: float}.get(type(option.type), str)
-        one = next(
-            (t for kind, t in ((click.IntRange, int), (click.FloatRange, float)) if isinstance(option.type, kind)), one
-        )
-    return list[one] if option.multiple else one
+@cache
+def generate_flags() -> dict[str, Any]:
+    """Names and types of the flags of `swift-kd generate` that a section may have."""
+    hints = {name: str if hint == Path else hint for name, hint in get_type_hints(generate).items()}
+    hints = {name: str | None if hint == Path | None else hint for name, hint in hints.items()}
+    return {name: hint for name, hint in hints.items() if name not in ("output", "config", "overwrite", "return")}

@@ -89,21 +89,13 @@ def launch_environment(keys: Mapping[str, Any], environ: Mapping[str, str] = os.
     return {name: environ.get(name, value) for name, value in wanted.items()}
 
 
-def program_command(argv: tuple[str, ...], keys: Mapping[str, Any], off: Mapping[str, str | None]) -> Command:
-    """A command of `swift-kd` with checked keys: a list repeats its flag, true is the bare flag.
-
-    Args:
-        argv: the command, as ("swift-kd", "generate").
-        off: for each flag that takes no value, the flag that says false, or None.
-    """
+def program_command(argv: tuple[str, ...], keys: Mapping[str, Any]) -> Command:
+    """A command of `swift-kd` with checked keys: a list repeats its flag, true is the bare flag, false leaves it out."""
     words = []
     for name, value in keys.items():
-        if name in LAUNCH_KEYS or value is None:
+        if name in LAUNCH_KEYS or value is None or value is False:
             continue
-        if name in off:
-            words += [f"--{name}"] if value else [off[name]] if off[name] else []
-        else:
-            words += [f"--{name}={_as_word(item)}" for item in _as_list(value)]
+        words += [f"--{name}"] if value is True else [f"--{name}={_as_word(item)}" for item in _as_list(value)]
     return Command((*argv, *words), launch_environment(keys))
 
 

@@ -15,14 +15,14 @@ from swift_kd_plugin.recipes.source import Recipe, resolve
 GENERATE, OFF_POLICY, ON_POLICY = KINDS = ("generate", "off_policy", "on_policy")
 STUDENTS, PROGRESSIVE = "students", "progressive"
 ROWS = "rows"  # `${generate.rows}` is the file that the generate stage writes
-ROWS_FILE = "dataset.jsonl"
+ROWS_FILE = "responses.jsonl"
 # What a stage sets by itself, to resume and to hand over.
 OWNED = ("add_version", "mcore_model", "mcore_adapter", "finetune")
 # Common keys that the generate stage takes over: its own name, and the names to take from, the first one that is there.
 INHERITED = {
     "server": ("teacher_model_server",),
-    "model": ("teacher_model",),
-    "model_type": ("teacher_model_type",),
+    "model": ("teacher_model", "model"),  # with a server alone: the student's, which has the same tokenizer
+    "model_type": ("teacher_model_type", "model_type"),
     "adapters": ("kd_teacher_adapters",),
     "dataset": ("dataset",),
     "kd_datasets": ("kd_datasets",),
@@ -173,10 +173,12 @@ def _named_rows(keys: dict[str, Any], stages: list[Stage]) -> Stage | None:
 
 def _generate_keys(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in own.items() if key != ROWS}
+    if isinstance(own.get("thinking"), bool):
+        own["thinking"] = "on" if own["thinking"] else "off"  # which YAML reads as true and false
     taken = {}
     for key, names in INHERITED.items():
         value = next((common[name] for name in names if common.get(name) is not None), None)
-        if value is not None and not (key == "model" and "server" in (taken | own)):
+        if value is not None:
             taken[key] = value
     launch = {key: common[key] for key in LAUNCH_KEYS if key in common and key != "nproc_per_node"}
     return {**launch, **taken, **own}

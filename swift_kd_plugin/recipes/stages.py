@@ -40,20 +40,18 @@ class Runner:
 
     Args:
         say: prints a line.
-        generate_off: the flags of `swift-kd generate` that take no value, with what says false.
         rerun: move a changed stage's folder aside and run it anew, instead of refusing.
         lock: a file descriptor that each command keeps open as long as it lives.
     """
 
     say: Say
-    generate_off: Mapping[str, str | None]
     rerun: bool = False
     lock: int = -1
 
     def command(self, stage: Stage, keys: dict[str, Any]) -> Command:
         """The command of a stage whose keys are complete."""
         if stage.kind == GENERATE:
-            return program_command(("swift-kd", "generate"), {**keys, "output": str(stage.folder)}, self.generate_off)
+            return program_command(("swift-kd", "generate"), {**keys, "output": str(stage.folder)})
         return megatron_command(training_keys(stage, keys))
 
     def finish(self, stage: Stage) -> Marker:

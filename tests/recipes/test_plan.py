@@ -1,6 +1,7 @@
 """Which stages a recipe has, with which keys, and what each takes from another."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ GENERATE = {
     "kd_datasets": str,
     "template": str,
     "torch_dtype": str,
+    "thinking": Literal["row", "on", "off", "both"],
     "temperature": float,
     "enforce_eager": bool,
     "adapters": list[str],
@@ -41,7 +43,7 @@ def test_three_stages_hand_over(tmp_path, monkeypatch):
     sections = {"generate": {"temperature": 0.6}, "off_policy": {"lr": 5e-5}, "on_policy": {"lmbda": 1}}
     stages = plan(tmp_path, **COMMON, nproc_per_node=2, lr=1, **sections)
     written, off, on = (complete_keys(stage, best) for stage in stages)
-    rows = str(tmp_path / "out" / "generate" / "dataset.jsonl")
+    rows = str(tmp_path / "out" / "generate" / "responses.jsonl")
     assert written == {"model": "T", "model_type": "qwen3", "dataset": "d.jsonl", "temperature": 0.6}
     assert (off["model"], off["dataset"], off["lr"], off["nproc_per_node"]) == ("S", rows, 5e-5, 2)
     assert (on["model"], on["dataset"], on["lr"], on["teacher_model"]) == ("best of off_policy", "d.jsonl", 1, "T")
@@ -58,10 +60,9 @@ def test_the_rows_may_be_one_of_several_datasets(tmp_path, monkeypatch):
 
 
 def test_a_teacher_server_writes_the_responses(tmp_path):
-    content = {**COMMON, "teacher_model_server": "http://t", "generate": {"server": "${teacher_model_server}"}}
+    content = {**COMMON, "teacher_model_server": "http://t", "teacher_model": None, "generate": {"thinking": True}}
     keys = plan(tmp_path, **content)[0].keys
-    assert keys["server"] == "http://t"
-    assert "model" not in keys
+    assert (keys["server"], keys["model"], keys["thinking"]) == ("http://t", "S", "on")
 
 
 def test_students_follow_one_another(tmp_path):
@@ -97,10 +98,9 @@ def test_what_is_evaluated_is_saved(tmp_path):
 
 
 def test_flags_of_our_own_commands():
-    keys = {"dataset": ["a", "-b"], "enforce_eager": True, "stream": False, "resume": False, "n": 2, "env": {"A": 1}}
-    off = {"enforce_eager": None, "stream": None, "resume": "--no-resume"}
-    command = program_command(("swift-kd", "generate"), keys, off)
-    words = ("--dataset=a", "--dataset=-b", "--enforce_eager", "--no-resume", "--n=2")
+    keys = {"dataset": ["a", "-b"], "enforce_eager": True, "strict": False, "n": 0, "env": {"A": 1}}
+    command = program_command(("swift-kd", "generate"), keys)
+    words = ("--dataset=a", "--dataset=-b", "--enforce_eager", "--n=0")
     assert command.argv == ("swift-kd", "generate", *words)
 
 

@@ -71,7 +71,8 @@ def test_death_by_a_signal():
 def test_a_process_that_outlives_its_command_is_ended(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("swift_kd_plugin.recipes.process.STRAGGLER_SECONDS", 0.5)
-    left = "import subprocess as s; p = s.Popen(['sleep', '60'], start_new_session=True); open('pid', 'w').write(f'{p.pid}')"
+    popen = "subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    left = f"import subprocess; open('pid', 'w').write(str({popen}.pid))"
     assert run(python(left)) == 0
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
