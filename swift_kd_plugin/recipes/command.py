@@ -90,7 +90,7 @@ def launch_environment(keys: Mapping[str, Any], environ: Mapping[str, str] = os.
 
 
 def program_command(argv: tuple[str, ...], keys: Mapping[str, Any]) -> Command:
-    """A command of `swift-kd` with checked keys: a list repeats its flag, true is the bare flag, false leaves it out."""
+    """A command of `swift-kd` with checked keys: a list repeats its flag, true is the bare flag, false no flag."""
     words = []
     for name, value in keys.items():
         if name in LAUNCH_KEYS or value is None or value is False:

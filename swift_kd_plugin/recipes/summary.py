@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.recipes.marker import Marker
@@ -30,7 +30,9 @@ def write_summary(page: dict[str, Any], output: Path) -> None:
 
 def as_table(page: dict[str, Any], output: Path) -> Table:
     """A row a stage; folders relative to the output folder."""
-    table = Table("stage", "steps", "seconds", "best validation divergence", "at step", "folder")
+    table = Table(
+        "stage", "steps", "seconds", "best validation divergence", "at step", Column("folder", overflow="fold")
+    )
     for row in page["stages"]:
         best = row["best"]
         value = best.get("divergence")
