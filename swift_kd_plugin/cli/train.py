@@ -1,6 +1,7 @@
 """`swift-kd train`: a YAML file as one training run, or as stages that follow one another."""
 
 import os
+import shutil
 import tempfile
 from contextlib import nullcontext
 from functools import cache
@@ -30,7 +31,7 @@ def train(
     file: Annotated[Path, typer.Argument(help="A YAML or JSON file whose keys are flags of `megatron rlhf`.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Win over the file: lr=1e-5 off_policy.lr=1e-5 dataset=[a,b]."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Win over the file: lr=1e-5 off_policy.lr=1e-5."),
     ] = None,
     stage: Annotated[
         Wanted,
@@ -44,16 +45,19 @@ def train(
         typer.Option("--rerun", help="Move stages that were run with other keys or inputs aside and run them anew."),
     ] = False,
 ) -> None:
-    """Trains with `megatron rlhf` as a file says, and prints the command that does the same.
+    """Trains with `megatron rlhf` as a file says, and prints the same as a command.
 
-    `megatron rlhf FILE.yaml` takes such a file, too, but one without `base:` (a file or a list of files that this one
-    builds on, relative to it), interpolation (${key}, ${oc.env:NAME}), overrides, `env:`, `nproc_per_node:`, checked
-    keys and stages. rlhf_type and external_plugins are set; null leaves a flag out; paths are relative to the current
-    folder, as in the command that is printed. Variables that are set already win over `env:`.
+    The file: `base:` (a file or a list of files, relative to this one, that it
+    builds on), ${key} and ${oc.env:NAME}, `env:` (a variable that is set already
+    keeps its value), `nproc_per_node:`; null leaves a flag out; paths are
+    relative to the current folder, as in the command. rlhf_type and
+    external_plugins are set. `megatron rlhf FILE.yaml` takes such a file, too,
+    without base, overrides, interpolation, checked keys and stages.
 
-    A file with sections `generate:`, `off_policy:` and `on_policy:` runs these stages in this order, each in a folder
-    of output_dir and from the best checkpoint of the one before; started again, it goes on where it was. `progressive:`
-    lists students of `students:`; each is the teacher of the next. Stages run on one machine.
+    Sections `generate:`, `off_policy:` and `on_policy:` are stages, run in this
+    order, each in a folder of output_dir, and from the best checkpoint of the
+    one before; started again, they go on where they were. `progressive:` lists
+    students of `students:`; each is the next one's teacher. One machine only.
     """
     with errors_in_one_sentence("train"):
         recipe = read_recipe(file, overrides or [])
@@ -95,8 +99,9 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
     refuse_several_machines(stages)
     try:
         if wanted == "check":
-            with tempfile.TemporaryDirectory(prefix="swift-kd-check-") as folder:
-                check_stages(make_plan(recipe, megatron_flags(), generate_flags(), Path(folder)), Runner(say))
+            folder = Path(tempfile.mkdtemp(prefix="swift-kd-check-"))
+            check_stages(make_plan(recipe, megatron_flags(), generate_flags(), folder), Runner(say))
+            shutil.rmtree(folder)  # after a failure it stays, with the log
             say("every stage loads, makes one step and writes its result")
             return 0
         output = stages[0].folder.parent if stages[0].student is None else stages[0].folder.parents[1]

@@ -58,7 +58,7 @@ class Runner:
         """Brings a stage to its end, from wherever it is. Raises KDError if it has changed or fails."""
         keys = complete_keys(stage, best_of)
         old, marker = read_marker(stage.folder), new_marker(keys)
-        if old is not None and (change := find_change(old, marker)):
+        if old is not None and (change := find_change(old, marker)) and (self.rerun or _has_result(stage, old)):
             old = self._put_aside(stage, change)
         if old is not None and old.finished:
             self.say(f"{stage.name}: finished before, in {old.seconds:.0f} s")
@@ -191,6 +191,11 @@ def find_reason(log: Path, start: int) -> str:
         return said[0].strip()
     errors = ANY_ERROR.findall(text)
     return errors[-1].strip() if errors else "it gave no reason"
+
+
+def _has_result(stage: Stage, marker: Marker) -> bool:
+    """Whether a stage has made what a change of its keys would lose; an unfinished generate stage looks itself."""
+    return marker.finished or (stage.kind != GENERATE and last_whole_checkpoint(stage.folder) is not None)
 
 
 def _is_full(keys: dict[str, Any]) -> bool:

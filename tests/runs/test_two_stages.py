@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -119,6 +120,20 @@ def half_written(stage: Path, step: int) -> Callable[[], bool]:
     return moment
 
 
+def test_a_changed_stage_is_moved_aside_and_run_anew(recipe, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "out", symlinks=True)
+    arguments = ("off_policy.train_iters=2", "--stage", "off_policy", "--rerun")
+    code, log = swift_kd_train(tmp_path, recipe, *arguments)
+    assert code == 0, log[-4000:]
+    old, new = (figures(tmp_path / "out" / name) for name in ("off_policy.old-1", "off_policy"))
+    assert old == figures(undisturbed / "off_policy")
+    assert sorted(new) == [1, 2]
+    code, log = swift_kd_train(tmp_path, recipe, "off_policy.train_iters=2")
+    assert code == 1
+    assert "on_policy" in log
+    assert "it was run with model" in log  # the stage behind it stands on what is no longer there
+
+
 def test_two_runs_do_not_share_a_folder(recipe, undisturbed):
     with locked(undisturbed):
         code, log = swift_kd_train(undisturbed.parent, recipe)
@@ -129,7 +144,6 @@ def test_two_runs_do_not_share_a_folder(recipe, undisturbed):
 def test_killed_runs_end_as_if_nothing_had_been(recipe, undisturbed, tmp_path):
     """Off-policy and with greedy sampling everything that a step depends on is in the checkpoint."""
     out = tmp_path / "out"
-    kill_when(tmp_path, recipe, logged(out / "off_policy", 3))
     kill_when(tmp_path, recipe, half_written(out / "off_policy", 4))
     kill_when(tmp_path, recipe, logged(out / "on_policy", 3))
     code, log = swift_kd_train(tmp_path, recipe)
@@ -146,12 +160,18 @@ def test_killed_runs_end_as_if_nothing_had_been(recipe, undisturbed, tmp_path):
 
 def test_each_trained_student_is_the_next_ones_teacher(recipe, material, flags, tmp_path):
     """Two students, off-policy; the second one is smaller."""
-    students = {"medium": {"model": str(material / "teacher")}, "small": {"off_policy": {"train_iters": 2}}}
+    students = {
+        "medium": {"model": str(material / "teacher"), "lr": 0.1, "save_steps": 1, "eval_steps": 1},
+        "small": {"off_policy": {"train_iters": 2}},
+    }
     page = {"base": str(recipe), "progressive": ["medium", "small"], "students": students, "on_policy": None}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(page | {"off_policy": {"train_iters": 4}}))
     code, log = swift_kd_train(tmp_path, "run.yaml")
     assert code == 0, log[-4000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    best = summary["stages"][0]["best"]
+    assert best["step"] < 3  # the rate is too high, and only two checkpoints are kept: the best and the last one
+    assert Path(best["folder"]) == tmp_path / "out" / "medium" / "off_policy" / f"checkpoint-{best['step']}"
     assert [stage["stage"] for stage in summary["stages"]] == ["medium/off_policy", "small/off_policy"]
     args = json.loads((tmp_path / "out" / "small" / "off_policy" / "args.json").read_text())
     assert args["teacher_model"] == summary["stages"][0]["best"]["folder"]
@@ -179,6 +199,8 @@ def test_a_stage_that_fails_says_why_and_where(recipe, tmp_path):
     code, log = swift_kd_train(tmp_path, recipe, "--stage", "on_policy")
     assert code == 1
     assert "off_policy has not finished in" in log
+    code, log = swift_kd_train(tmp_path, recipe, "teacher_model=/nowhere")
+    assert "--teacher_model /nowhere does not exist" in log  # nothing is lost, so the mistake may be mended
 
 
 def test_ctrl_c_ends_every_process(recipe, tmp_path):
