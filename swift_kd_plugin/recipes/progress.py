@@ -33,6 +33,15 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line]
 
 
+def cut_half_row(folder: Path) -> None:
+    """Removes the row that a killed run was writing: the next one would be appended to it."""
+    file = folder / LOG
+    if file.is_file():
+        content = file.read_bytes()
+        with file.open("rb+") as log:
+            log.truncate(content.rfind(b"\n") + 1)
+
+
 def step_of(row: dict[str, Any]) -> tuple[int, int] | None:
     """Step and number of steps of a log row; None for the row at the end of a run."""
     if "iteration" not in row:

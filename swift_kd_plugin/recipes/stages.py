@@ -17,7 +17,14 @@ from swift_kd_plugin.recipes.command import NPROC, Command, megatron_command, pr
 from swift_kd_plugin.recipes.marker import Marker, find_change, new_marker, read_marker
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run
-from swift_kd_plugin.recipes.progress import keep_best, last_whole_checkpoint, read_result, read_rows, step_of
+from swift_kd_plugin.recipes.progress import (
+    cut_half_row,
+    keep_best,
+    last_whole_checkpoint,
+    read_result,
+    read_rows,
+    step_of,
+)
 
 TRAIN_LOG = "train.log"
 RANK_ERROR = re.compile(r"swift_kd_plugin(?: \[rank \d+\])?: error: (.*)")
@@ -117,6 +124,7 @@ class Runner:
             self.say(f"{stage.name}: begins anew, because {why}")
             _remove_output(stage.folder)
             return {}
+        cut_half_row(stage.folder)
         if keys.get("save_total_limit"):
             keep_best(stage.folder, metric_of(keys))
         self.say(f"{stage.name}: goes on from {checkpoint}")
