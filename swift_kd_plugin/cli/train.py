@@ -106,8 +106,10 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
             return 0
         output = stages[0].folder.parent if stages[0].student is None else stages[0].folder.parents[1]
         with locked(output) as lock:
-            finished = [(stage, Runner(say, rerun, lock).finish(stage)) for stage in chosen]
-            page = summarise(finished)
+            for chosen_stage in chosen:
+                Runner(say, rerun, lock).finish(chosen_stage)
+            markers = [(stage, read_marker(stage.folder)) for stage in stages]
+            page = summarise([(stage, marker) for stage, marker in markers if marker and marker.finished])
             write_summary(page, output)
     except StageFailed as error:
         say(f"swift-kd train: error: {error}")

@@ -73,17 +73,27 @@ class Runner:
         if old is not None:
             marker.seconds = old.seconds + _time_of_killed(old, stage.folder)
         marker.write(stage.folder)
+        resumed = self._resume(stage, keys) if old is not None and stage.kind != GENERATE else {}
         try:
-            resumed = self._resume(stage, keys) if old is not None and stage.kind != GENERATE else {}
             self.run(stage, self.command(stage, keys | resumed))
             marker.result = result_of(stage)
-            marker.finished = True
-        finally:
-            marker.seconds += time.time() - marker.started
-            marker.started = 0.0
-            marker.write(stage.folder)
+        except KDError:
+            self._close(stage, marker)
+            raise
+        self._close(stage, marker, finished=True)
         self.say(f"{stage.name}: done in {marker.seconds:.0f} s")
         return marker
+
+    def _close(self, stage: Stage, marker: Marker, finished: bool = False) -> None:
+        """Notes how long an attempt took. If it failed and that cannot be written, its own error is still the one."""
+        marker.seconds += time.time() - marker.started
+        marker.started, marker.finished = 0.0, finished
+        try:
+            marker.write(stage.folder)
+        except KDError as error:
+            if finished:
+                raise
+            self.say(str(error))
 
     def run(self, stage: Stage, command: Command) -> None:
         """Runs a stage's command. Raises StageFailed with its own last sentence if it fails."""
