@@ -60,7 +60,7 @@ def one_line(error: BaseException) -> str:
 
 def is_path(model: str) -> bool:
     """Whether a model cannot be an id of a hub, which ms-swift would look for, and wait."""
-    return model.startswith((".", "/", "~")) or model.count("/") != 1
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 class Codec:

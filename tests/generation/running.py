@@ -1,14 +1,16 @@
 """Runs of generate in this process with transformers' engine, which starts at once; and what a user sees of a run."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
-from tests.launch import flags_to_argv
+from tests.launch import environment, flags_to_argv, run_command
 from tests.runs.recording import REPOSITORY
+from tests.servers import CPU
 
 BASE_MODEL = REPOSITORY / "examples" / "base_model"
 QUESTIONS = REPOSITORY / "examples" / "data" / "exp.jsonl"
@@ -52,3 +54,12 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
+
+
+def run_script(*argv: str, folder: Path, **changes: str) -> str:
+    """Runs Python in a process of its own, where vLLM meets the machine as it is."""
+    env = environment(None, **CPU, PYTHONPATH=f"{REPOSITORY}:{':'.join(sys.path)}", **changes)
+    env.pop("SWIFT_KD_DEVICE", None)
+    code, log, _ = run_command([sys.executable, *argv], folder, env)
+    assert code == 0, log[-4000:]
+    return log
