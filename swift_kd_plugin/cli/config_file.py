@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +17,7 @@ from swift_kd_plugin.errors import KDError
 class ManyValues(TyperCommand):
     """A command whose flags of several values take them one after the other: `--dataset a b`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         many = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
         expanded: list[str] = []
         flag = None
@@ -53,7 +52,7 @@ def read_flags(file: Path) -> dict[str, Any]:
     return content
 
 
-def _value(known: dict[str, click.Parameter], name: str, given: Any, file: Path) -> Any:
+def _value(known: dict[str, Any], name: str, given: Any, file: Path) -> Any:
     if name not in known:
         raise KDError(f"--config {file} has the unknown key {name!r}{suggest(name, known)}; see --help for the flags.")
     parameter = known[name]
@@ -65,4 +64,4 @@ def _value(known: dict[str, click.Parameter], name: str, given: Any, file: Path)
         raise KDError(f"--config {file}: {name} is a list; it must be one value.")
     # YAML reads on and off as true and false.
     words = {True: "on", False: "off"}
-    return words[given] if isinstance(given, bool) and isinstance(parameter.type, click.Choice) else given
+    return words[given] if isinstance(given, bool) and not parameter.is_flag else given

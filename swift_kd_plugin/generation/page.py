@@ -85,7 +85,7 @@ def _plot(title: str, draw: Callable[[Any], None]) -> str:
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "swift-kd", "font.size": 9, "text.color": INK}):
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.0), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
@@ -100,18 +100,18 @@ def _draw_lengths(axes: Any, lengths: dict[str, list[int]]) -> None:
     bins = min(40, longest) or 1
     for (mode, values), colour in zip(lengths.items(), ACCENT, strict=False):
         axes.hist(values, bins=bins, range=(0, longest), label=f"{mode} ({len(values):,})", color=colour, alpha=0.65)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(lengths))
     axes.set_ylabel("responses")
 
 
 def _draw_bars(axes: Any, values: dict[str, float], colour: str, form: str) -> None:
     # matplotlib reads a pair of dollars as mathematics.
     names = [(name if len(name) <= 28 else "…" + name[-27:]).replace("$", r"\$") for name in values]
-    bars = axes.barh(range(len(names)), list(values.values()), color=colour)
+    bars = axes.barh(range(len(names)), list(values.values()), color=colour, height=0.6)
     axes.set_yticks(range(len(names)), names)
     axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3)
     axes.margins(x=0.15)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(names), 4) - 0.5, -0.5)
 
 
 def _refused(refused: dict[str, Any]) -> str:

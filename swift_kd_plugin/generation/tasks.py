@@ -75,6 +75,8 @@ def write_response(task: Task, text: str) -> Row:
     thought, answer = split_thought(text)
     writer, student = task.mode, _mode(task.row.get("chat_template_kwargs") or {})
     row = {key: value for key, value in task.row.items() if key not in ("teacher_thought", "messages")}
+    if thought is not None and not answer.strip():
+        raise RowError("empty", "it has a think block and no answer")
     if writer == NON_THINKING and thought:
         raise RowError("think block", "it has a thought, though the mode is non-thinking")
     if writer == THINKING and not (thought or OPEN in text or CLOSE in text):
