@@ -18,10 +18,11 @@ from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.recipes.check import check_stages
 from swift_kd_plugin.recipes.command import megatron_command
 from swift_kd_plugin.recipes.lock import locked
+from swift_kd_plugin.recipes.marker import read_marker
 from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.process import run
 from swift_kd_plugin.recipes.source import Recipe, read_recipe
-from swift_kd_plugin.recipes.stages import Runner, StageFailed, complete_keys, read_marker
+from swift_kd_plugin.recipes.stages import Runner, StageFailed, best_of, complete_keys
 from swift_kd_plugin.recipes.summary import as_table, summarise, write_summary
 
 Wanted = Literal["generate", "off_policy", "on_policy", "all", "check"]
@@ -126,7 +127,7 @@ def print_commands(stages: list[Stage], runner: Runner) -> None:
 
     def best(stage: Stage) -> str:
         marker = read_marker(stage.folder)
-        return marker.result["best"]["folder"] if marker and marker.finished else f"{stage.folder}/checkpoint-BEST"
+        return best_of(stage) if marker and marker.finished else f"{stage.folder}/checkpoint-BEST"
 
     for stage in stages:
         typer.echo(f"# {stage.name}\n{runner.command(stage, complete_keys(stage, best)).shell()}\n")

@@ -166,7 +166,7 @@ def best_of(stage: Stage) -> str:
             f"{stage.name} has not finished in {stage.folder}, and what comes next needs its result; run "
             f"--stage {stage.kind} or --stage all first."
         )
-    return marker.result["best"]["folder"]
+    return str(stage.folder / marker.result["best"]["folder"])
 
 
 def training_keys(stage: Stage, keys: dict[str, Any]) -> dict[str, Any]:
@@ -189,14 +189,15 @@ def metric_of(keys: dict[str, Any]) -> str:
 
 
 def result_of(stage: Stage) -> dict[str, Any]:
-    """What a finished stage hands over: best and final checkpoint, or the rows that were generated."""
+    """What a finished stage hands over: best and final checkpoint, or the generated rows; relative to its folder."""
     if stage.kind == GENERATE:
         if not stage.rows_file.is_file():
             raise KDError(f"{stage.name} ended without {stage.rows_file}.")
-        return {"best": {"folder": str(stage.rows_file)}}
+        return {"best": {"folder": stage.rows_file.name}}
     best, final = read_result(stage.folder, metric_of(stage.keys), merged=not _is_full(stage.keys))
-    pages = {name: asdict(point) | {"folder": str(point.folder)} for name, point in (("best", best), ("final", final))}
-    return {"steps": final.step, **pages}
+    points = {"best": best, "final": final}
+    relative = {name: {"folder": str(point.folder.relative_to(stage.folder))} for name, point in points.items()}
+    return {"steps": final.step, **{name: asdict(point) | relative[name] for name, point in points.items()}}
 
 
 def find_reason(log: Path, start: int) -> str:

@@ -17,9 +17,11 @@ def summarise(finished: list[tuple[Stage, Marker]]) -> dict[str, Any]:
     """The finished stages with their figures, and the last trained stage's best and final checkpoint by name."""
     page: dict[str, Any] = {"stages": []}
     for stage, marker in finished:
-        page["stages"].append({"stage": stage.name, "seconds": round(marker.seconds, 1), **marker.result})
+        points = {name: marker.result[name] for name in ("best", "final") if name in marker.result}
+        placed = {name: point | {"folder": str(stage.folder / point["folder"])} for name, point in points.items()}
+        page["stages"].append({"stage": stage.name, "seconds": round(marker.seconds, 1), **marker.result, **placed})
         if stage.kind != GENERATE:
-            page |= {name: marker.result[name]["folder"] for name in ("best", "final")}
+            page |= {name: point["folder"] for name, point in placed.items()}
     return page
 
 
