@@ -79,13 +79,17 @@ def _prepare_launcher() -> None:
 def _switch_device(device: str) -> None:
     from swift_kd_plugin.errors import stop
 
-    if device == "cuda" or os.path.basename(sys.argv[0]) in SERVER_COMMANDS:
+    command = os.path.basename(sys.argv[0])
+    if device == "cuda" or command in SERVER_COMMANDS:
         return
     if device != "cpu":
         stop(f"{DEVICE_VARIABLE}={device!r} is not known; use cpu (no GPU needed) or cuda (the default).")
-    from swift_kd_plugin.cpu import switch_on
+    from swift_kd_plugin.cpu import set_environment, switch_on
 
-    switch_on()
+    if command == "swift-kd" and sys.argv[1:2] == ["generate"]:
+        set_environment()  # it drives vLLM itself, too
+    else:
+        switch_on()
 
 
 def _wake() -> None:

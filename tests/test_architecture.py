@@ -1,4 +1,4 @@
-"""Imports run downward only: cli -> host -> data, generation, evaluation -> teacher -> losses; cpu stands alone."""
+"""Imports run downward only: cli -> recipes -> host -> data, generation, evaluation -> teacher -> losses; cpu alone."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "swift_kd_plugin"
 ROOMS = {
     # room: the rooms it may import
-    "cli": {"cli", "host", "data", "generation", "evaluation", "teacher", "losses"},
+    "cli": {"cli", "recipes", "host", "data", "generation", "evaluation", "teacher", "losses"},
+    "recipes": {"recipes", "host", "data"},
     "host": {"host", "data", "generation", "evaluation", "teacher", "losses"},
     "data": {"data"},
     "generation": {"generation", "data", "teacher", "losses"},

@@ -12,10 +12,14 @@ import pytest
 import yaml
 
 from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.cli.train import generate_flags
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.config import read_config
 from swift_kd_plugin.data.schema import TYPES, Keys
+from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.losses import DIVERGENCES
+from swift_kd_plugin.recipes.plan import make_plan
+from swift_kd_plugin.recipes.source import read_recipe
 from tests.launch import environment, free_port, run_command
 from tests.parity.table import LAYOUTS, WRONG_IN_STOCK
 from tests.runs.recording import needs_cpu_backend
@@ -75,6 +79,15 @@ def test_its_datasets_are_valid(tmp_path):
         assert len(Builder(tmp_path / "cache", strict=True).dataset(node)[0]) >= 128
 
 
+def test_its_recipe_is_valid(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEACHER", "http://teacher")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "readme.yaml").write_text(re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    stages = make_plan(read_recipe(tmp_path / "readme.yaml"), megatron_flags(), generate_flags())
+    kinds = ("generate", "off_policy", "on_policy")
+    assert [stage.name for stage in stages] == [f"{name}/{kind}" for name in ("medium", "small") for kind in kinds]
+
+
 def test_the_table_has_every_key_of_a_dataset():
     lines = {line.split("|")[1].strip(" `"): line for line in README.splitlines() if line.startswith("| `")}
     for name, kind in TYPES.items():
@@ -101,6 +114,8 @@ def make_smaller(command: str) -> list[str]:
     smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
     # The small model has 512 positions.
     smaller = smaller.replace("--max_length 2048", "--max_length 256").replace("_model_len 2049", "_model_len 257")
+    fewer = "tiny.yaml off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
+    smaller = smaller.replace("tiny.yaml", fewer)
     for flag in ("model", "teacher_model"):
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)

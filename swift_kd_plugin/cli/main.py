@@ -2,9 +2,12 @@
 
 import typer
 
+from swift_kd_plugin.cli.config_file import ManyValues
+from swift_kd_plugin.cli.generate import generate
 from swift_kd_plugin.cli.pair import pair
 from swift_kd_plugin.cli.patches import patches
 from swift_kd_plugin.cli.show import show
+from swift_kd_plugin.cli.train import train
 from swift_kd_plugin.version import __version__
 
 app = typer.Typer(
@@ -15,7 +18,9 @@ app = typer.Typer(
 )
 app.command()(pair)
 app.command()(show)
+app.command()(train)
 app.command()(patches)
+app.command(cls=ManyValues)(generate)
 
 
 def _print_version(wanted: bool) -> None:
@@ -30,4 +35,4 @@ def main(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Training itself is started with `megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin ...`."""
+    """Training is `megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin ...`, or `swift-kd train FILE`."""

@@ -107,12 +107,17 @@ LEDGER = Ledger(
 )
 
 
+def set_environment() -> None:
+    """What vLLM and torch need to be told on a CPU."""
+    # Fused functions of the host are torch.compile'd; without it they are the same functions, run eagerly.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    vllm.set_environment()
+
+
 def switch_on() -> None:
     """Arms the ledger and adapts the command line and environment of a training rank. Idempotent."""
     if LEDGER.applied:
         return
-    # Fused functions of the host are torch.compile'd; without it they are the same functions, run eagerly.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    vllm.set_environment()
+    set_environment()
     adapt_command_line(sys.argv)
     LEDGER.arm()

@@ -91,11 +91,11 @@ def read_keys(kind: type, given: dict[str, Any], where: str):
     for key, value in given.items():
         if key not in hints:
             raise KDError(f"{where} has the unknown key {key!r}{suggest(key, hints)}; known are {', '.join(hints)}.")
-        if not _fits(value, hints[key]):
-            raise KDError(f"{where}: {key} is {value!r}; it must be {_say(hints[key])}.")
+        if not fits(value, hints[key]):
+            raise KDError(f"{where}: {key} is {value!r}; it must be {say(hints[key])}.")
     for spec in fields(kind):
         if spec.default is MISSING and spec.default_factory is MISSING and spec.name not in given:
-            raise KDError(f"{where} lacks the key {spec.name!r}: {_say(hints[spec.name])}.")
+            raise KDError(f"{where} lacks the key {spec.name!r}: {say(hints[spec.name])}.")
     return kind(**given)
 
 
@@ -105,17 +105,18 @@ def suggest(word: str, known) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of the type that a hint names."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
+        return any(fits(value, option) for option in get_args(hint))
     if origin is Literal:
-        return value in get_args(hint)
+        return any(value == option and type(value) is type(option) for option in get_args(hint))
     if origin is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
     if origin is dict:
         of_key, of_value = get_args(hint)
-        return isinstance(value, dict) and all(_fits(k, of_key) and _fits(v, of_value) for k, v in value.items())
+        return isinstance(value, dict) and all(fits(k, of_key) and fits(v, of_value) for k, v in value.items())
     if hint is Any:
         return True
     if hint in (int, float):
@@ -123,13 +124,14 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _say(hint: Any) -> str:
+def say(hint: Any) -> str:
+    """A type hint in words."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
     origin = get_origin(hint)
     if origin in (Union, UnionType):
-        return " or ".join(_say(option) for option in get_args(hint) if option is not type(None))
+        return " or ".join(say(option) for option in get_args(hint) if option is not type(None))
     if origin is Literal:
-        return " or ".join(get_args(hint))
+        return " or ".join(str(option) for option in get_args(hint) if option is not None)
     if origin is list:
-        return f"a list, each item {_say(get_args(hint)[0])}"
+        return f"a list, each item {say(get_args(hint)[0])}"
     return names.get(hint) or "a mapping"

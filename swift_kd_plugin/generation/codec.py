@@ -44,6 +44,8 @@ def load_processor(
     model: str | Path, template: str | None = None, model_type: str | None = None, torch_dtype: Any = None
 ) -> tuple[Any, TemplateMeta]:
     """The model's processor and what ms-swift knows of its template; arguments and errors as `load_template`."""
+    if is_path(str(model)) and not Path(model).is_dir():
+        raise KDError(f"{model} is no folder of a model.")
     try:
         processor = get_processor(str(model), model_type=model_type, torch_dtype=torch_dtype)
         return processor, get_template_meta(processor.model_info, processor.model_meta, template_type=template)
@@ -54,6 +56,11 @@ def load_processor(
 def one_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return shorten(" ".join(str(error).split()), SHOWN_REASON).rstrip(".")
+
+
+def is_path(model: str) -> bool:
+    """Whether a model cannot be an id of a hub, which ms-swift would look for, and wait."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 class Codec:

@@ -61,6 +61,8 @@ class VllmEngine(Engine):
         settings = {"max_model_len": max_model_len, **lora_settings(adapters), **settings}
         if not torch.cuda.is_available():
             settings = {"enforce_eager": True, "gpu_memory_utilization": 0.1, **settings}
+            # A seeded request that is read in parts ends vLLM on a CPU: "CPU Generator does not use offset".
+            settings["engine_kwargs"] = {"enable_chunked_prefill": False, **settings.get("engine_kwargs", {})}
         kind = _engine_class(trust_remote_code)
         with _core_in_this_process(in_process), starting_vllm(model):
             self.engine = kind(str(model), template=self.codec.template, **settings)

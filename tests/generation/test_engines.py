@@ -1,7 +1,6 @@
 """Every engine answers as the others: real vLLM, real servers, and transformers, on the small model that speaks."""
 
 import json
-import sys
 from contextlib import ExitStack
 
 import pytest
@@ -24,22 +23,13 @@ from tests.generation.asking import (
     make_prompts,
     too_long,
 )
-from tests.launch import environment, run_command
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
-from tests.servers import CPU, swift_deploy, vllm_server, wait_for
+from tests.generation.running import run_script
+from tests.runs.recording import needs_cpu_backend
+from tests.servers import swift_deploy, vllm_server, wait_for
 
 pytestmark = needs_cpu_backend
 # In float32: in bfloat16 the engines round at other places.
 PRECISE = {"torch_dtype": "float32", "vllm_max_model_len": MAX_LENGTH}
-
-
-def run_script(*argv: str, folder, **changes) -> str:
-    """Runs Python in a process of its own, where vLLM meets the machine as it is."""
-    env = environment(None, **CPU, PYTHONPATH=f"{REPOSITORY}:{':'.join(sys.path)}", **changes)
-    env.pop("SWIFT_KD_DEVICE", None)
-    code, log, _ = run_command([sys.executable, *argv], folder, env)
-    assert code == 0, log[-4000:]
-    return log
 
 
 @pytest.fixture(scope="module")

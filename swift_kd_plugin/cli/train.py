@@ -1,0 +1,149 @@
+"""`swift-kd train`: a YAML file as one training run, or as stages that follow one another."""
+
+import os
+import shutil
+import tempfile
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+from rich.console import Console
+
+from swift_kd_plugin.cli.generate import generate
+from swift_kd_plugin.cli.options import errors_in_one_sentence
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.flags import megatron_flags
+from swift_kd_plugin.recipes.check import check_stages
+from swift_kd_plugin.recipes.command import megatron_command
+from swift_kd_plugin.recipes.lock import locked
+from swift_kd_plugin.recipes.marker import read_marker
+from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
+from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.source import Recipe, read_recipe
+from swift_kd_plugin.recipes.stages import Runner, StageFailed, best_of, complete_keys
+from swift_kd_plugin.recipes.summary import as_table, summarise, write_summary
+
+Wanted = Literal["generate", "off_policy", "on_policy", "all", "check"]
+
+
+def train(
+    file: Annotated[Path, typer.Argument(help="A YAML or JSON file whose keys are flags of `megatron rlhf`.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Win over the file: lr=1e-5 off_policy.lr=1e-5."),
+    ] = None,
+    stage: Annotated[
+        Wanted,
+        typer.Option(
+            help="Of a file with stages: one of them, all, or check (one batch of each, in a temporary folder)."
+        ),
+    ] = "all",
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="Print the commands and stop.")] = False,
+    rerun: Annotated[
+        bool,
+        typer.Option("--rerun", help="Move stages that were run with other keys or inputs aside and run them anew."),
+    ] = False,
+) -> None:
+    """Trains with `megatron rlhf` as a file says, and prints the same as a command.
+
+    The file: `base:` (a file or a list of files, relative to this one, that it
+    builds on), ${key} and ${oc.env:NAME}, `env:` (a variable that is set already
+    keeps its value), `nproc_per_node:`; null leaves a flag out; paths are
+    relative to the current folder, as in the command. rlhf_type and
+    external_plugins are set. `megatron rlhf FILE.yaml` takes such a file, too,
+    without base, overrides, interpolation, checked keys and stages.
+
+    Sections `generate:`, `off_policy:` and `on_policy:` are stages, run in this
+    order, each in a folder of output_dir, and from the best checkpoint of the
+    one before; started again, they go on where they were. `progressive:` lists
+    students of `students:`; each is the next one's teacher. One machine only.
+    """
+    with errors_in_one_sentence("train"):
+        recipe = read_recipe(file, overrides or [])
+        if not has_stages(recipe):
+            if stage != "all":
+                raise KDError(f"--stage {stage}: {file} has no stages (sections generate, off_policy, on_policy).")
+            code = train_plainly(recipe, dry_run)
+        else:
+            code = train_in_stages(recipe, stage, dry_run, rerun)
+    raise typer.Exit(code)
+
+
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def train_plainly(recipe: Recipe, dry_run: bool) -> int:
+    """One run of `megatron rlhf`; returns its exit code."""
+    keys = plain_keys(recipe, megatron_flags())
+    command = megatron_command(keys)
+    typer.echo(command.shell())
+    if dry_run:
+        return 0
+    owner = os.environ.get("NODE_RANK", "0") == "0"
+    is_shared = keys.get("output_dir") and keys.get("add_version") is False and owner
+    with locked(Path(keys["output_dir"])) if is_shared else nullcontext(-1) as lock:
+        return run(command, lock=lock)
+
+
+def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) -> int:
+    """All stages, one of them, or a check of each; returns the exit code of a stage that failed, or 0."""
+    stages = make_plan(recipe, megatron_flags(), generate_flags())
+    if wanted not in ("all", "check") and wanted not in {stage.kind for stage in stages}:
+        raise KDError(f"--stage {wanted}: {recipe.file} has no section {wanted}.")
+    chosen = [stage for stage in stages if wanted in ("all", "check", stage.kind)]
+    if dry_run:
+        print_commands(chosen, Runner(say))
+        return 0
+    refuse_several_machines(stages)
+    try:
+        if wanted == "check":
+            folder = Path(tempfile.mkdtemp(prefix="swift-kd-check-"))
+            check_stages(make_plan(recipe, megatron_flags(), generate_flags(), folder), Runner(say))
+            shutil.rmtree(folder)  # after a failure it stays, with the log
+            say("every stage loads, makes one step and writes its result")
+            return 0
+        output = stages[0].folder.parent if stages[0].student is None else stages[0].folder.parents[1]
+        with locked(output) as lock:
+            for chosen_stage in chosen:
+                Runner(say, rerun, lock).finish(chosen_stage)
+            markers = [(stage, read_marker(stage.folder)) for stage in stages]
+            page = summarise([(stage, marker) for stage, marker in markers if marker and marker.finished])
+            write_summary(page, output)
+    except StageFailed as error:
+        say(f"swift-kd train: error: {error}")
+        return error.code
+    Console(stderr=True).print(as_table(page, output))
+    for name in ("best", "final"):
+        if name in page:
+            typer.echo(f"{name}: {page[name]}")
+    return 0
+
+
+def print_commands(stages: list[Stage], runner: Runner) -> None:
+    """The command of each stage; a checkpoint that is not there yet is named by the stage it will come from."""
+
+    def best(stage: Stage) -> str:
+        marker = read_marker(stage.folder)
+        return best_of(stage) if marker and marker.finished else f"{stage.folder}/checkpoint-BEST"
+
+    for stage in stages:
+        typer.echo(f"# {stage.name}\n{runner.command(stage, complete_keys(stage, best)).shell()}\n")
+
+
+def refuse_several_machines(stages: list[Stage]) -> None:
+    nodes = {(stage.keys.get("env") or {}).get("NNODES") for stage in stages} | {os.environ.get("NNODES")}
+    if {str(count) for count in nodes if count is not None} - {"1"}:
+        raise KDError(
+            "stages run on one machine, and NNODES is above 1; run the commands of --dry_run on every machine."
+        )
+
+
+@cache
+def generate_flags() -> dict[str, Any]:
+    """Names and types of the flags of `swift-kd generate` that a section may have."""
+    hints = {name: str if hint == Path else hint for name, hint in get_type_hints(generate).items()}
+    hints = {name: str | None if hint == Path | None else hint for name, hint in hints.items()}
+    return {name: hint for name, hint in hints.items() if name not in ("output", "config", "overwrite", "return")}

@@ -1,0 +1,177 @@
+"""What a run has generated, on disk: shards that are written whole, and whose run they are.
+
+manifest.json            the run: everything that decides its rows
+shards/000000.jsonl      the samples of some prompts, one prompt a line, behind a line about the shard
+shards/000000.part.jsonl the same of a shard that an error left unfinished
+responses.jsonl          the rows, written at the end
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.judging import Sample
+
+MANIFEST, SHARDS, LOCK = "manifest.json", "shards", ".lock"
+RESPONSES, REPORT, PAGE = "responses.jsonl", "report.json", "report.html"
+OWN = (MANIFEST, SHARDS, RESPONSES, REPORT, PAGE)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one task.
+
+    Args:
+        task: its index.
+        prompt_tokens: of its prompt.
+        samples: its responses, empty if there are none.
+        refused: why the prompt was not answered, or None.
+        skipped: the quota that was full before it was asked, or None.
+    """
+
+    task: int
+    prompt_tokens: int = 0
+    samples: tuple[Sample, ...] = ()
+    refused: str | None = None
+    skipped: str | None = None
+
+    @classmethod
+    def from_json(cls, page: dict[str, Any]) -> "Record":
+        return cls(**{**page, "samples": tuple(Sample(**sample) for sample in page["samples"])})
+
+
+class Store:
+    """A run's folder, locked as long as it is open.
+
+    Args:
+        folder: of the output.
+        identity: everything that decides the run's rows, by the flag that says it.
+        tasks: how many there are.
+        shard_size: tasks of a shard.
+        overwrite: take the place of another run.
+
+    Raises:
+        KDError: the folder holds another run, is used by another process, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], tasks: int, shard_size: int, overwrite: bool = False):
+        self.folder, self.tasks, self.shard_size = folder, tasks, shard_size
+        self.shards = -(-tasks // shard_size)
+        try:
+            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / LOCK, "w")  # noqa: SIM115 (held until `close`)
+        except OSError as error:
+            raise KDError(f"{folder} cannot be written: {error.strerror}; choose another --output.") from error
+        try:
+            self._claim(json.loads(json.dumps(identity)), overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, identity: dict[str, Any], overwrite: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise KDError(f"{self.folder} is being written by another run; wait for it, or choose another.") from error
+        if overwrite:
+            self._clear()
+        manifest = self.folder / MANIFEST
+        if manifest.exists():
+            self._compare(read_manifest(manifest), identity)
+        elif any((self.folder / SHARDS).iterdir()) or (self.folder / RESPONSES).exists():
+            raise KDError(f"{self.folder} has responses of an unknown run; choose another folder, or give --overwrite.")
+        else:
+            write_atomically(manifest, json.dumps(identity, ensure_ascii=False, indent=2) + "\n")
+        for place in (self.folder, self.folder / SHARDS):
+            for left in place.glob(".*.json*.*"):  # of a process that was killed while it wrote
+                left.unlink()
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        for name in [*now, *before]:
+            if before.get(name) != now.get(name):
+                raise KDError(
+                    f"{self.folder} holds another run: its {name} is {_shown(before.get(name))}, and now it is "
+                    f"{_shown(now.get(name))}; give the same to go on with it, another --output, or --overwrite."
+                )
+
+    def _clear(self) -> None:
+        for name in OWN:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (self.folder / SHARDS).mkdir()
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def tasks_of(self, shard: int) -> range:
+        """Indices of a shard's tasks."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.tasks))
+
+    def is_whole(self, shard: int) -> bool:
+        return self._file(shard).exists()
+
+    def read(self, shard: int) -> tuple[list[Record], float]:
+        """A whole shard's records in the order of the tasks, and the seconds that it took."""
+        records, seconds = _read(self._file(shard))
+        if [record.task for record in records] != list(self.tasks_of(shard)):
+            raise KDError(f"{self._file(shard)} is damaged; remove it, and start again to have it made anew.")
+        return records, seconds
+
+    def read_part(self, shard: int) -> list[Record]:
+        """What an unfinished shard has."""
+        part = self._file(shard, ".part")
+        return _read(part)[0] if part.exists() else []
+
+    def write(self, shard: int, records: Iterable[Record], seconds: float) -> None:
+        """A whole shard, in any order."""
+        _write(self._file(shard), records, seconds)
+        self._file(shard, ".part").unlink(missing_ok=True)
+
+    def write_part(self, shard: int, records: Iterable[Record]) -> None:
+        _write(self._file(shard, ".part"), records, 0.0)
+
+    def _file(self, shard: int, kind: str = "") -> Path:
+        return self.folder / SHARDS / f"{shard:06d}{kind}.jsonl"
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """Raises KDError if it is none."""
+    try:
+        page = json.loads(file.read_text(encoding="utf-8"))
+        return dict(page)
+    except (OSError, ValueError, TypeError) as error:
+        raise KDError(f"{file} cannot be read; choose another --output, or give --overwrite.") from error
+
+
+def _read(file: Path) -> tuple[list[Record], float]:
+    try:
+        head, *lines = map(json.loads, file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        return [Record.from_json(line) for line in lines], head["seconds"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KDError(f"{file} is damaged; remove it, and start again to have it made anew.") from error
+
+
+def _write(file: Path, records: Iterable[Record], seconds: float) -> None:
+    ordered = sorted(records, key=lambda record: record.task)
+    lines = [{"seconds": round(seconds, 3)}, *map(asdict, ordered)]
+    write_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:120] + " ..."

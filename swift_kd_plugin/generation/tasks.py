@@ -1,0 +1,120 @@
+"""What is generated: each row's prompt in the teacher's view, and the row that a response makes of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from swift_kd_plugin.data.rows import Row, RowError, digest, response_of, text_of, without_response
+from swift_kd_plugin.data.thinking import NON_THINKING, THINKING, split_thought
+from swift_kd_plugin.data.turns import CLOSE, OPEN
+from swift_kd_plugin.data.validate import check_row
+from swift_kd_plugin.generation.engines import Prompt
+
+Thinking = Literal["row", "on", "off", "both"]
+# The modes in which each row is asked; None is as the row says.
+MODES: dict[str, tuple[bool | None, ...]] = {"row": (None,), "on": (True,), "off": (False,), "both": (True, False)}
+# Seeds that JSON holds exactly, with room for the numbers of samples.
+SEED_BITS = 48
+SWITCH = "enable_thinking"
+REPLACED = "replaced_response"
+MADE = "generation"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row to be answered in one mode.
+
+    Args:
+        index: its number in the run, in the order of the dataset.
+        row: with template settings of the mode.
+    """
+
+    index: int
+    row: Row
+
+    @property
+    def writer_settings(self) -> dict[str, Any]:
+        """The chat template settings of who writes."""
+        own = self.row.get("teacher_chat_template_kwargs")
+        return (self.row.get("chat_template_kwargs") if own is None else own) or {}
+
+    @property
+    def mode(self) -> str | None:
+        """Whether the writer is told to think; None if nothing is said."""
+        return _mode(self.writer_settings)
+
+    def prompt(self, seed: int) -> Prompt:
+        """The writer's view, with a seed of its own that depends on the run's seed and this view alone."""
+        row = self.row
+        messages = without_response(row.get("teacher_messages") or row["messages"])
+        tools = row.get("tools") if row.get("teacher_tools") is None else row["teacher_tools"]
+        images = row.get("images") if row.get("teacher_images") is None else row["teacher_images"]
+        media = [_media(images), row.get("videos") or (), row.get("audios") or ()]
+        settings = self.writer_settings
+        drawn = digest([seed, messages, tools, [str(item)[:1000] for items in media for item in items], settings])
+        return Prompt(
+            messages, tools or None, *media, row.get("objects"), settings, int.from_bytes(drawn) >> (128 - SEED_BITS)
+        )
+
+
+def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[Task]:
+    """The tasks of a row, the `number`-th of the run counted from 0."""
+    modes = MODES[thinking]
+    for offset, mode in enumerate(modes):
+        yield Task(number * len(modes) + offset, row if mode is None else _in_mode(row, mode))
+
+
+def write_response(task: Task, text: str) -> Row:
+    """The row with a text as its response; both views stay as they are.
+
+    What was thought by a teacher for a student that does not think becomes `teacher_thought`.
+
+    Raises:
+        RowError: the text is none that can be trained on in the row's mode.
+    """
+    thought, answer = split_thought(text)
+    writer, student = task.mode, _mode(task.row.get("chat_template_kwargs") or {})
+    row = {key: value for key, value in task.row.items() if key not in ("teacher_thought", "messages")}
+    if thought is not None and not answer.strip():
+        raise RowError("empty", "it has a think block and no answer")
+    if writer == NON_THINKING and thought:
+        raise RowError("think block", "it has a thought, though the mode is non-thinking")
+    if writer == THINKING and not (thought or OPEN in text or CLOSE in text):
+        raise RowError("think block", "it has no thought, though the mode is thinking")
+    if writer and student and writer != student:
+        row["teacher_thought"] = thought or "" if writer == THINKING else ""
+        text = answer
+    elif student == NON_THINKING or thought == "":
+        text = answer
+    row["messages"] = [*without_response(task.row["messages"]), {"role": "assistant", "content": text}]
+    check_row(row)
+    return row
+
+
+def mode_of(task: Task, row: Row) -> str:
+    """The mode in which a response was written: as told, else as it shows."""
+    content = response_of(row)["content"]
+    return task.mode or (THINKING if isinstance(content, str) and split_thought(content)[0] else NON_THINKING)
+
+
+def own_answer(row: Row) -> str | None:
+    """The answer of the response that the dataset has, without its thought."""
+    response = response_of(row)
+    return None if response is None else split_thought(text_of(response["content"]))[1]
+
+
+def _mode(settings: dict[str, Any]) -> str | None:
+    said = settings.get(SWITCH)
+    return None if said is None else THINKING if said else NON_THINKING
+
+
+def _in_mode(row: Row, mode: bool) -> Row:
+    changed = {"chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), SWITCH: mode}}
+    if row.get("teacher_chat_template_kwargs") is not None:
+        changed["teacher_chat_template_kwargs"] = {**row["teacher_chat_template_kwargs"], SWITCH: mode}
+    return {**row, **changed}
+
+
+def _media(images: list[dict[str, Any]] | None) -> list[Any]:
+    """Images as ms-swift's requests take them: a path, or bytes."""
+    return [image["path"] if image.get("bytes") is None else image["bytes"] for image in images or ()]

@@ -1,0 +1,175 @@
+"""Is a response right? Built-in comparisons with a gold answer, or a user's function."""
+
+import importlib
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
+from typing import Any
+
+from swift_kd_plugin.data.export import public_row
+from swift_kd_plugin.data.rows import Place, Row, text_of
+from swift_kd_plugin.data.schema import suggest
+from swift_kd_plugin.data.thinking import split_thought
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.tasks import own_answer
+
+# (row as it stands in a file, response) -> whether it is right, or how good it is
+Verifier = Callable[[dict[str, Any], str], bool | float]
+
+# Not within a word of Latin letters; a sign behind a number is a minus between two.
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?:\s*/\s*\d+)?"
+)
+_MARKED = re.compile(r"\\boxed\{([^{}]*)\}|####\s*(.+)")
+CLOSE_TO = Fraction(1, 10**6)
+
+
+class VerifierError(KDError):
+    """A verifier raised or returned something that is no score; the message names it, the row and the error."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Where the right answer of a row stands.
+
+    Args:
+        column: its column; None: the response that the row has in the dataset.
+        pattern: what finds the answer in a response, its group 1 or the whole match; of several matches the last.
+    """
+
+    column: str | None = None
+    pattern: str | None = None
+
+    def of(self, row: Row) -> str | None:
+        if self.column is None:
+            return own_answer(row)
+        value = row.get("columns", {}).get(self.column)
+        return value if value is None or isinstance(value, str) else text_of(value)
+
+
+def normalise(text: str) -> str:
+    """Without regard to case, width and white space."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def find_number(text: str) -> Fraction | None:
+    r"""The last number of a text; if an answer is marked with \boxed{} or ####, the last one there."""
+    marked = [boxed or behind for boxed, behind in _MARKED.findall(text)]
+    found = _NUMBER.findall(marked[-1] if marked else text)
+    if not found:
+        return None
+    above, _, below = found[-1].replace(",", "").partition("/")
+    return Fraction(above.strip()) / (int(below or 1) or 1)
+
+
+def find_pattern(text: str, pattern: str) -> str | None:
+    """Group 1 of the last match, or the whole match."""
+    matches = list(re.finditer(pattern, text))
+    return None if not matches else matches[-1][1 if matches[-1].re.groups else 0]
+
+
+def extract(kind: str, text: str, gold: Gold) -> Any:
+    """The answer in a response, of which equal ones are counted by a majority; None if there is none."""
+    answer = split_thought(text)[1]
+    if kind == "numeric":
+        return find_number(answer)
+    if kind == "regex" and gold.pattern is not None:
+        found = find_pattern(answer, gold.pattern)
+        return None if found is None else normalise(found)
+    return normalise(answer)
+
+
+def is_exact(response: str, gold: str, pattern: str | None) -> bool:
+    return normalise(response) == normalise(gold)
+
+
+def is_same_number(response: str, gold: str, pattern: str | None) -> bool:
+    found, wanted = find_number(response), find_number(gold)
+    return None not in (found, wanted) and abs(found - wanted) <= CLOSE_TO * max(abs(wanted), 1)
+
+
+def matches(response: str, gold: str, pattern: str | None) -> bool:
+    """The pattern finds the gold answer; without one, the gold answer is the pattern."""
+    if pattern is None:
+        return re.search(gold, response) is not None
+    found = find_pattern(response, pattern)
+    return found is not None and normalise(found) == normalise(gold)
+
+
+BUILT_IN = {"exact": is_exact, "numeric": is_same_number, "regex": matches}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores responses.
+
+    Args:
+        name: a built-in one, or module:function.
+        gold: for the built-in ones.
+        function: the user's.
+    """
+
+    name: str
+    gold: Gold
+    function: Verifier | None = None
+
+    @classmethod
+    def find(cls, name: str, gold: Gold) -> "Scorer":
+        """Raises KDError if there is no such verifier, or the pattern is none."""
+        try:
+            re.compile(gold.pattern or "")
+        except re.error as error:
+            raise KDError(f"--pattern {gold.pattern!r} is no regular expression: {error}.") from error
+        return cls(name, gold, None if name in BUILT_IN else _find_function(name))
+
+    def score(self, row: Row, response: str) -> float:
+        """1 and 0 for right and wrong, or what the user's function says.
+
+        Args:
+            row: of the dataset.
+            response: the whole text; built-in verifiers compare its answer without the thought.
+
+        Raises:
+            VerifierError: the function raised or returned no score, or the row has no gold answer.
+        """
+        try:
+            if self.function is None:
+                gold = self.gold.of(row)
+                if gold is None:
+                    where = f"column {self.gold.column!r}" if self.gold.column else "response to compare with"
+                    raise ValueError(f"the row has no {where}")
+                return float(BUILT_IN[self.name](split_thought(response)[1], gold, self.gold.pattern))
+            score = self.function(public_row(row), response)
+            if not isinstance(score, (bool, int, float)) or not isfinite(score):
+                raise TypeError(f"it returned {score!r}, which is neither a bool nor a number")
+            return float(score)
+        except Exception as error:  # of any kind: it is the user's code
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise VerifierError(
+                f"The verifier {self.name} failed on {Place.of(row)}: {said}; mend it and start again, which goes on "
+                "from here, or give --verifier_errors reject."
+            ) from error
+
+
+def _find_function(name: str) -> Verifier:
+    module, colon, function = name.partition(":")
+    if not colon:
+        known = ", ".join(BUILT_IN)
+        raise KDError(f"--verifier {name} is not known{suggest(name, BUILT_IN)}; give {known} or module:function.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # of any kind: it is the user's code
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise KDError(
+            f"--verifier {name} cannot be imported from here or from Python's path ({said}); give module:function."
+        ) from error
+    if not callable(found):
+        raise KDError(f"--verifier {name} is no function.")
+    return found

@@ -1,0 +1,53 @@
+"""The flags of `megatron rlhf` as ms-swift's source declares them: importing its argument classes takes seconds."""
+
+import ast
+import typing
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.errors import KDError
+
+ARGUMENTS = "MegatronRLHFArguments"
+FOLDERS = ("megatron/arguments", "arguments", "rlhf_trainers", "ray_utils")
+# What annotations may name. A dtype is written as a text.
+NAMES = {**vars(typing), "torch": SimpleNamespace(dtype=str)}
+
+
+@cache
+def megatron_flags() -> dict[str, Any]:
+    """Name and type hint of every flag of `megatron rlhf`, the kd_* flags among them.
+
+    Raises:
+        KDError: ms-swift is not installed, or its source does not declare what its version should.
+    """
+    spec = find_spec("swift")
+    if spec is None or spec.origin is None:
+        raise KDError("ms-swift is not installed; run `pip install swift-kd-plugin`, which brings it.")
+    classes = _read_classes(Path(spec.origin).parent)
+    stock = [kind.own for kind in reversed(_build(ARGUMENTS, classes, {}).__mro__) if hasattr(kind, "own")]
+    return {name: hint for own in stock for name, hint in own.items()} | typing.get_type_hints(KDArguments)
+
+
+def _read_classes(package: Path) -> dict[str, ast.ClassDef]:
+    files = [file for folder in FOLDERS for file in sorted((package / folder).rglob("*arg*.py"))]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _build(name: str, classes: dict[str, ast.ClassDef], made: dict[str, type]) -> type:
+    """A class with the bases of the one in the source and its annotations as `own`: Python then orders the bases."""
+    if name not in made:
+        if name not in classes:
+            raise KDError(f"ms-swift's source has no class {name}; `swift-kd train` does not know this version of it.")
+        bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
+        own = {
+            statement.target.id: eval(ast.unparse(statement.annotation), NAMES)
+            for statement in classes[name].body
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        }
+        made[name] = type(name, tuple(_build(base, classes, made) for base in bases), {"own": own})
+    return made[name]

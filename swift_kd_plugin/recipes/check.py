@@ -1,0 +1,55 @@
+"""One batch of every stage in a temporary folder: what would fail after hours fails now."""
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.recipes.plan import GENERATE, Stage
+from swift_kd_plugin.recipes.stages import Runner, complete_keys
+
+# Schedules that are longer than one step, and what keeps checkpoints.
+LEFT_OUT = ("num_train_epochs", "lr_warmup_iters", "lr_decay_iters", "save_total_limit", "save_strategy")
+ONE_STEP = {
+    "train_iters": 1,
+    "eval_iters": 1,
+    "save_steps": 1,
+    "eval_steps": 1,
+    "logging_steps": 1,
+    "no_save_optim": True,
+}
+
+
+def check_stages(stages: list[Stage], runner: Runner) -> None:
+    """Runs each stage for one step. A stage that trains what another one leaves takes that one's own model instead.
+
+    Args:
+        stages: a plan whose folders are temporary.
+
+    Raises:
+        KDError: a stage fails.
+    """
+    for stage in stages:
+        keys = complete_keys(stage, _stand_in)
+        keys = keys | {"limit": _rows_of_a_batch(stages)} if stage.kind == GENERATE else _one_step(keys)
+        stage = replace(stage, keys=keys)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        runner.run(stage, runner.command(stage, keys))
+        if stage.kind != GENERATE:
+            shutil.rmtree(stage.folder)  # a checkpoint is large
+
+
+def _one_step(keys: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if key not in LEFT_OUT} | ONE_STEP
+
+
+def _rows_of_a_batch(stages: list[Stage]) -> int:
+    """As many prompts as the largest batch has; half as many rows may be left where some are held out or refused."""
+    return 2 * max((stage.keys.get("global_batch_size") or 16) for stage in stages)
+
+
+def _stand_in(stage: Stage) -> str:
+    model = stage.keys.get("model")
+    if stage.kind != GENERATE and model is None:
+        raise KDError(f"{stage.name} has no model to begin with; give one at the top or in `students`.")
+    return str(model)

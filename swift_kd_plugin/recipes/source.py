@@ -1,0 +1,140 @@
+"""Reads a recipe: a YAML or JSON file, the files that it is based on, and `key=value` overrides."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from swift_kd_plugin.errors import KDError
+
+BASE = "base"
+COMMAND_LINE = "the command line"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a file and its bases say together.
+
+    Args:
+        file: the file that was named.
+        config: all keys, merged; interpolations are not resolved yet.
+        origins: where each dotted key was given last: a file or the command line.
+    """
+
+    file: Path
+    config: DictConfig
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Where a dotted key, or the nearest mapping around it, was given."""
+        while key not in self.origins and "." in key:
+            key = key.rpartition(".")[0]
+        return self.origins.get(key, str(self.file))
+
+
+def read_recipe(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe. Raises KDError naming file and key of a mistake."""
+    config, origins = _load(Path(file), ())
+    for override in overrides:
+        key, changed = _parse_override(override)
+        parent = key.rpartition(".")[0]
+        if parent and parent.split(".")[0] != "env" and not isinstance(_select(config, parent), DictConfig):
+            raise KDError(
+                f"{override!r} on the command line: {file} has no section {parent!r} that could have this key."
+            )
+        config = _merge(config, changed, f"{override!r} on the command line")
+        origins |= _origins(changed, COMMAND_LINE)
+    return Recipe(Path(file), config, origins)
+
+
+def resolve(config: DictConfig, file: Path) -> dict[str, Any]:
+    """The config as plain values, interpolations resolved. Raises KDError naming file and key of one that fails."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise KDError(f"{file}: {f'{key}: ' if key else ''}{_first_line(error)}.") from error
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    return OmegaConf.select(config, key, throw_on_resolution_failure=False)
+
+
+def _load(file: Path, below: tuple[Path, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """A file on top of its bases, and the origin of each key."""
+    if file.resolve() in [path.resolve() for path in below]:
+        raise KDError(f"base: {' -> '.join(str(path) for path in (*below, file))} goes in a circle.")
+    own = _read(file, below)
+    config, origins = OmegaConf.create(), {}
+    for base in _bases(own, file):
+        base_config, base_origins = _load(file.parent / base, (*below, file))
+        config = _merge(config, base_config, f"{file}, base {base}")
+        origins |= base_origins
+    return _merge(config, own, str(file)), origins | _origins(own, str(file))
+
+
+def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
+    """Both, where `above` wins key by key. Raises KDError if one has a list where the other has a mapping."""
+    try:
+        return OmegaConf.merge(below, above)
+    except (TypeError, OmegaConfBaseException) as error:
+        raise KDError(f"{name} does not fit on what it is put on: {_first_line(error)}.") from error
+
+
+def _read(file: Path, below: tuple[Path, ...]) -> DictConfig:
+    named = f", which {below[-1]} names as its base," if below else ""
+    try:
+        if file.suffix == ".json":
+            config = OmegaConf.create(json.loads(file.read_text(encoding="utf-8")))
+        else:
+            config = OmegaConf.load(file)
+    except OSError as error:
+        raise KDError(f"{file}{named} cannot be read: {error.strerror}.") from error
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        kind = "JSON" if file.suffix == ".json" else "YAML"
+        raise KDError(f"{file}{named} is not valid {kind}: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, DictConfig):
+        raise KDError(
+            f"{file}{named} must map the flags of `megatron rlhf` to values, for example `model: Qwen/Qwen3-8B`."
+        )
+    return config
+
+
+def _bases(own: DictConfig, file: Path) -> list[str]:
+    """Takes the key `base` out of a file and returns what it names."""
+    given = resolve(OmegaConf.create({BASE: own.pop(BASE)}), file)[BASE] if BASE in own else []
+    bases = [given] if isinstance(given, str) else given
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+        raise KDError(f"{file}: base is {given!r}; it must be a file or a list of files, relative to this file.")
+    return bases
+
+
+def _origins(config: DictConfig, name: str, prefix: str = "") -> dict[str, str]:
+    found = {}
+    for key in config:
+        dotted = f"{prefix}{key}"
+        found[dotted] = name
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            found |= _origins(node, name, f"{dotted}.")
+    return found
+
+
+def _parse_override(override: str) -> tuple[str, DictConfig]:
+    key, sign, _ = override.partition("=")
+    if not sign or not key or key.startswith("-"):
+        raise KDError(f"{override!r} on the command line is no key=value; write lr=1e-5 or off_policy.lr=1e-5.")
+    try:
+        return key, OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise KDError(f"{override!r} on the command line is not valid: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().splitlines()[0].rstrip(".")
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", line).strip("\"'")

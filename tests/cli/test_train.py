@@ -1,0 +1,95 @@
+"""`swift-kd train`, as a process; what it starts is shown in tests/runs/test_two_stages.py."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launch import BIN, environment, run_command
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def train(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
+    code, log, _ = run_command([str(BIN / "swift-kd"), "train", *arguments], folder, environment(None, **env))
+    return code, log
+
+
+def write(folder: Path, **content) -> None:
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_a_dry_run_prints_a_command_that_can_be_copied(tmp_path):
+    write(tmp_path, model="my model", lr=1e-5, dataset=["a b.jsonl", "c"], nproc_per_node=2, system="it's\n$HOME")
+    argv = [str(BIN / "swift-kd"), "train", "run.yaml", "lr=2e-5", "--dry_run"]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment(None), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    script = f'megatron() {{ printf "%s\\0" "$NPROC_PER_NODE" "$@"; }}\n{done.stdout}'
+    words = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    plugin = ["--rlhf_type", "gkd", "--external_plugins", "swift_kd_plugin"]
+    flags = ["--dataset", "a b.jsonl", "c", "--lr", "2e-05", "--model", "my model", "--system", "it's\n$HOME"]
+    assert words == ["2", "rlhf", *plugin, *flags]
+
+
+def test_a_variable_that_is_set_wins(tmp_path):
+    write(tmp_path, model="m", nproc_per_node=2)
+    assert train(tmp_path, "run.yaml", "--dry_run", NPROC_PER_NODE="4")[1].startswith("NPROC_PER_NODE=4 megatron")
+
+
+def test_the_exit_code_and_the_sentence_of_a_plain_run(tmp_path):
+    write(tmp_path, model="/none", dataset="none.jsonl", output_dir="out", add_version=False)
+    code, log = train(tmp_path, "run.yaml")
+    assert code == 1
+    assert "--model /none does not exist" in log
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ({"model": "m", "lrr": 1}, ["run.yaml"], "run.yaml: unknown key 'lrr' (did you mean 'lr'?)."),
+        ({"model": "m"}, ["run.yaml", "lrr=1"], "the command line: unknown key 'lrr' (did you mean 'lr'?)."),
+        ({"model": "m"}, ["none.yaml"], "none.yaml cannot be read: No such file or directory."),
+        ({"base": "run.yaml"}, ["run.yaml"], "run.yaml -> run.yaml goes in a circle."),
+        ({"model": "m"}, ["run.yaml", "--stage", "check"], "--stage check: run.yaml has no stages"),
+        ({"on_policy": {}, "output_dir": "o"}, ["run.yaml", "--stage", "generate"], "run.yaml has no section generate"),
+        (
+            {"off_policy": {}, "on_policy": {}, "output_dir": "o", "model": "m"},
+            ["run.yaml", "--stage", "on_policy"],
+            "off_policy has not finished in",
+        ),
+        ({"off_policy": {}, "output_dir": ".", "model": "m"}, ["run.yaml"], None),
+        ({"off_policy": {}, "output_dir": "o", "env": {"NNODES": 2}}, ["run.yaml"], "stages run on one machine"),
+        ({"off_policy": {}, "output_dir": "run.yaml/o"}, ["run.yaml"], "run.yaml/o cannot be used: Not a directory"),
+        ({"model": "m", "rlhf_type": "dpo"}, ["run.yaml"], "rlhf_type is dpo; swift-kd trains with gkd alone"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, content, arguments, message):
+    write(tmp_path, **content)
+    if message is None:
+        (tmp_path / "off_policy").mkdir()
+        (tmp_path / "off_policy" / "thesis.txt").write_text("")
+        message = "off_policy holds files that are not of this command"
+    code, log = train(tmp_path, *arguments)
+    assert code == 1
+    assert log.startswith("swift-kd train: error: ")
+    assert message in log
+    assert len(log.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "tiny.yaml"])
+def test_the_examples_are_valid(tmp_path, name):
+    file = EXAMPLES / "strong_to_weak" / name
+    code, log = train(tmp_path, str(file), "dataset=questions.jsonl", "--dry_run")
+    assert code == 0, log
+    assert [line for line in log.splitlines() if line.startswith("# ")] == ["# generate", "# off_policy", "# on_policy"]
+
+
+@pytest.mark.parametrize("name", ["off_policy.yaml", "on_policy.yaml"])
+def test_files_of_megatron_rlhf_are_taken(tmp_path, name):
+    """The quickstart's files are for `megatron rlhf FILE`."""
+    code, log = train(tmp_path, str(EXAMPLES / "quickstart" / name), "--dry_run")
+    assert code == 0, log
+    keys = yaml.safe_load((EXAMPLES / "quickstart" / name).read_text())
+    assert json.dumps(keys["train_iters"]) in log.split("--train_iters ")[1].splitlines()[0]

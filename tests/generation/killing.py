@@ -1,0 +1,89 @@
+"""Starts generate again and again and kills it with SIGKILL at random moments, until it has finished.
+
+python -m tests.generation.killing FOLDER ENGINE KILLS LONGEST
+
+A kill comes at most LONGEST seconds after the start; with vLLM, which takes longer to start, after its next shard.
+Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON line: for each folder
+that was filled, the kills and whether its rows are those of FOLDER/whole, which nothing disturbed.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from swift_kd_plugin.cli.main import app
+from tests.generation.running import FLAGS
+from tests.launch import flags_to_argv
+
+QUESTIONS = 60
+
+
+def generate(folder: Path, engine: str, limit: int) -> None:
+    changes = {"engine": engine, "limit": limit, "thinking": "both", "n": 3, "shard_size": 6, "verifier": "exact"}
+    flags = {**FLAGS, **changes, "select": "majority", "max_num_seqs": 16, "output": folder}
+    app(["generate", *flags_to_argv(flags), "--dedup"], standalone_mode=False)
+
+
+def start(folder: Path, engine: str) -> int:
+    """The process id of a run that has just been started."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        generate(folder, engine, QUESTIONS)
+        os._exit(0)
+    except BaseException as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def shards_in(folder: Path) -> int:
+    return len(list(folder.glob("shards/*.jsonl")))
+
+
+def kill(process: int, out: Path, wait: bool, seconds: float) -> int:
+    """Kills a run after some seconds, or waits first until it has made a shard. Returns its status."""
+    before = shards_in(out)
+    while wait and shards_in(out) == before:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.005)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)
+    return os.waitpid(process, 0)[1]
+
+
+def main() -> None:
+    folder, engine, kills, longest = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    generate(folder / "warm", "transformers", 1)
+    if engine == "vllm":
+        import swift.infer_engine.vllm_engine  # noqa: F401
+    draw = random.Random(7)
+    _, status = os.waitpid(start(folder / "whole", engine), 0)
+    assert status == 0, status
+    truth = (folder / "whole" / "responses.jsonl").read_bytes()
+    found, moments = [], []
+    while not found or len(moments) < kills:
+        out, since = folder / f"killed{len(found)}", len(moments)
+        while True:
+            process = start(out, engine)
+            if len(moments) < kills:
+                status = kill(process, out, engine == "vllm", draw.uniform(0, longest))
+            else:
+                _, status = os.waitpid(process, 0)
+            if status != signal.SIGKILL:
+                break
+            moments.append(shards_in(out))
+        assert status == 0, status
+        same = (out / "responses.jsonl").read_bytes() == truth
+        found.append({"kills": len(moments) - since, "same": same})
+    print(json.dumps({"folders": found, "shards_at_kills": moments, "rows": truth.count(b"\n")}))
+
+
+if __name__ == "__main__":
+    main()

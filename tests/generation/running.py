@@ -1,0 +1,65 @@
+"""Runs of generate in this process with transformers' engine, which starts at once; and what a user sees of a run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from swift_kd_plugin.cli.main import app
+from tests.launch import environment, flags_to_argv, run_command
+from tests.runs.recording import REPOSITORY
+from tests.servers import CPU
+
+BASE_MODEL = REPOSITORY / "examples" / "base_model"
+QUESTIONS = REPOSITORY / "examples" / "data" / "exp.jsonl"
+FLAGS = {
+    "model": BASE_MODEL,
+    "model_type": "qwen3",
+    "template": "qwen3",
+    "dataset": QUESTIONS,
+    "engine": "transformers",
+    "torch_dtype": "float32",
+    "max_model_len": 256,
+    "max_new_tokens": 24,
+    "temperature": 1.5,
+}
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "responses.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def run_generate(folder: Path, *switches: str, **changes: Any) -> str:
+    """Runs the command with FLAGS and changes, which must succeed; returns what it says."""
+    code, log = try_generate(folder, *switches, **changes)
+    assert code == 0, log[-4000:]
+    return log
+
+
+def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str]:
+    """Exit code and output."""
+    argv = ["generate", *flags_to_argv({**FLAGS, "output": folder, **changes}), *switches]
+    result = CliRunner().invoke(app, argv)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def run_script(*argv: str, folder: Path, **changes: str) -> str:
+    """Runs Python in a process of its own, where vLLM meets the machine as it is."""
+    env = environment(None, **CPU, PYTHONPATH=f"{REPOSITORY}:{':'.join(sys.path)}", **changes)
+    env.pop("SWIFT_KD_DEVICE", None)
+    code, log, _ = run_command([sys.executable, *argv], folder, env)
+    assert code == 0, log[-4000:]
+    return log

@@ -1,0 +1,24 @@
+"""SIGKILL at random moments: a run that is started again makes the rows of one that nothing disturbed."""
+
+import json
+
+import pytest
+
+from tests.generation.running import read_rows, run_script
+from tests.runs.recording import needs_cpu_backend
+
+pytestmark = needs_cpu_backend
+
+
+@pytest.mark.parametrize(("engine", "kills", "longest"), [("transformers", 20, 0.8), ("vllm", 2, 0.5)])
+def test_a_killed_run_makes_the_same_rows(engine, kills, longest, tmp_path):
+    """Most kills fall on transformers, which starts in a tenth of a second; vLLM draws by its own generators."""
+    log = run_script("-m", "tests.generation.killing", str(tmp_path), engine, str(kills), str(longest), folder=tmp_path)
+    result = json.loads(log.splitlines()[-1])
+    assert sum(part["kills"] for part in result["folders"]) == kills
+    assert all(part["same"] for part in result["folders"])
+    assert result["rows"] > 100
+    # The kills fell into the work: some shards were there, and some were missing.
+    assert max(result["shards_at_kills"]) > 0
+    ids = [(row["id"], row["generation"]["mode"]) for row in read_rows(tmp_path / "killed0")]
+    assert len(set(ids)) == len(ids)  # one row of each prompt: --select majority
