@@ -103,6 +103,14 @@ LEDGER = Ledger(
             remove_when="vLLM on the CPU can reload weights in place",
             apply=vllm.keep_linear_weights,
         ),
+        Patch(
+            symbol="vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method"
+            ".UnquantizedFusedMoEMethod._setup_kernel",
+            module="vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method",
+            why="it packs the experts once, so weights that a colocated trainer moves are read as if they were packed",
+            remove_when="vLLM on the CPU packs experts anew after each load of weights",
+            apply=vllm.pack_experts_again,
+        ),
     ]
 )
 

@@ -20,3 +20,22 @@ def keep_linear_weights(module) -> Undo:
         return stock(layer, remove_weight=False)
 
     return replace_attribute(module, "dispatch_cpu_unquantized_gemm", dispatch_cpu_unquantized_gemm)
+
+
+def pack_experts_again(module) -> Undo:
+    """vLLM packs the experts' weights where they are, when it starts; weights that are moved there later are not."""
+    method = module.UnquantizedFusedMoEMethod
+    stock = method._setup_kernel
+
+    def _setup_kernel(self, layer, w13, w2):
+        started = self.moe_kernel is not None
+        stock(self, layer, w13, w2)
+        if not started:
+            return
+        from vllm._custom_ops import cpu_prepack_moe_weight
+
+        experts = self.moe_kernel.fused_experts
+        for weight in (layer.w13_weight, layer.w2_weight):
+            weight.data.copy_(cpu_prepack_moe_weight(weight.data, experts.isa))
+
+    return replace_attribute(method, "_setup_kernel", _setup_kernel)
