@@ -39,12 +39,13 @@ format: $(BIN)/ruff
 	$(BIN)/ruff check --fix .
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: install
 	$(BIN)/python scripts/dev/bench_losses.py
 	$(BIN)/python scripts/dev/bench_fused.py
 	$(BIN)/python scripts/dev/bench_data.py
+	$(BIN)/python scripts/dev/bench_rollout.py --check
 
 quickstart: install
 	$(BIN)/python examples/quickstart/quickstart.py

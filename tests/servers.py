@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from tests.launch import environment, flags_to_argv, free_port
 
 # What a CPU needs, as the README says.
@@ -79,6 +81,16 @@ def end_group(process: subprocess.Popen) -> None:
         process.wait(20)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def kill_server(url: str) -> None:
+    """Ends the server and its workers at once, as a machine that goes down does."""
+    port = url.rpartition(":")[2]
+    for process in psutil.process_iter(["cmdline"]):
+        if port in (process.info["cmdline"] or []):
+            os.killpg(os.getpgid(process.pid), signal.SIGKILL)
+            return
+    raise ProcessLookupError(f"no server at {url}")
 
 
 def wait_for(url: str, seconds: float = 300) -> str:

@@ -39,24 +39,33 @@ def refusal(sample: KDSample, error: PromptError) -> KDError:
     return KDError(f"{sample.name} is {str(error).replace('--max_model_len', '--vllm_max_model_len')}")
 
 
+def keep_prompts(trainer, samples: list[KDSample], views: list[dict]) -> None:
+    """Keeps the tokens of the student's views for the log; under context parallelism the collator pads its own."""
+    if trainer.log_completions:
+        for sample, view in zip(samples, views, strict=True):
+            sample.encoded = {"input_ids": list(view["input_ids"])}
+
+
 def log_completions(trainer, samples: list[KDSample]) -> None:
-    """Adds what models wrote in a training step to the trainer's log table, once per sample."""
+    """Adds what models wrote in a training step to the trainer's log table, once per sample, when it is encoded."""
     if not trainer.log_completions or not trainer.unwrapped_models[0].training:
         return
     rows = []
     if dist.get_rank(trainer._get_rollout_group()) == 0:
-        codec = Codec(trainer.template, "vllm")
-        rows = [_row(sample, codec) for sample in samples if sample.written_by != "dataset"]
+        rows = [_row(sample, trainer.template) for sample in samples if sample.written_by != "dataset"]
     for row in gather_object(rows):
         for name, value in row.items():
             trainer._logs[name].append(value)
 
 
-def _row(sample: KDSample, codec: Codec) -> dict[str, object]:
+def _row(sample: KDSample, template) -> dict[str, object]:
+    """Prompt and response as the student's tokens."""
+    ids, count = sample.encoded["input_ids"], len(sample.written_ids)
+    end = template.tokenizer.eos_token_id
     return {
-        "prompt": codec.template.safe_decode(codec.encode(as_prompt(sample))["input_ids"]),
-        "completion": codec.text(sample.written_ids),
+        "prompt": template.safe_decode(ids[: len(ids) - count]),
+        "completion": template.safe_decode([token for token in sample.written_ids if token != end]),
         "written_by": sample.written_by,
         "finish_reason": sample.finish_reason,
-        "tokens": len(sample.written_ids),
+        "tokens": count,
     }

@@ -95,10 +95,11 @@ class RolloutHooks(MegatronGKDTrainer):
         samples: list[KDSample] = self.to_samples(inputs)
         if self.writers:
             samples = write_responses(self, samples)
-            log_completions(self, samples)
         size = self.args.micro_batch_size
         assert len(samples) % size == 0
         batches = [self._encode_samples(samples[start : start + size]) for start in range(0, len(samples), size)]
+        if self.writers:
+            log_completions(self, samples)
         self._compute_teacher_logits(batches)
         return batches
 

@@ -14,6 +14,7 @@ from swift.utils import get_logger, is_master, to_device
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.checkpoint import describe_failed_save
+from swift_kd_plugin.host.completions import keep_prompts
 from swift_kd_plugin.host.hidden import stop_before_head
 from swift_kd_plugin.host.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.memory_report import MemoryReport
@@ -103,6 +104,7 @@ class KDTrainer(RolloutHooks):
             refuse_stock_loss(samples, self.use_teacher_api)
         with self._template_context(template):
             student, teacher = encode_views(samples, template)
+        keep_prompts(self, samples, student)
         if teacher is not None:
             self._check_teacher_view()
             dropped = match_views(samples, student, teacher, template, self.args.kd_on_mismatch)

@@ -1,12 +1,14 @@
 """Who writes the responses: the student, the teacher or the dataset, by the real command with real engines."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.launch import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
-from tests.servers import swift_deploy, vllm_server, wait_for
+from tests.servers import kill_server, swift_deploy, vllm_server, wait_for
 
 pytestmark = needs_cpu_backend
 
@@ -87,7 +89,12 @@ def single(mixed, truth, tmp_path_factory) -> Run:
 LAYOUTS = {
     "TP2": {"tensor_model_parallel_size": 2},
     "PP2": {"pipeline_model_parallel_size": 2},
-    "CP2": {"context_parallel_size": 2},
+    "CP2, all offloaded": {
+        "context_parallel_size": 2,
+        "offload_teacher_model": True,
+        "offload_model": True,
+        "offload_optimizer": True,
+    },
     "DP2": {},
 }
 MEGATRON = {**WITHOUT_VLLM, "kd_student_engine": "megatron", "kd_teacher_engine": "megatron"}
@@ -150,3 +157,20 @@ def test_a_prompt_that_fills_the_context_is_named(engine, mixed, tmp_path):
     assert run.code == 1
     assert "noexp.jsonl, row" in run.log
     assert "tokens, and the context ends at 12; raise --vllm_max_model_len" in run.log
+
+
+def test_a_server_that_dies_ends_the_run_with_its_reason(mixed, tmp_path):
+    changes = {"teacher_model": None, "teacher_model_type": None, "kd_topk": 20, "train_iters": 100_000, "lmbda": 0}
+    with vllm_server(BASE_MODEL, tmp_path / "server", max_logprobs=20, dtype="float32") as url:
+        wait_for(url)
+        flags = {**mixed, **changes, **WITHOUT_VLLM, "teacher_model_server": url}
+        with ThreadPoolExecutor() as pool:
+            run = pool.submit(megatron_rlhf, tmp_path / "run", flags)
+            log = tmp_path / "run" / "output" / "logging.jsonl"
+            while not (log.exists() and log.stat().st_size) and not run.done():
+                time.sleep(0.5)
+            assert not run.done(), run.result().log[-3000:]
+            kill_server(url)
+            ended = run.result()
+    assert ended.code == 1
+    assert f"The teacher server {url} gave no answer in 6 attempts" in ended.log
