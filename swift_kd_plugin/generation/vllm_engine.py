@@ -22,11 +22,15 @@ AHEAD = 2
 ADMITTED = 64
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ADVICE = (
-    (r"[Hh]ead.?size|head_dim", "no attention kernel here takes it; use --engine transformers"),
+    (r"[Hh]ead.?(size|dim)", "no attention kernel here takes it; use --engine transformers"),
     (r"max_model_len|max_position_embeddings|max seq len", "lower --max_model_len"),
-    (r"[Mm]emory|KV cache|cache blocks", "lower --gpu_memory_utilization, --max_model_len or --max_num_seqs"),
-    (r"Engine core initialization failed", "its own message stands above"),
+    (r"cache blocks|KV cache", "raise --gpu_memory_utilization, or lower --max_model_len or --max_num_seqs"),
+    (r"[Mm]emory", "lower --gpu_memory_utilization, --max_model_len or --max_num_seqs"),
+    (r"Engine core initialization failed|EngineCore encountered", "its own message stands above"),
 )
+# What pydantic writes around a reason.
+FRAME = re.compile(r"^\d+ validation errors? for \w+ (?:Value error, )?| \[type=.*$")
+FAILURES = (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError)
 
 
 class VllmEngine(Engine):
@@ -64,7 +68,7 @@ class VllmEngine(Engine):
             # A seeded request that is read in parts ends vLLM on a CPU: "CPU Generator does not use offset".
             settings["engine_kwargs"] = {"enable_chunked_prefill": False, **settings.get("engine_kwargs", {})}
         kind = _engine_class(trust_remote_code)
-        with _core_in_this_process(in_process), _said_in_one_sentence(model):
+        with _core_in_this_process(in_process), _said_in_one_sentence(f"vLLM cannot start with {model}"):
             self.engine = kind(str(model), template=self.codec.template, **settings)
         self.codec.max_model_len = self.engine.engine.model_config.max_model_len
         self._count = 0
@@ -85,7 +89,7 @@ class VllmEngine(Engine):
                         yield index, error
                 if not pending and not taken:
                     return
-                for output in core.step() if pending else ():
+                for output in self._step() if pending else ():
                     if output.finished:
                         index, ids = pending.pop(output.request_id)
                         yield index, self._completions(ids, output, stops)
@@ -96,6 +100,10 @@ class VllmEngine(Engine):
     def close(self) -> None:
         """Ends the engine. In this process vLLM also destroys torch.distributed's default group."""
         self.engine.engine.engine_core.shutdown()
+
+    def _step(self) -> list[Any]:
+        with _said_in_one_sentence("vLLM broke off"):
+            return self.engine.engine.step()
 
     def _add(self, prompt: Prompt, sampling: Sampling, stops: list[str]) -> tuple[str, list[int]]:
         inputs = self.codec.encode(prompt)
@@ -185,10 +193,10 @@ def _core_in_this_process(wanted: bool | None) -> Iterator[None]:
 
 
 @contextmanager
-def _said_in_one_sentence(model: str | Path) -> Iterator[None]:
+def _said_in_one_sentence(what: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError) as error:
-        said = one_line(error)
+    except FAILURES as error:
+        said = FRAME.sub("", one_line(error)) or type(error).__name__
         advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use --engine transformers")
-        raise KDError(f"vLLM cannot start with {model}: {said or type(error).__name__}; {advice}.") from error
+        raise KDError(f"{what}: {said}; {advice}.") from error

@@ -1,6 +1,7 @@
 """Every engine answers as the others: real vLLM, real servers, and transformers, on the small model that speaks."""
 
 import json
+import re
 from contextlib import ExitStack
 
 import pytest
@@ -222,6 +223,18 @@ def test_an_adapter_writes(template, tmp_path):
     run_script("-m", "tests.generation.asking", "vllm.json", str(tmp_path / "adapter"), folder=tmp_path)
     found = json.loads((tmp_path / "vllm.json").read_text())
     assert found["greedy"] == adapted["greedy"]
+
+
+def test_an_engine_that_cannot_start_is_said_in_one_sentence(tmp_path):
+    run_script("-m", "tests.generation.starting", str(tmp_path), folder=tmp_path, VLLM_CPU_KVCACHE_SPACE="")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "head_dim=16" in found["head size"]
+    assert "use --engine transformers" in found["head size"]
+    assert re.search(r"vLLM cannot start with .*base_model: Available memory .*; lower --gpu_mem", found["memory"])
+    assert "raise --gpu_memory_utilization, or lower --max_model_len" in found["cache"]
+    assert re.search(r"max_model_len \(100000\) is greater than .*; lower --max_model_len\.", found["context"])
+    assert found["none"] is None
+    assert not any("\n" in said or "pydantic" in said for said in found.values() if said)
 
 
 @pytest.mark.parametrize(
