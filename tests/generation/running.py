@@ -58,7 +58,7 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
 
 def run_script(*argv: str, folder: Path, **changes: str) -> str:
     """Runs Python in a process of its own, where vLLM meets the machine as it is."""
-    env = environment(None, **CPU, PYTHONPATH=f"{REPOSITORY}:{':'.join(sys.path)}", **changes)
+    env = environment(None, **{**CPU, "PYTHONPATH": f"{REPOSITORY}:{':'.join(sys.path)}", **changes})
     env.pop("SWIFT_KD_DEVICE", None)
     code, log, _ = run_command([sys.executable, *argv], folder, env)
     assert code == 0, log[-4000:]
