@@ -13,6 +13,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
+from swift_kd_plugin.teacher.transport import Limits
 from tests.generation.asking import (
     BASE_MODEL,
     GREEDY,
@@ -24,9 +25,10 @@ from tests.generation.asking import (
     make_prompts,
     too_long,
 )
-from tests.generation.running import run_script
+from tests.generation.running import read_rows, run_generate, run_script
 from tests.runs.recording import needs_cpu_backend
 from tests.servers import swift_deploy, vllm_server, wait_for
+from tests.teacher.fake_vllm import serve
 
 pytestmark = needs_cpu_backend
 # In float32: in bfloat16 the engines round at other places.
@@ -209,6 +211,38 @@ def test_a_server_with_another_template_is_refused(servers, template):
         pytest.raises(KDError, match="makes other tokens of a prompt"),
     ):
         engine.generate([Prompt([{"role": "user", "content": "say BE"}])], GREEDY)
+
+
+@pytest.mark.parametrize("name", ["swift", "vllm"])
+def test_the_command_asks_a_server(servers, name, tmp_path):
+    changes = {"limit": 20, "thinking": "both", "temperature": 0, "shard_size": 8}
+    run_generate(tmp_path / "served", **changes, engine="auto", server=wait_for(servers[name]))
+    run_generate(tmp_path / "here", **changes)
+    assert read_rows(tmp_path / "served") == read_rows(tmp_path / "here")
+    assert len(read_rows(tmp_path / "served")) == 40
+
+
+@pytest.mark.parametrize("swift", [False, True])
+def test_a_server_of_another_model_is_refused(swift, template):
+    """Its texts for token ids are not those of the tokenizer here."""
+    with serve(swift=swift) as other, pytest.raises(KDError, match="has another tokenizer than --model: id "):
+        ServerEngine(other.url, template)
+
+
+def test_a_server_that_is_slow_is_named(template):
+    limits = Limits(timeout=0.3, attempts=2, pause=0.01)
+    with (
+        serve(faults=["silence", "silence"]) as slow,
+        pytest.raises(
+            KDError, match=r"no answer in 2 attempts \(silent for 0.3 s\); see that it runs and that --server"
+        ),
+    ):
+        ServerEngine(slow.url, template, limits=limits)
+
+
+def test_an_adapter_that_a_server_does_not_have_is_named(template):
+    with serve() as other, pytest.raises(KDError, match="has no adapter coder; it has teacher, lora"):
+        ServerEngine(other.url, template, "coder")
 
 
 def test_an_adapter_writes(template, tmp_path):
