@@ -10,7 +10,7 @@ help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
 	@echo "make quickstart  internalise an experience into a small model, about 2 minutes without a GPU"
 	@echo "make test        install and run every test"
-	@echo "make bench       time and memory of losses and datasets against ms-swift's and TRL's, about 9 minutes"
+	@echo "make bench       time and memory of losses, datasets and generation against others, about 12 minutes"
 	@echo "make lint        check format and style"
 	@echo "make format      mend format and style"
 	@echo "make clean       remove $(VENV) and what the targets wrote"
@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python scripts/dev/bench_fused.py
 	$(BIN)/python scripts/dev/bench_data.py
 	$(BIN)/python scripts/dev/bench_rollout.py --check
+	$(BIN)/python scripts/dev/bench_generate.py
 
 quickstart: install
 	$(BIN)/python examples/quickstart/quickstart.py

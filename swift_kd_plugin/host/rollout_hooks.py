@@ -6,7 +6,7 @@ import torch
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.utils import get_logger
 
-from swift_kd_plugin.generation.vllm_engine import starting_vllm
+from swift_kd_plugin.generation.vllm_engine import said_in_one_sentence
 from swift_kd_plugin.host.completions import explain_refusal, log_completions
 from swift_kd_plugin.host.rollout import make_mix, write_responses
 from swift_kd_plugin.host.sample import KDSample
@@ -43,7 +43,7 @@ class RolloutHooks(MegatronGKDTrainer):
     def _prepare_vllm_engine(self):
         check_vllm(self.side)
         model, instead = self.args.model_info.model_dir, f"--kd_{self.side}_engine transformers"
-        with starting_vllm(model, "vllm_", instead):
+        with said_in_one_sentence(f"vLLM cannot start with {model}", "vllm_", instead):
             return super()._prepare_vllm_engine()
 
     def _colocate_rollout(self, samples, request_config):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,12 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
     return result.exit_code, result.output
 
 
-def run_script(*argv: str, folder: Path, **changes: str) -> str:
+def run_script(*argv: str, folder: Path, without: Sequence[str] = ()) -> str:
     """Runs Python in a process of its own, where vLLM meets the machine as it is."""
-    env = environment(None, **CPU, PYTHONPATH=f"{REPOSITORY}:{':'.join(sys.path)}", **changes)
-    env.pop("SWIFT_KD_DEVICE", None)
+    path = ":".join([str(REPOSITORY), *sys.path])
+    env = environment(None, **CPU, PYTHONPATH=path)
+    for name in ("SWIFT_KD_DEVICE", *without):
+        env.pop(name, None)
     code, log, _ = run_command([sys.executable, *argv], folder, env)
     assert code == 0, log[-4000:]
     return log

@@ -1,6 +1,7 @@
 """Every engine answers as the others: real vLLM, real servers, and transformers, on the small model that speaks."""
 
 import json
+import re
 from contextlib import ExitStack
 
 import pytest
@@ -12,6 +13,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
+from swift_kd_plugin.teacher.transport import Limits
 from tests.generation.asking import (
     BASE_MODEL,
     GREEDY,
@@ -23,13 +25,17 @@ from tests.generation.asking import (
     make_prompts,
     too_long,
 )
-from tests.generation.running import run_script
+from tests.generation.running import read_rows, run_generate, run_script
 from tests.runs.recording import needs_cpu_backend
 from tests.servers import swift_deploy, vllm_server, wait_for
+from tests.teacher.fake_vllm import serve
 
 pytestmark = needs_cpu_backend
 # In float32: in bfloat16 the engines round at other places.
-PRECISE = {"torch_dtype": "float32", "vllm_max_model_len": MAX_LENGTH}
+# On a CPU vLLM ends at a seeded request that it reads in parts: "CPU Generator does not use offset".
+WHOLE = '{"enable_chunked_prefill": false}'
+PRECISE = {"torch_dtype": "float32", "vllm_max_model_len": MAX_LENGTH, "vllm_engine_kwargs": WHOLE}
+VLLM = {"dtype": "float32", "max-model-len": MAX_LENGTH, "no-enable-chunked-prefill": []}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +48,7 @@ def servers(tmp_path_factory):
             "raw": stack.enter_context(
                 swift_deploy(BASE_MODEL, folder / "raw", use_chat_template=False, **PRECISE),
             ),
-            "vllm": stack.enter_context(
-                vllm_server(BASE_MODEL, folder / "vllm", **{"dtype": "float32", "max-model-len": MAX_LENGTH})
-            ),
+            "vllm": stack.enter_context(vllm_server(BASE_MODEL, folder / "vllm", **VLLM)),
         }
         yield urls
 
@@ -209,6 +213,38 @@ def test_a_server_with_another_template_is_refused(servers, template):
         engine.generate([Prompt([{"role": "user", "content": "say BE"}])], GREEDY)
 
 
+@pytest.mark.parametrize("name", ["swift", "vllm"])
+def test_the_command_asks_a_server(servers, name, tmp_path):
+    changes = {"limit": 20, "thinking": "both", "temperature": 0, "shard_size": 8}
+    run_generate(tmp_path / "served", **changes, engine="auto", server=wait_for(servers[name]))
+    run_generate(tmp_path / "here", **changes)
+    assert read_rows(tmp_path / "served") == read_rows(tmp_path / "here")
+    assert len(read_rows(tmp_path / "served")) == 40
+
+
+@pytest.mark.parametrize("swift", [False, True])
+def test_a_server_of_another_model_is_refused(swift, template):
+    """Its texts for token ids are not those of the tokenizer here."""
+    with serve(swift=swift) as other, pytest.raises(KDError, match="has another tokenizer than --model: id "):
+        ServerEngine(other.url, template)
+
+
+def test_a_server_that_is_slow_is_named(template):
+    limits = Limits(timeout=0.3, attempts=2, pause=0.01)
+    with (
+        serve(faults=["silence", "silence"]) as slow,
+        pytest.raises(
+            KDError, match=r"no answer in 2 attempts \(silent for 0.3 s\); see that it runs and that --server"
+        ),
+    ):
+        ServerEngine(slow.url, template, limits=limits)
+
+
+def test_an_adapter_that_a_server_does_not_have_is_named(template):
+    with serve() as other, pytest.raises(KDError, match="has no adapter coder; it has teacher, lora"):
+        ServerEngine(other.url, template, "coder")
+
+
 def test_an_adapter_writes(template, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32)
     torch.manual_seed(3)
@@ -222,6 +258,18 @@ def test_an_adapter_writes(template, tmp_path):
     run_script("-m", "tests.generation.asking", "vllm.json", str(tmp_path / "adapter"), folder=tmp_path)
     found = json.loads((tmp_path / "vllm.json").read_text())
     assert found["greedy"] == adapted["greedy"]
+
+
+def test_an_engine_that_cannot_start_is_said_in_one_sentence(tmp_path):
+    run_script("-m", "tests.generation.starting", str(tmp_path), folder=tmp_path, without=["VLLM_CPU_KVCACHE_SPACE"])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "head_dim=16" in found["head size"]
+    assert "use --engine transformers" in found["head size"]
+    assert re.search(r"vLLM cannot start with .*base_model: Available memory .*; lower --gpu_mem", found["memory"])
+    assert "raise --gpu_memory_utilization, or lower --max_model_len" in found["cache"]
+    assert re.search(r"max_model_len \(100000\) is greater than .*; lower --max_model_len\.", found["context"])
+    assert found["none"] is None
+    assert not any("\n" in said or "pydantic" in said for said in found.values() if said)
 
 
 @pytest.mark.parametrize(
