@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from typer.core import TyperCommand
-from yaml import YAMLError
 
 from swift_kd_plugin.cli.options import errors_in_one_sentence
+from swift_kd_plugin.data.mapping import read_mapping, resolve
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.errors import KDError
 
@@ -35,21 +33,10 @@ def read_defaults(ctx: typer.Context, file: Path | None) -> Path | None:
     if file is not None:
         with errors_in_one_sentence(ctx.info_name):
             known = {parameter.name: parameter for parameter in ctx.command.params if parameter.name != "config"}
-            ctx.default_map = {name: _value(known, name, given, file) for name, given in read_flags(file).items()}
+            named = f"--config {file}"
+            flags = resolve(read_mapping(file, named, "flags to values, for example `temperature: 0.7`"), named)
+            ctx.default_map = {name: _value(known, name, given, file) for name, given in flags.items()}
     return file
-
-
-def read_flags(file: Path) -> dict[str, Any]:
-    """The keys of a file. Raises KDError if it is no mapping."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except OSError as error:
-        raise KDError(f"--config {file} cannot be read: {error.strerror}.") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise KDError(f"--config {file} is not valid: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise KDError(f"--config {file} must map flags to values, for example `temperature: 0.7`.")
-    return content
 
 
 def _value(known: dict[str, Any], name: str, given: Any, file: Path) -> Any:

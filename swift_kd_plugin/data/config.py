@@ -7,12 +7,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from swift_kd_plugin.data.experience import MARK, Placement
 from swift_kd_plugin.data.leaks import Suspicions
+from swift_kd_plugin.data.mapping import read_mapping, resolve
 from swift_kd_plugin.data.nodes import (
     DatasetId,
     Experienced,
@@ -39,6 +36,7 @@ from swift_kd_plugin.data.schema import (
 from swift_kd_plugin.data.thinking import KEEP, NON_THINKING, THINKING, Modes
 from swift_kd_plugin.errors import KDError
 
+EXAMPLE = "names to datasets, for example `pairs: {type: exp_noexp, exp: …, noexp: …}`"
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -46,14 +44,9 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 def read_config(file: str | Path) -> dict[str, Node]:
     """The datasets of a data.yaml by name. Raises KDError naming file, dataset and key of a mistake."""
     file = Path(file)
-    try:
-        content = _with_on(OmegaConf.to_container(OmegaConf.load(file), resolve=True))
-    except OSError as error:
-        raise KDError(f"{file} cannot be read: {error.strerror}.") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise KDError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict) or not content:
-        raise KDError(f"{file} must map names to datasets, for example `pairs: {{type: exp_noexp, exp: …, noexp: …}}`.")
+    content = _with_on(resolve(read_mapping(file, example=EXAMPLE), file))
+    if not content:
+        raise KDError(f"{file} must map {EXAMPLE}.")
     reader = _Reader(file, content)
     for name in content:
         if not isinstance(name, str) or not NAME.fullmatch(name):

@@ -59,7 +59,8 @@ def write_responses(trainer, samples: list[KDSample]) -> list[KDSample]:
             written = WRITE[name](trainer, writer, [drafts[index] for index in chosen])
         for index, draft in zip(chosen, written, strict=True):
             samples[index] = settle(draft, samples[index], trainer.args.kd_truncated)
-    trainer.generation_seconds += time.perf_counter() - start
+    if trainer.unwrapped_models[0].training:
+        trainer.generation_seconds += time.perf_counter() - start
     return samples
 
 

@@ -1,10 +1,11 @@
 """The engines behind the student's and the teacher's pen: which one a run takes, and their start and end."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from swift.rlhf_trainers.utils import finish_vllm_weight_reload, vllm_sleep
+from swift.rlhf_trainers.utils import finish_vllm_weight_reload, set_expandable_segments, vllm_sleep
 from swift.utils import get_logger, is_vllm_available
 
 from swift_kd_plugin.errors import KDError
@@ -53,6 +54,7 @@ class TeacherVllm:
         args.model_info = copy.copy(args.model_info)
         args.model_info.model_dir, args.model_type = teacher_folder(args)
         args.vllm_engine_kwargs, args.vllm_enable_lora = dict(args.vllm_engine_kwargs or {}), False
+        args.sleep_level = min(args.sleep_level, 1)  # level 2 throws away what no trainer moves here again
         share = args.kd_teacher_gpu_memory_utilization or args.vllm_gpu_memory_utilization
         self.rollout.vllm_mode, self.rollout.vllm_gpu_memory_utilization = "colocate", share
         self.rollout.multi_turn_scheduler = None
@@ -62,13 +64,17 @@ class TeacherVllm:
         self._start(trainer)
 
     def _start(self, trainer) -> None:
+        """As ms-swift starts the student's."""
         rollout = self.rollout
-        rollout.engine = rollout._prepare_vllm_engine()
-        if trainer.args.kd_teacher_adapters:
-            _load_merged_teacher(trainer, rollout.engine)
-        rollout._last_loaded_step = rollout._step
-        if trainer.args.sleep_level:
-            vllm_sleep(rollout.engine.engine, trainer.args.sleep_level)
+        with trainer.offload_context() if trainer.enable_offload else nullcontext():
+            set_expandable_segments(False)
+            rollout.engine = rollout._prepare_vllm_engine()
+            if trainer.args.kd_teacher_adapters:
+                _load_merged_teacher(trainer, rollout.engine)
+            if rollout.args.sleep_level:
+                vllm_sleep(rollout.engine.engine, rollout.args.sleep_level)
+            set_expandable_segments(True)
+        rollout._last_loaded_step = rollout._step  # so that none are moved
 
     def write(self, samples: list[KDSample]) -> list[KDSample]:
         return self.rollout._generate_completions(samples)

@@ -1,7 +1,5 @@
 """Reads a recipe: a YAML or JSON file, the files that it is based on, and `key=value` overrides."""
 
-import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from swift_kd_plugin.data.mapping import first_line, read_mapping, resolve
 from swift_kd_plugin.errors import KDError
 
 BASE = "base"
@@ -52,15 +51,6 @@ def read_recipe(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return Recipe(Path(file), config, origins)
 
 
-def resolve(config: DictConfig, file: Path) -> dict[str, Any]:
-    """The config as plain values, interpolations resolved. Raises KDError naming file and key of one that fails."""
-    try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise KDError(f"{file}: {f'{key}: ' if key else ''}{_first_line(error)}.") from error
-
-
 def _select(config: DictConfig, key: str) -> Any:
     return OmegaConf.select(config, key, throw_on_resolution_failure=False)
 
@@ -83,26 +73,12 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
     try:
         return OmegaConf.merge(below, above)
     except (TypeError, OmegaConfBaseException) as error:
-        raise KDError(f"{name} does not fit on what it is put on: {_first_line(error)}.") from error
+        raise KDError(f"{name} does not fit on what it is put on: {first_line(error)}.") from error
 
 
 def _read(file: Path, below: tuple[Path, ...]) -> DictConfig:
-    named = f", which {below[-1]} names as its base," if below else ""
-    try:
-        if file.suffix == ".json":
-            config = OmegaConf.create(json.loads(file.read_text(encoding="utf-8")))
-        else:
-            config = OmegaConf.load(file)
-    except OSError as error:
-        raise KDError(f"{file}{named} cannot be read: {error.strerror}.") from error
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        kind = "JSON" if file.suffix == ".json" else "YAML"
-        raise KDError(f"{file}{named} is not valid {kind}: {' '.join(str(error).split())}.") from error
-    if not isinstance(config, DictConfig):
-        raise KDError(
-            f"{file}{named} must map the flags of `megatron rlhf` to values, for example `model: Qwen/Qwen3-8B`."
-        )
-    return config
+    named = f"{file}, which {below[-1]} names as its base," if below else str(file)
+    return read_mapping(file, named, "the flags of `megatron rlhf` to values, for example `model: Qwen/Qwen3-8B`")
 
 
 def _bases(own: DictConfig, file: Path) -> list[str]:
@@ -132,9 +108,4 @@ def _parse_override(override: str) -> tuple[str, DictConfig]:
     try:
         return key, OmegaConf.from_dotlist([override])
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise KDError(f"{override!r} on the command line is not valid: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0].rstrip(".")
-    return re.sub(r"^\w+ raised while resolving interpolation: ", "", line).strip("\"'")
+        raise KDError(f"{override!r} on the command line is not valid: {first_line(error)}.") from error

@@ -135,7 +135,7 @@ PAIR = "exp: exp.jsonl, noexp: noexp.jsonl"
         ("'a#b': {type: rows, source: a.json}", "the name 'a#b' cannot be given to --dataset"),
         ("a: [", "is not valid YAML"),
         ("", "must map names to datasets"),
-        ("a: {type: rows, source: '${nothing}'}", "is not valid YAML"),
+        ("a: {type: rows, source: '${nothing}'}", "a.source: Interpolation key 'nothing' not found"),
     ],
 )
 def test_mistakes_are_said_in_one_sentence(read, text, message):

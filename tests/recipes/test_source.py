@@ -7,8 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swift_kd_plugin.data.mapping import resolve
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.source import read_recipe, resolve
+from swift_kd_plugin.recipes.source import read_recipe
 
 KEYS = st.sampled_from(["lr", "model", "dataset", "off_policy", "env"])
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text("ab", max_size=2))

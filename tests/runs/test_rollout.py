@@ -1,14 +1,19 @@
 """Who writes the responses: the student, the teacher or the dataset, by the real command with real engines."""
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from tests.launch import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
 from tests.servers import kill_server, swift_deploy, vllm_server, wait_for
+from tests.tiny_models import make_adapter
 
 pytestmark = needs_cpu_backend
 
@@ -131,6 +136,35 @@ def test_lora_whose_teacher_is_its_base(mixed, truth, single, tmp_path):
     run = check(megatron_rlhf(tmp_path, {**mixed, **changes}), truth)
     assert writers(run) == writers(single)
     assert run.losses[0] == pytest.approx(single.losses[0], rel=0.02)
+
+
+def test_merged_adapters_write(mixed, tmp_path):
+    """A teacher of a base model and an adapter writes what the merged model writes."""
+    adapter = make_adapter(tmp_path / "adapter", BASE_MODEL)
+    merged = tmp_path / "merged"
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.bfloat16), adapter)
+    shutil.copytree(BASE_MODEL, merged)
+    model.merge_and_unload().save_pretrained(merged)
+    only = {**mixed, "lmbda": 0, "kd_seq_kd_prob": 1, "train_iters": 2, "vllm_mode": None}
+    by_adapter = megatron_rlhf(tmp_path / "a", {**only, "kd_teacher_adapters": adapter}).expect_success()
+    by_model = megatron_rlhf(tmp_path / "b", {**only, "teacher_model": merged}).expect_success()
+    by_base = megatron_rlhf(tmp_path / "c", only).expect_success()
+    assert agreement(by_adapter, by_model) > 0.9  # one rounds once more
+    assert agreement(by_adapter, by_base) < 0.5
+
+
+def agreement(run: Run, other: Run) -> float:
+    """Share of the questions that both answered alike."""
+    pairs = zip(written(run), written(other), strict=True)
+    same = [mine == theirs for mine, theirs in pairs]
+    return sum(same) / len(same)
+
+
+def test_a_student_that_is_its_own_teacher_writes_in_both_views(mixed, truth, tmp_path):
+    """One engine for both, with the student's weights as they are."""
+    changes = {"teacher_model": None, "teacher_model_type": None, "lr": 1e-5}
+    run = check(megatron_rlhf(tmp_path, {**mixed, **changes}), truth)
+    assert run.log.count("writes comes from StudentVllm") == 2
 
 
 @pytest.mark.parametrize("kind", [swift_deploy, vllm_server])
