@@ -211,7 +211,7 @@ def _core_in_this_process(wanted: bool | None) -> Iterator[None]:
 
 @contextmanager
 def said_in_one_sentence(what: str, prefix: str = "", instead: str = "--engine transformers") -> Iterator[None]:
-    """Raises KDError for what ends vLLM.
+    """Raises KDError for what ends vLLM; a KDError stays as it is.
 
     Args:
         what: how the sentence begins.
@@ -220,6 +220,8 @@ def said_in_one_sentence(what: str, prefix: str = "", instead: str = "--engine t
     """
     try:
         yield
+    except KDError:
+        raise
     except FAILURES as error:
         said = FRAME.sub("", one_line(error)) or type(error).__name__
         advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use {1}")

@@ -42,15 +42,18 @@ class RolloutHooks(MegatronGKDTrainer):
 
     def _prepare_vllm_engine(self):
         check_vllm(self.side)
-        model, instead = self.args.model_info.model_dir, f"--kd_{self.side}_engine transformers"
-        with said_in_one_sentence(f"vLLM cannot start with {model}", "vllm_", instead):
+        with self._vllm_in_one_sentence(f"vLLM cannot start with {self.args.model_info.model_dir}"):
             return super()._prepare_vllm_engine()
 
     def _colocate_rollout(self, samples, request_config):
-        try:
-            return super()._colocate_rollout(samples, request_config)
-        except ValueError as error:
-            raise explain_refusal(samples, self.template, self.engine.max_model_len) or error from error
+        with self._vllm_in_one_sentence("vLLM broke off"):
+            try:
+                return super()._colocate_rollout(samples, request_config)
+            except ValueError as error:
+                raise explain_refusal(samples, self.template, self.engine.max_model_len) or error from error
+
+    def _vllm_in_one_sentence(self, what: str):
+        return said_in_one_sentence(what, "vllm_", f"--kd_{self.side}_engine transformers")
 
     def train(self, train_dataset, val_dataset) -> None:
         self.rows = len(train_dataset) if hasattr(train_dataset, "__len__") else None

@@ -4,6 +4,7 @@
   evaluation mode, with the whole vocabulary
 - `trained`: this rank's trainable weights after the last step
 - `answers`: each answer of the colocated vLLM, with vLLM's log-probabilities and the model's own logits
+- `scored`: the ids that models wrote and the ids that the loss is about, of each micro-batch
 - `vllm_distances`: after each weight sync, per weight of vLLM, the largest difference to the trainer's
 - `synced`: one of the trainer's weights at each sync
 """
@@ -18,15 +19,18 @@ from swift.megatron.trainers.rollout_mixin import MegatronRolloutMixin
 from swift.megatron.utils import get_packed_seq_params
 from torch import distributed as dist
 
+from swift_kd_plugin.host.trainer import KDTrainer
+
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 FOLDER = Path(os.environ["KD_TEST_RECORD"])
 PROBE = torch.load(FOLDER / "probe.pt")
-RECORD: dict = {"answers": [], "vllm_distances": [], "synced": []}
+RECORD: dict = {"answers": [], "scored": [], "vllm_distances": [], "synced": []}
 
 stock_setup = BaseMegatronTrainer.setup_model_training
 stock_finalize = BaseMegatronTrainer.finalize_training
 stock_rollout = MegatronRolloutMixin._colocate_rollout
 stock_sync = MegatronRolloutMixin._move_model_to_vllm
+encode_samples = KDTrainer._encode_samples
 
 
 def setup_model_training(self):
@@ -89,6 +93,14 @@ def move_model_to_vllm(self):
     RECORD["synced"].append(truth["model.layers.0.mlp.down_proj.weight"])
 
 
+def record_scored(self, samples):
+    batch = encode_samples(self, samples)
+    labels = batch["labels"]
+    written = [token for sample in samples for token in sample.written_ids]
+    RECORD["scored"].append((written, labels[labels != -100].tolist()))
+    return batch
+
+
 def measure_distance(name: str, weight: torch.Tensor, truth: dict[str, torch.Tensor]) -> float:
     """The largest difference between a weight of vLLM and the trainer's; vLLM fuses some and pads the vocabulary."""
     fused = next((part for part in FUSED if part in name), None)
@@ -103,3 +115,4 @@ BaseMegatronTrainer.setup_model_training = setup_model_training
 BaseMegatronTrainer.finalize_training = finalize_training
 MegatronRolloutMixin._colocate_rollout = colocate_rollout
 MegatronRolloutMixin._move_model_to_vllm = move_model_to_vllm
+KDTrainer._encode_samples = record_scored

@@ -79,6 +79,13 @@ def test_vllm_has_the_trainers_weights_after_each_sync(rollouts):
     assert not any(torch.equal(before, after) for before, after in itertools.pairwise(rank["synced"]))
 
 
+def test_the_sampled_ids_are_the_ones_that_are_scored(rollouts):
+    scored = rollouts.ranks[0]["scored"]
+    assert all(written == labels for written, labels in scored)
+    sampled = sorted(answer["tokens"].tolist() for answer in rollouts.ranks[0]["answers"])
+    assert sum(len(written) for written, _ in scored) == sum(map(len, sampled)) > STEPS * BATCH
+
+
 def pick_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [T] of `tokens` [T] under `logits` [T, V]."""
     return F.log_softmax(logits.float(), -1).gather(1, tokens[:, None])[:, 0]

@@ -1,6 +1,7 @@
 """Who writes the responses: the student, the teacher or the dataset, by the real command with real engines."""
 
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.launch import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
 from tests.servers import kill_server, swift_deploy, vllm_server, wait_for
-from tests.tiny_models import make_adapter
+from tests.tiny_models import make_adapter, make_dense
 
 pytestmark = needs_cpu_backend
 
@@ -208,3 +209,12 @@ def test_a_server_that_dies_ends_the_run_with_its_reason(mixed, tmp_path):
             ended = run.result()
     assert ended.code == 1
     assert f"The teacher server {url} gave no answer in 6 attempts" in ended.log
+
+
+def test_a_model_that_vllm_cannot_run_is_named(mixed, tmp_path):
+    model = make_dense(tmp_path / "model", head_dim=16)
+    run = megatron_rlhf(tmp_path / "run", {**mixed, "model": model, "lmbda": 1, "seq_kd": None, "kd_seq_kd_prob": None})
+    assert run.code == 1
+    assert re.search(
+        r"error: vLLM .*; no attention kernel here takes it; use --kd_student_engine transformers", run.log
+    )

@@ -27,14 +27,14 @@ FIGURES = ("loss", "grad_norm", "learning_rate", "divergence")
 
 @pytest.fixture(scope="module")
 def recipe(flags, tmp_path_factory) -> Path:
-    """A file with both training stages. Sampling is greedy: vLLM's random state is in no checkpoint."""
+    """A file with both training stages."""
     folder = tmp_path_factory.mktemp("two_stages")
     make_sums(folder / "val.jsonl", rows=8, seed=1)
     common = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
     common |= {"val_dataset": str(folder / "val.jsonl"), "save_steps": EVERY, "eval_steps": EVERY, "lr": 1e-3}
     common |= {"output_dir": "out", "nproc_per_node": 1, "save_total_limit": 2}
     common |= {"off_policy": {"train_iters": STEPS["off_policy"]}}
-    sampling = {"temperature": 0.0, "kd_temperature": 1.0, "max_completion_length": 16, "vllm_max_model_len": 128}
+    sampling = {"temperature": 1.0, "max_completion_length": 16, "vllm_max_model_len": 128}
     vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_enforce_eager": True, "vllm_gpu_memory_utilization": 0.1}
     common["on_policy"] = {"lmbda": 1, "train_iters": STEPS["on_policy"], **sampling, **vllm}
     (folder / "run.yaml").write_text(yaml.safe_dump(common))
