@@ -51,8 +51,8 @@ class TeacherVllm:
         self.rollout = copy.copy(trainer)
         self.rollout.side = "teacher"
         args = self.rollout.args = copy.copy(trainer.args)
-        args.model_info = copy.copy(args.model_info)
-        args.model_info.model_dir, args.model_type = teacher_folder(args)
+        self.rollout.template = _template_of_teacher(trainer)
+        args.model_info, args.model_type = self.rollout.template.model_info, teacher_folder(args)[1]
         args.vllm_engine_kwargs, args.vllm_enable_lora = dict(args.vllm_engine_kwargs or {}), False
         args.sleep_level = min(args.sleep_level, 1)  # level 2 throws away what no trainer moves here again
         share = args.kd_teacher_gpu_memory_utilization or args.vllm_gpu_memory_utilization
@@ -215,6 +215,16 @@ def _fits(folder: str) -> bool:
     """Whether the weights of a model's folder go on the device beside what is there, with room for its cache."""
     need = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     return 0 < need < FITS * torch.cuda.mem_get_info()[0]
+
+
+def _template_of_teacher(trainer):
+    """The student's template over the teacher's folder: ms-swift's engine loads the model that its template names."""
+    args, template = trainer.args, copy.copy(trainer.template)
+    if not args._teacher_use_disable_adapter:
+        template.processor = copy.copy(template.processor)
+        template.processor.model_info, template.processor.model_meta = args.teacher_model_info, args.teacher_model_meta
+        template.model_info, template.config = args.teacher_model_info, args.teacher_model_info.config
+    return template
 
 
 def _load_merged_teacher(trainer, engine) -> None:

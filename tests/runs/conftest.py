@@ -1,10 +1,16 @@
 """Material for runs of the real command: tiny models and questions, made once."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from tests.runs.recording import REPOSITORY
 from tests.tiny_models import make_dense, make_sums
+
+BASE_MODEL = REPOSITORY / "examples" / "base_model"
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +45,15 @@ def flags(material) -> dict[str, object]:
         "torch_dtype": "bfloat16",
         "dataset_num_proc": 1,
     }
+
+
+@pytest.fixture(scope="session")
+def blurred(tmp_path_factory) -> Path:
+    """The base model with noise on its weights: it speaks, and not as the base model does."""
+    folder = tmp_path_factory.mktemp("blurred") / "model"
+    shutil.copytree(BASE_MODEL, folder)
+    torch.manual_seed(0)
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: weight + 0.05 * torch.randn_like(weight) for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

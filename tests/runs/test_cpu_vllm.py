@@ -2,12 +2,9 @@
 
 import itertools
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
@@ -20,18 +17,6 @@ pytestmark = needs_cpu_backend
 BASE_MODEL = REPOSITORY / "examples" / "base_model"
 DATA = REPOSITORY / "examples" / "data"
 STEPS, BATCH, TOP_K = 3, 4, 20
-
-
-@pytest.fixture(scope="module")
-def blurred(tmp_path_factory) -> Path:
-    """The base model with noise on its weights: it speaks, and not as the base model does."""
-    folder = tmp_path_factory.mktemp("vllm") / "blurred"
-    shutil.copytree(BASE_MODEL, folder)
-    torch.manual_seed(0)
-    weights = load_file(folder / "model.safetensors")
-    weights = {name: weight + 0.05 * torch.randn_like(weight) for name, weight in weights.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,14 @@ WITHOUT_VLLM = {"use_vllm": False, "vllm_mode": None}
 
 
 @pytest.fixture(scope="module")
-def mixed(flags) -> dict[str, object]:
-    """Pairs whose teacher, the base model, sees the book; greedy, so that it writes the right answers."""
+def mixed(flags, blurred) -> dict[str, object]:
+    """Pairs whose teacher, the base model, sees the book; greedy, so that it writes the right answers.
+
+    The student could not, whatever it sees.
+    """
     return {
         **flags,
-        "model": BASE_MODEL,
+        "model": blurred,
         "teacher_model": BASE_MODEL,
         "kd_datasets": DATA / "data.yaml",
         "dataset": "pairs",
@@ -133,10 +136,9 @@ def test_transformers_writes_where_there_is_no_vllm(mixed, truth, single, tmp_pa
 
 
 def test_lora_whose_teacher_is_its_base(mixed, truth, single, tmp_path):
-    changes = {"tuner_type": "lora", "target_modules": "all-linear", "lr": 1e-3}
+    changes = {"model": BASE_MODEL, "tuner_type": "lora", "target_modules": "all-linear", "lr": 1e-3}
     run = check(megatron_rlhf(tmp_path, {**mixed, **changes}), truth)
     assert writers(run) == writers(single)
-    assert run.losses[0] == pytest.approx(single.losses[0], rel=0.02)
 
 
 def test_merged_adapters_write(mixed, tmp_path):
@@ -163,7 +165,7 @@ def agreement(run: Run, other: Run) -> float:
 
 def test_a_student_that_is_its_own_teacher_writes_in_both_views(mixed, truth, tmp_path):
     """One engine for both, with the student's weights as they are."""
-    changes = {"teacher_model": None, "teacher_model_type": None, "lr": 1e-5}
+    changes = {"model": BASE_MODEL, "teacher_model": None, "teacher_model_type": None, "lr": 1e-5}
     run = check(megatron_rlhf(tmp_path, {**mixed, **changes}), truth)
     assert run.log.count("writes comes from StudentVllm") == 2
 
@@ -213,7 +215,8 @@ def test_a_server_that_dies_ends_the_run_with_its_reason(mixed, tmp_path):
 
 def test_a_model_that_vllm_cannot_run_is_named(mixed, tmp_path):
     model = make_dense(tmp_path / "model", head_dim=16)
-    run = megatron_rlhf(tmp_path / "run", {**mixed, "model": model, "lmbda": 1, "seq_kd": None, "kd_seq_kd_prob": None})
+    changes = {"model": model, "teacher_model": model, "lmbda": 1, "seq_kd": None, "kd_seq_kd_prob": None}
+    run = megatron_rlhf(tmp_path / "run", {**mixed, **changes})
     assert run.code == 1
     assert re.search(
         r"error: vLLM .*; no attention kernel here takes it; use --kd_student_engine transformers", run.log
