@@ -50,13 +50,13 @@ def write_responses(trainer, samples: list[KDSample]) -> list[KDSample]:
     start = time.perf_counter()
     drafts = [_draw(trainer, sample) for sample in samples]
     samples = list(samples)
-    for name, writer in trainer.writers.items():
+    for name in trainer.writers:
         chosen = [index for index, draft in enumerate(drafts) if draft.written_by == name]
         # Weights are moved, and experts run, by all ranks together.
         if not any_rank(bool(chosen)):
             continue
         with _seeded(trainer, name):
-            written = WRITE[name](trainer, writer, [drafts[index] for index in chosen])
+            written = _write(trainer, name, [drafts[index] for index in chosen])
         for index, draft in zip(chosen, written, strict=True):
             samples[index] = settle(draft, samples[index], trainer.args.kd_truncated)
     if trainer.unwrapped_models[0].training:
@@ -80,19 +80,15 @@ def _draw(trainer, sample: KDSample) -> KDSample:
     return draft
 
 
-def _write_as_student(trainer, writer, samples: list[KDSample]) -> list[KDSample]:
-    return _write_together(trainer, writer, samples)
-
-
-def _write_as_teacher(trainer, writer, samples: list[KDSample]) -> list[KDSample]:
-    asked = [ask_teacher(sample) for sample in samples]
-    answered = _write_together(trainer, writer, asked)
-    for sample, answer in zip(samples, answered, strict=True):
-        take_teacher_response(sample, answer, trainer.template)
-    return samples
-
-
-WRITE = {"student": _write_as_student, "teacher": _write_as_teacher}
+def _write(trainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
+    """The drafts with responses of the student or the teacher, the latter asked in its own view."""
+    writer = trainer.writers[name]
+    if name == "student":
+        return _write_together(trainer, writer, drafts)
+    answered = _write_together(trainer, writer, [ask_teacher(draft) for draft in drafts])
+    for draft, answer in zip(drafts, answered, strict=True):
+        take_teacher_response(draft, answer, trainer.template)
+    return drafts
 
 
 def _write_together(trainer, writer, samples: list[KDSample]) -> list[KDSample]:
