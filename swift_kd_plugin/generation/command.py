@@ -28,9 +28,8 @@ from swift_kd_plugin.generation.report import Tally
 from swift_kd_plugin.generation.run import Plan, Runner, limited, write_responses
 from swift_kd_plugin.generation.store import PAGE, REPORT, Store
 from swift_kd_plugin.generation.verifiers import BUILT_IN, Gold, Scorer
-from swift_kd_plugin.teacher.transport import Limits
+from swift_kd_plugin.teacher.transport import KEY_VARIABLE, Limits
 
-KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
 TRANSFORMERS_ROWS = 32
 # Flags that change how a run goes and not what it makes.
 FREE = (

@@ -17,7 +17,8 @@ from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.host.completions import as_prompt, refusal
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.teacher_server import KEY_VARIABLE, parse_servers
+from swift_kd_plugin.host.teacher_server import parse_servers
+from swift_kd_plugin.teacher.transport import KEY_VARIABLE
 
 
 def answer_samples(engine: Engine, samples: list[KDSample], sampling: Sampling) -> list[KDSample]:

@@ -20,11 +20,10 @@ from swift_kd_plugin.host.datasets import ROW_COLUMN, SOURCE_COLUMN
 from swift_kd_plugin.host.random_state import keep_random_states
 from swift_kd_plugin.host.ranks import any_rank
 from swift_kd_plugin.host.sample import KDSample
-from swift_kd_plugin.host.teacher_response import ask_teacher, take_teacher_response
+from swift_kd_plugin.host.teacher_response import KWARGS, ask_teacher, take_teacher_response
 from swift_kd_plugin.losses.schedules import Schedule
 
 logger = get_logger()
-KWARGS = "chat_template_kwargs"
 
 
 def make_mix(args) -> Mix:

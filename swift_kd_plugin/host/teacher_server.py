@@ -21,9 +21,9 @@ from swift_kd_plugin.teacher.matching import IGNORED, trained_tokens
 from swift_kd_plugin.teacher.protocol import Sequence, ServerScores
 from swift_kd_plugin.teacher.server import TeacherServer, check_same_texts
 from swift_kd_plugin.teacher.signal import TeacherSignal
+from swift_kd_plugin.teacher.transport import KEY_VARIABLE
 
 logger = get_logger()
-KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
 ENTRY_KEYS = {"url", "tags", "adapter"}
 
 

@@ -9,6 +9,7 @@ import requests
 
 from swift_kd_plugin.errors import KDError
 
+KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
 CONNECT_SECONDS = 10
 SHOWN_LENGTH = 300
 BUSY = 429
