@@ -275,13 +275,23 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
                 f"--kd_teacher_engine {self.kd_teacher_engine} needs a local teacher, and --teacher_model_server is "
                 "given; drop one of them."
             )
-        writes = self.seq_kd or self.lmbda > 0 or self.kd_lmbda_final
+        if self.kd_teacher_engine == "transformers" and self.kd_teacher_adapters:
+            raise KDError(
+                "--kd_teacher_engine transformers does not merge --kd_teacher_adapters; use vllm or megatron."
+            )
+        student_writes = self.lmbda > 0 or bool(self.kd_lmbda_final)
+        by_vllm = self.use_vllm and self.kd_student_engine in (None, "vllm")
+        two_engines = student_writes and by_vllm and self.seq_kd and self.teacher_model is not None
+        if two_engines and self.sleep_level == 2 and self.kd_teacher_engine in ("auto", "vllm"):
+            raise KDError(
+                "--sleep_level 2 throws the weights of both sleeping engines away, and the teacher's are not moved "
+                "again; use --sleep_level 1."
+            )
         for name in ("kd_thinking_prob", "kd_truncated"):
-            if name in changed and not writes:
+            if name in changed and not (self.seq_kd or student_writes):
                 raise KDError(f"--{name} is about written responses; give --lmbda above 0 or --seq_kd true.")
         if self.kd_student_engine == "vllm" and not self.use_vllm:
             raise KDError("--kd_student_engine vllm contradicts --use_vllm false; drop one of them.")
-        by_vllm = self.use_vllm and self.kd_student_engine in (None, "vllm")
         if self.rlhf_type == "gkd" and self.lmbda > 0 and by_vllm and self.vllm_mode is None:
             raise KDError(
                 f"--lmbda {self.lmbda} lets the student write with vLLM; say where: --vllm_mode colocate (or server), "

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from swift_kd_plugin.cli.generate import generate
 from swift_kd_plugin.cli.options import errors_in_one_sentence
+from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.recipes.check import check_stages
 from swift_kd_plugin.recipes.command import megatron_command
-from swift_kd_plugin.recipes.lock import locked
 from swift_kd_plugin.recipes.marker import read_marker
 from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.process import run

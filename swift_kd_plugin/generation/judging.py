@@ -130,7 +130,7 @@ class Judge:
     def _only(self, verdicts: list[Verdict], chosen: int | None) -> list[Verdict]:
         error = RowError("not selected", f"another sample of its prompt is taken (--select {self.select})")
         if chosen is None:
-            error = RowError("not selected", f"no answer is found in it (--answer {self.vote})")
+            error = RowError("not selected", f"no answer is found in it (--vote {self.vote})")
         return [
             replace(verdict, row=None, error=error) if verdict.row is not None and number != chosen else verdict
             for number, verdict in enumerate(verdicts)

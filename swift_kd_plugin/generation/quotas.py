@@ -61,12 +61,10 @@ class Quotas:
     def full(self) -> bool:
         """Whether no row of any kind can be taken any more."""
         by_name = {quota.name: quota.count for quota in self.quotas if quota.value is None}
-        names = [None] if None in by_name else []
-        if {THINKING, NON_THINKING} <= by_name.keys() and all(
-            self.counts[mode] >= by_name[mode] for mode in (THINKING, NON_THINKING)
-        ):
+        if None in by_name and self.counts["all"] >= by_name[None]:
             return True
-        return any(self.counts["all"] >= by_name[name] for name in names)
+        modes = (THINKING, NON_THINKING)
+        return by_name.keys() >= set(modes) and all(self.counts[mode] >= by_name[mode] for mode in modes)
 
     def closed(self, row: Row, mode: str | None) -> str | None:
         """The first group of a row that is full; None if there is room. A mode of None is not known yet."""

@@ -6,19 +6,19 @@ shards/000000.part.jsonl the same of a shard that an error left unfinished
 responses.jsonl          the rows, written at the end
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.data.files import locked, write_atomically
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.judging import Sample
 
-MANIFEST, SHARDS, LOCK = "manifest.json", "shards", ".lock"
+MANIFEST, SHARDS = "manifest.json", "shards"
 RESPONSES, REPORT, PAGE = "responses.jsonl", "report.json", "report.html"
 OWN = (MANIFEST, SHARDS, RESPONSES, REPORT, PAGE)
 
@@ -63,24 +63,15 @@ class Store:
     def __init__(self, folder: Path, identity: dict[str, Any], tasks: int, shard_size: int, overwrite: bool = False):
         self.folder, self.tasks, self.shard_size = folder, tasks, shard_size
         self.shards = -(-tasks // shard_size)
-        try:
-            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / LOCK, "w")  # noqa: SIM115 (held until `close`)
-        except OSError as error:
-            raise KDError(f"{folder} cannot be written: {error.strerror}; choose another --output.") from error
-        try:
+        with ExitStack() as held:
+            held.enter_context(locked(folder))
             self._claim(json.loads(json.dumps(identity)), overwrite)
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
     def _claim(self, identity: dict[str, Any], overwrite: bool) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise KDError(f"{self.folder} is being written by another run; wait for it, or choose another.") from error
         if overwrite:
             self._clear()
+        (self.folder / SHARDS).mkdir(exist_ok=True)
         manifest = self.folder / MANIFEST
         if manifest.exists():
             self._compare(read_manifest(manifest), identity)
@@ -107,10 +98,9 @@ class Store:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        (self.folder / SHARDS).mkdir()
 
     def close(self) -> None:
-        self._lock.close()
+        self._held.close()
 
     def __enter__(self) -> "Store":
         return self

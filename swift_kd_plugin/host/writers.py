@@ -183,17 +183,8 @@ def _teacher_writer(trainer, writers: dict):
     if engine == "server":
         return ServerWriter(trainer, sampling_of(trainer, temperature))
     if engine == "vllm":
-        if "student" in writers and args.sleep_level == 2:
-            raise KDError(
-                "--sleep_level 2 throws the weights of both sleeping engines away, and the teacher's are not moved "
-                "again; use --sleep_level 1."
-            )
         return TeacherVllm(trainer, temperature)
     if engine == "transformers":
-        if args.kd_teacher_adapters:
-            raise KDError(
-                "--kd_teacher_engine transformers does not merge --kd_teacher_adapters; use vllm or megatron."
-            )
         return CopyWriter(trainer, "teacher", *teacher_folder(args), sampling_of(trainer, temperature))
     return MegatronWriter(trainer, "teacher", sampling_of(trainer, temperature))
 

@@ -61,7 +61,7 @@ def test_the_exit_code_and_the_sentence_of_a_plain_run(tmp_path):
         ),
         ({"off_policy": {}, "output_dir": ".", "model": "m"}, ["run.yaml"], None),
         ({"off_policy": {}, "output_dir": "o", "env": {"NNODES": 2}}, ["run.yaml"], "stages run on one machine"),
-        ({"off_policy": {}, "output_dir": "run.yaml/o"}, ["run.yaml"], "run.yaml/o cannot be used: Not a directory"),
+        ({"off_policy": {}, "output_dir": "run.yaml/o"}, ["run.yaml"], "run.yaml/o cannot be written: Not a directory"),
         ({"model": "m", "rlhf_type": "dpo"}, ["run.yaml"], "rlhf_type is dpo; swift-kd trains with gkd alone"),
     ],
 )

@@ -81,7 +81,7 @@ def test_responses_of_unknown_origin_are_left_alone(tmp_path):
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path):
-    with open_store(tmp_path), pytest.raises(KDError, match="is being written by another run"):
+    with open_store(tmp_path), pytest.raises(KDError, match="is in use by a run that was started as process"):
         open_store(tmp_path)
     open_store(tmp_path).close()
 

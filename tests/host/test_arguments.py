@@ -109,6 +109,7 @@ class Arguments(KDArguments, Host):
     vllm_mode: str | None = None
     teacher_model_server: str | None = None
     teacher_model: str | None = "teacher"
+    sleep_level: int = 0
 
 
 def test_kd_flags_need_gkd():
@@ -144,6 +145,14 @@ def test_kd_flags_need_gkd():
         (
             {"seq_kd": True, "kd_teacher_engine": "vllm", "teacher_model_server": "http://a:1"},
             "--kd_teacher_engine vllm needs a local teacher",
+        ),
+        (
+            {"seq_kd": True, "kd_teacher_engine": "transformers", "kd_teacher_adapters": ["a"]},
+            "--kd_teacher_engine transformers does not merge --kd_teacher_adapters",
+        ),
+        (
+            {"seq_kd": True, "lmbda": 0.5, "vllm_mode": "colocate", "sleep_level": 2},
+            "--sleep_level 2 throws the weights of both sleeping engines away",
         ),
         ({"seq_kd": True, "kd_teacher_temperature": -1.0}, "--kd_teacher_temperature is -1.0; it must be at least 0"),
         ({"lmbda": 1.0, "kd_student_engine": "vllm", "use_vllm": False}, "contradicts --use_vllm false"),

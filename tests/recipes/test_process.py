@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.command import Command
-from swift_kd_plugin.recipes.lock import locked
 from swift_kd_plugin.recipes.process import run
 
 # A launcher like torchrun: its worker lives in a session of its own, and is ended when the launcher is told to end.
