@@ -98,7 +98,9 @@ class ObjectiveFlags:
     )
     kd_ce_alpha_final: float | None = _flag(None, "Value of --kd_ce_alpha at the end of training.")
     kd_ce_column: str | None = _flag(
-        None, "Dataset column with true or false that chooses the rows whose responses have a cross-entropy."
+        None,
+        "Dataset column with true or false that chooses the rows whose responses have a cross-entropy; a response "
+        "of the student never has one.",
     )
     kd_schedule: Literal["constant", "linear", "cosine"] = _flag(
         "constant",
@@ -115,7 +117,9 @@ class ObjectiveFlags:
     kd_token_clip: float = _flag(0.05, "Largest contribution of one vocabulary entry under the policy clip, above 0.")
     kd_position_final: float = _flag(0.5, "Weight of a response's last token under the policy position, at least 0.")
     kd_metrics: bool = _flag(
-        True, "Log both KLs, entropies, agreement and overlap next to the loss; false leaves them out and is faster."
+        True,
+        "Log both KLs, entropies, agreement, overlap and tail mass next to the loss, also by who wrote the response "
+        "and by thinking mode; false leaves them out and is faster.",
     )
     kd_kernels: bool = _flag(
         True, "Use Triton kernels for the loss on a GPU where they know the divergence; false computes it in PyTorch."
@@ -192,8 +196,8 @@ class GenerationFlags:
     )
     kd_teacher_gpu_memory_utilization: float | None = _flag(
         None,
-        "Share of the device for the teacher's own vLLM engine, which is awake together with the student's. Default: "
-        "--vllm_gpu_memory_utilization.",
+        "Share of the device for the teacher's own vLLM engine, which sleeps and wakes together with the student's. "
+        "Default: --vllm_gpu_memory_utilization.",
     )
 
 
