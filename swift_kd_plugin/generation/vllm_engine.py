@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,7 @@ class VllmEngine(Engine):
             self.engine = kind(str(model), template=self.codec.template, **settings)
         self.codec.max_model_len = self.engine.engine.model_config.max_model_len
         self._count = 0
+        self._common_parameters = lru_cache(1)(self._make_parameters)
 
     def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
         numbered = enumerate(prompts)
@@ -114,19 +117,28 @@ class VllmEngine(Engine):
     def _add(
         self, inputs: dict[str, Any], prompt: Prompt, sampling: Sampling, stops: list[str]
     ) -> tuple[str, list[int]]:
+        from vllm.inputs import tokens_input
+
         self._count += 1
         request, ids = str(self._count), inputs["input_ids"]
         parameters = self._parameters(prompt, len(ids), sampling, stops)
         try:
             if prompt.has_media or self.engine.default_adapter_request:
                 self.engine._add_request(inputs, parameters, request)
-            else:  # what ms-swift does with ids alone, without its 0.1 ms of looking around
-                self.engine.engine.add_request(request, {"prompt_token_ids": ids}, parameters)
+            else:  # what ms-swift does with ids alone, without the 0.2 ms that it and vLLM look around
+                self.engine.engine.add_request(request, tokens_input(ids), parameters)
         except ValueError as error:
             raise PromptError(f"a prompt is refused by vLLM: {one_line(error)}.") from error
         return request, ids
 
     def _parameters(self, prompt: Prompt, count: int, sampling: Sampling, stops: list[str]) -> Any:
+        parameters = copy(self._common_parameters(sampling, tuple(stops)))
+        parameters.max_tokens = self.codec.room(count, sampling)
+        parameters.seed = prompt.seed if sampling.temperature else None
+        return parameters
+
+    def _make_parameters(self, sampling: Sampling, stops: tuple[str, ...]) -> Any:
+        """What all prompts share: vLLM checks it once."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -137,9 +149,7 @@ class VllmEngine(Engine):
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
-            max_tokens=self.codec.room(count, sampling),
-            seed=prompt.seed if sampling.temperature else None,
-            stop=stops,
+            stop=list(stops),
             stop_token_ids=self.codec.end_ids,
             detokenize=bool(stops),  # else it is done once, at the end
             output_kind=RequestOutputKind.FINAL_ONLY,
