@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_autoload_guard.pth
 
-.PHONY: help install lint format test bench quickstart clean
+.PHONY: help install lint format test bench quickstart proof clean
 
 help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
 	@echo "make quickstart  internalise an experience into a small model, about 2 minutes without a GPU"
+	@echo "make proof       every method on every teacher with three seeds, a table and a plot, about 40 minutes"
 	@echo "make test        install and run every test"
 	@echo "make bench       time and memory of losses, datasets and generation against others, about 12 minutes"
 	@echo "make lint        check format and style"
@@ -50,6 +51,9 @@ bench: install
 
 quickstart: install
 	$(BIN)/python examples/quickstart/quickstart.py
+
+proof: install
+	$(BIN)/python examples/proof/proof.py
 
 clean:
 	rm -rf $(VENV) build output .pytest_cache .ruff_cache
