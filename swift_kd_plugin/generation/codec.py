@@ -149,6 +149,15 @@ class Codec:
         ends = [text.index(word) for word in stops if word in text]
         return Completion(text[: min(ends, default=None)], ids, reason, prompt_tokens or len(prompt_ids))
 
+    def response_ids(self, prompt_ids: list[int], text: str) -> list[int]:
+        """The ids of a text as the response behind a prompt, with the token that ends the turn in training.
+
+        The inverse of `completion`: a think block that the prompt has opened already is not opened again.
+        """
+        written = text.removeprefix(self._open_block(tuple(prompt_ids[-TAIL:])))
+        suffix = [i for item in self.template.template_meta.suffix for i in self._ids_of(item)]
+        return [*self._ids_of(written), *[i for i in suffix if i in self.end_ids][:1]]
+
     def text(self, ids: list[int]) -> str:
         """Sampled ids without their end token as text."""
         written = ids[:-1] if ids and ids[-1] in self.end_ids else ids
