@@ -1,4 +1,4 @@
-"""Imports run downward only: cli -> recipes -> host -> evaluation -> generation -> data, teacher -> losses; cpu alone."""
+"""Imports run downward only: cli -> recipes -> host -> evaluation -> generation -> data, teacher -> losses."""
 
 import ast
 from pathlib import Path

@@ -12,11 +12,10 @@ from math import isfinite
 from typing import Any
 
 from swift_kd_plugin.data.export import public_row
-from swift_kd_plugin.data.rows import Place, Row, text_of
+from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.data.thinking import split_thought
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.tasks import own_answer
 
 # (row as it stands in a file, response) -> whether it is right, or how good it is
 Verifier = Callable[[dict[str, Any], str], bool | float]
@@ -46,10 +45,17 @@ class Gold:
     pattern: str | None = None
 
     def of(self, row: Row) -> str | None:
+        """The right answer, without a thought."""
+        response = self.response_of(row)
+        return None if response is None else split_thought(response)[1]
+
+    def response_of(self, row: Row) -> str | None:
+        """The same with the thought that it has."""
         if self.column is None:
-            return own_answer(row)
+            turn = response_of(row)
+            return None if turn is None else text_of(turn["content"])
         value = row.get("columns", {}).get(self.column)
-        return value if value is None or isinstance(value, str) else text_of(value)
+        return None if value is None else text_of(value)
 
 
 def normalise(text: str) -> str:
