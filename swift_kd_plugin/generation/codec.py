@@ -18,6 +18,7 @@ from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt,
 # The start of a think block that stands at a prompt's end has this many tokens at most.
 TAIL = 8
 SHOWN_REASON = 400
+TOKENIZERS = ("tokenizer*", "tokenization*", "vocab*", "*.tiktoken", "*.model")
 
 
 def load_template(
@@ -47,6 +48,9 @@ def load_processor(
     """The model's processor and what ms-swift knows of its template; arguments and errors as `load_template`."""
     if is_path(str(model)) and not Path(model).is_dir():
         raise KDError(f"{model} is no folder of a model.")
+    if Path(model).is_dir() and not any(file for name in TOKENIZERS for file in Path(model).glob(name)):
+        # transformers would make an empty one.
+        raise KDError(f"{model} has no tokenizer; copy its files (tokenizer.json, ...) from the base model's folder.")
     try:
         processor = get_processor(str(model), model_type=model_type, torch_dtype=torch_dtype)
         return processor, get_template_meta(processor.model_info, processor.model_meta, template_type=template)
