@@ -82,8 +82,3 @@ def open_views(dataset: Dataset, rows: Sequence[Row], wanted: Sequence[str], not
         "with": View("with", dataset.select(having), having),
     }
     return [views[name] for name in names]
-
-
-def cells_of(models: Sequence[str], views: Sequence[View], thinking: str) -> list[Cell]:
-    """Every cell, in the order of the table."""
-    return [Cell(model, view.name, mode) for model in models for view in views for mode in MODES[thinking]]

@@ -94,6 +94,10 @@ class Metric(ABC):
     def describe(self) -> dict[str, Any]:
         """What it is, and what another needs to know to measure the same."""
 
+    def can_use(self, gold: str) -> bool:
+        """Whether answers can be compared with a gold answer."""
+        return True
+
     def prepare(self, golds: Sequence[str]) -> None:  # noqa: B027 (most need nothing)
         """Told the gold answers before the first row."""
 
@@ -115,13 +119,12 @@ class Rightness(Metric):
         self.quantities = {self.name: Quantity(_mean, is_share=True)}
 
     def rows(self, item: Item) -> dict[str, Sequence[float]] | None:
-        if item.response is None or (self.needs_gold and not self.can_judge(item.gold)):
+        if item.response is None or (self.needs_gold and (item.gold is None or not self.can_use(item.gold))):
             return None
         return {self.name: (self.scorer.score(item.row, item.response), 1)}
 
-    def can_judge(self, gold: str | None) -> bool:
-        """Whether an answer can be compared with a gold answer."""
-        return gold is not None and (self.name != "numeric" or find_number(gold) is not None)
+    def can_use(self, gold: str) -> bool:
+        return self.name != "numeric" or find_number(gold) is not None
 
     def describe(self) -> dict[str, Any]:
         said = SAID.get(self.name, "mean of what the function says (the share of right answers, if it says 0 or 1)")
@@ -136,6 +139,10 @@ class Bleu(Metric):
     def __init__(self, language: Language):
         self.wanted = language
         self.quantities = {"bleu": Quantity(self._value)}
+
+    def can_use(self, gold: str) -> bool:
+        """Whether answers can be compared with a gold answer."""
+        return True
 
     def prepare(self, golds: Sequence[str]) -> None:
         from sacrebleu.metrics import BLEU
@@ -184,6 +191,10 @@ class Rouge(Metric):
 
     def __init__(self):
         self.quantities = {name: Quantity(_mean) for name in self.types}
+
+    def can_use(self, gold: str) -> bool:
+        """Whether answers can be compared with a gold answer."""
+        return True
 
     def prepare(self, golds: Sequence[str]) -> None:
         from rouge_score.rouge_scorer import RougeScorer

@@ -118,8 +118,9 @@ def _number(value: float) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that can be read as it is, too."""
+    """A table that can be read as it is, too; the last column may be long."""
     widths = [max(3, *map(len, column)) for column in zip(heads, *rows, strict=True)]
+    widths[-1] = 3
     lines = [heads, ["-" * width for width in widths], *rows]
     cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -13,7 +13,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.evaluation.cells import Cell
 from swift_kd_plugin.evaluation.likelihood import Likelihood
 from swift_kd_plugin.evaluation.measuring import Measured
-from swift_kd_plugin.evaluation.metrics import RIGHT, Figure, Item, Metric, Rightness
+from swift_kd_plugin.evaluation.metrics import RIGHT, Figure, Item, Metric
 from swift_kd_plugin.generation.judging import Sample
 from swift_kd_plugin.generation.verifiers import Gold
 
@@ -91,31 +91,27 @@ def check_gold(rows: Sequence[Row], metrics: Sequence[Metric], gold: Gold, notes
         KDError: a metric has no row that it can measure.
     """
     golds = [gold.of(row) for row in rows]
+    given = [(row, answer) for row, answer in zip(rows, golds, strict=True) if answer is not None]
     needing = [metric for metric in metrics if metric.needs_gold]
     if needing:
-        where = "a response" if gold.column is None else f"column {gold.column!r}"
-        _note(notes, "no gold answer", f"it has no {where[2:] if gold.column is None else where}", rows, golds)
-        if not any(answer is not None for answer in golds):
+        missing = "response" if gold.column is None else f"column {gold.column!r}"
+        if not given:
             raise KDError(
-                f"--metric {needing[0].name} compares with a gold answer, and no row has {where}; give --gold COLUMN "
-                "with the column that has it."
+                f"--metric {needing[0].name} compares with a gold answer, and the rows have no {missing}; give --gold "
+                "COLUMN with the column that has it."
             )
+        for row, answer in zip(rows, golds, strict=True):
+            if answer is None:
+                notes.note("no gold answer", f"it has no {missing}", Place.of(row))
+    for metric in needing:
+        strange = [row for row, answer in given if not metric.can_use(answer)]
+        if len(strange) == len(given):
+            raise KDError(f"--metric {metric.name}: no gold answer has a number; leave the metric out.")
+        for row in strange:
+            notes.note("gold answer without a number", f"--metric {metric.name} leaves it out", Place.of(row))
     for metric in metrics:
-        if isinstance(metric, Rightness) and metric.needs_gold:
-            usable = [answer if metric.can_judge(answer) else None for answer in golds]
-            shown = [row for row, answer in zip(rows, golds, strict=True) if answer is not None]
-            judged = [use for use, answer in zip(usable, golds, strict=True) if answer is not None]
-            _note(notes, "gold answer without a number", f"--metric {metric.name} leaves it out", shown, judged)
-            if not any(answer is not None for answer in usable):
-                raise KDError(f"--metric {metric.name}: no gold answer has a number; leave the metric out.")
-        metric.prepare([answer for answer in golds if answer is not None])
+        metric.prepare([answer for _, answer in given])
     return golds
-
-
-def _note(notes: Report, kind: str, text: str, rows: Sequence[Row], answers: Sequence[str | None]) -> None:
-    for row, answer in zip(rows, answers, strict=True):
-        if answer is None:
-            notes.note(kind, text, Place.of(row))
 
 
 def score(

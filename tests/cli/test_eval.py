@@ -23,8 +23,11 @@ def error_of(folder, *switches, **changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gold": None}, "--metric exact compares with a gold answer, and no row has a response; give --gold COLUMN"),
-        ({"gold": "right"}, "and no row has column 'right'; give --gold COLUMN with the column that has it."),
+        (
+            {"gold": None},
+            "--metric exact compares with a gold answer, and the rows have no response; give --gold COLUMN",
+        ),
+        ({"gold": "right"}, "and the rows have no column 'right'; give --gold COLUMN with the column that has it."),
         ({"metric": "exat"}, "--metric exat is not known (did you mean 'exact'?); give exact, numeric, regex, bleu"),
         ({"metric": "no_module:score"}, "--metric no_module:score cannot be imported from here"),
         ({"metric": "regex", "pattern": "("}, "--pattern '(' is no regular expression"),

@@ -153,7 +153,7 @@ def test_the_page_shows_disagreements_first_and_what_was_written(whole):
     assert table.count("\n") == 1 + 12
     assert len(report["samples"]) == 8
     assert all({a["right"] for a in sample["answers"]} == {True, False} for sample in report["samples"])
-    assert "| base | with       | thinking     | ✓   | &#60;think&#62;<br>" in re.sub(" +<br>", "<br>", page)
+    assert "| base  | with       | thinking     | ✓   | &#60;think&#62;<br>L5E3E3N2<br>" in page
     assert "say LEEN" in page
 
 
