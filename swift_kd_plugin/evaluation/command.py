@@ -15,7 +15,7 @@ from swift_kd_plugin.data.rows import Row
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.evaluation.cells import View, open_views
-from swift_kd_plugin.evaluation.measuring import CELLS, Measured, Measurement
+from swift_kd_plugin.evaluation.measuring import CELLS, Measured, Measurement, Subject
 from swift_kd_plugin.evaluation.metrics import Metric, Perplexity, find_metrics
 from swift_kd_plugin.evaluation.models import read_models
 from swift_kd_plugin.evaluation.page import as_markdown, as_table, choose_samples
@@ -67,13 +67,14 @@ def run(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[str, Repor
     )
     dataset, digest, notes = open_rows(options, opener)
     asked = check(options, dataset, digest, gold, metrics, notes)
+    subjects = [Subject.find(name, own) for name, own in models.items()]
     with locked(options.output):
         claim(options, {"command": "swift-kd eval", **describe_rows(dataset, digest)})
         likelihoods = any(isinstance(metric, Perplexity) for metric in metrics)
         measurement = Measurement(
             options.output, asked.views, digest, options.thinking, options.seed, sampling, gold, likelihoods
         )
-        cells = [cell for name, own in models.items() for cell in measurement.measure(name, own)]
+        cells = [cell for subject in subjects for cell in measurement.measure(subject)]
         return write(options, asked, cells, notes), notes
 
 

@@ -36,12 +36,35 @@ MODEL_FLAGS = ("template", "model_type", "torch_dtype", "system", "max_model_len
 Found = Likelihood | str
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model that is asked.
+
+    Args:
+        options: flags, of which those about a model are its own.
+        template: ms-swift's.
+        who: the model and its adapters with their fingerprints, and the engine.
+    """
+
+    name: str
+    options: ModelOptions
+    template: Any
+    who: dict[str, Any]
+
+    @classmethod
+    def find(cls, name: str, options: ModelOptions) -> "Subject":
+        """Raises KDError if there is no such model, tokenizer, template or adapter; weights are not read."""
+        engine_name, template = options.engine_name, make_template(options)
+        who = describe_model(options, Path(template.processor.model_info.model_dir), engine_name)
+        return cls(name, options, template, who)
+
+
 @dataclass
 class Measured:
     """What is known of a cell.
 
     Args:
-        who: answered: the model and its adapters with their fingerprints, and the engine.
+        who: answered, as in `Subject`.
         numbers: of the rows in the whole dataset, in the order of the records.
         seconds: that the engine worked, over all starts.
         likelihoods: of the gold responses by the number of the row; empty if they were not asked for.
@@ -77,38 +100,37 @@ class Measurement:
     gold: Gold
     likelihoods: bool
 
-    def measure(self, name: str, options: ModelOptions) -> list[Measured]:
+    def measure(self, subject: Subject) -> list[Measured]:
         """Every cell of a model, which is freed at the end.
 
         Raises:
             KDError: the model cannot be loaded or asked, or a cell's folder holds another run.
         """
-        template, engine_name = make_template(options), options.engine_name
-        who = describe_model(options, Path(template.processor.model_info.model_dir), engine_name)
         with ExitStack() as held:
             works = [
-                self._open(Cell(name, view.name, mode), view, options, who, held)
+                self._open(Cell(subject.name, view.name, mode), view, subject, held)
                 for view in self.views
                 for mode in MODES[self.thinking]
             ]
-            model = answer(works, options, template, engine_name)
-            if self.likelihoods and engine_name != "server":
-                self._measure_gold(works, options, template, model)
+            model = answer(works, subject)
+            if self.likelihoods and subject.who["engine"] != "server":
+                self._measure_gold(works, subject, model)
             del model
             free_memory()
-            return [work.result(who, self.gold) for work in works]
+            return [work.result(subject.who, self.gold) for work in works]
 
-    def _open(self, cell: Cell, view: View, options: ModelOptions, who: dict[str, Any], held: ExitStack) -> "Work":
+    def _open(self, cell: Cell, view: View, subject: Subject, held: ExitStack) -> "Work":
         judge = Judge(Filters(finish="any"))
         plan = Plan(view.dataset, self.sampling, judge, MODES[self.thinking][cell.mode], self.seed)
-        flags = {name: getattr(options, name) for name in MODEL_FLAGS}
+        flags = {name: getattr(subject.options, name) for name in MODEL_FLAGS}
         asked = {"view": cell.view, "thinking": cell.mode, "seed": self.seed, **asdict(self.sampling)}
-        identity = {**who, **flags, **describe_rows(view.dataset, self.digest), **asked}
-        store = Store(self.folder / CELLS / cell.folder, identity, plan.tasks, options.shard_size)
+        identity = {**subject.who, **flags, **describe_rows(view.dataset, self.digest), **asked}
+        store = Store(self.folder / CELLS / cell.folder, identity, plan.tasks, subject.options.shard_size)
         return Work(cell, view, plan, held.enter_context(store))
 
-    def _measure_gold(self, works: Sequence["Work"], options: ModelOptions, template: Any, model: Any) -> None:
+    def _measure_gold(self, works: Sequence["Work"], subject: Subject, model: Any) -> None:
         """Measures the likelihoods that are not there, with a model that is loaded if it is needed."""
+        options, template = subject.options, subject.template
         codec = Codec(template, "transformers", options.max_model_len)
         for work in works:
             if work.read_likelihoods(self.gold) is not None:
@@ -187,16 +209,16 @@ class Work:
         return self.store.folder / LIKELIHOODS
 
 
-def answer(works: Sequence[Work], options: ModelOptions, template: Any, engine_name: str) -> Any:
+def answer(works: Sequence[Work], subject: Subject) -> Any:
     """Fills the cells that have answers missing, with one engine; returns its model, if transformers has one loaded."""
     missing = [runner for work in works if not (runner := work.runner).is_done()]
     if not missing:
         return None
-    with make_engine(options, template, engine_name) as engine:
+    with make_engine(subject.options, subject.template, subject.who["engine"]) as engine:
         for runner in missing:
             runner.run(engine)
         model = getattr(engine, "model", None)
-    del engine, runner, missing
+    del engine
     free_memory()  # before the next model is loaded
     return model
 

@@ -112,7 +112,9 @@ def make_engine(options: ModelOptions, template: Any, name: str) -> Engine:
 
 
 def describe_model(options: ModelOptions, folder: Path, engine_name: str) -> dict[str, Any]:
-    """Who answers, for a run's identity. `folder` is the model's."""
+    """Who answers, for a run's identity. `folder` is the model's. Raises KDError if an adapter has no folder."""
+    if missing := [adapter for adapter in options.adapters or () if not Path(adapter).is_dir()]:
+        raise KDError(f"--adapters {missing[0]} is no folder; give the folder of a LoRA adapter.")
     adapters = [f"{Path(adapter).name} ({fingerprint(Path(adapter))})" for adapter in options.adapters or ()]
     return {"model": f"{folder.name} ({fingerprint(folder)})", "adapters": adapters, "engine": engine_name}
 

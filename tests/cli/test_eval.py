@@ -35,6 +35,8 @@ def error_of(folder, *switches, **changes) -> str:
         ({"tag_column": "kind"}, "--tag_column kind: no row has such a column."),
         ({"temperature": -1}, "temperature is -1.0; it must be at least 0."),
         ({"model": "./nowhere"}, "nowhere is no folder of a model."),
+        ({"adapters": "nowhere"}, "--adapters nowhere is no folder; give the folder of a LoRA adapter."),
+        ({"model": [f"base={BASE_MODEL}", "./nowhere"]}, "nowhere is no folder of a model."),
         ({"dataset": "nothing.jsonl"}, "nothing.jsonl"),
         ({"engine": "server"}, "--engine server and --server URL belong together."),
     ],
