@@ -94,10 +94,10 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     [
         ({"hidden_size": 64}, "size mismatch for base_model.model.model.layers.0"),
         (
-            {"num_hidden_layers": 6, "layer_types": None},
+            {"num_hidden_layers": 6},
             "layers.4.self_attn.q_proj.lora_A.weight is in the adapter and",
         ),
-        ({"num_hidden_layers": 2, "layer_types": None}, "layers.2.self_attn.q_proj.lora_A.weight is in the model and"),
+        ({"num_hidden_layers": 2}, "layers.2.self_attn.q_proj.lora_A.weight is in the model and"),
     ],
 )
 def test_an_adapter_of_another_model_is_refused(change, said, tmp_path):
@@ -105,6 +105,7 @@ def test_an_adapter_of_another_model_is_refused(change, said, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(BASE_MODEL, **change)
+    config.layer_types = config.layer_types[:1] * config.num_hidden_layers
     other = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(target_modules=["q_proj", "v_proj"]))
     other.save_pretrained(tmp_path / "adapter")
     found = error_of(tmp_path / "out", adapters=tmp_path / "adapter", limit=2)

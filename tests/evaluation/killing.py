@@ -1,10 +1,10 @@
 """Starts eval again and again and kills it with SIGKILL at random moments, until it has finished.
 
-python -m tests.evaluation.killing FOLDER KILLS SHARE
+python -m tests.evaluation.killing FOLDER KILLS
 
-A kill comes within SHARE of the time that a whole run takes. All is imported once, by a small run: each start is a fork
-of this process. Prints one JSON line: the answers that were stored at each kill, and whether the files are those of
-FOLDER/whole, which nothing disturbed.
+A kill comes soon after something new was stored. All is imported once, by a small run: each start is a fork of this
+process. Prints one JSON line: the files that were stored at each kill, and whether the files of the last run are those
+of FOLDER/whole, which nothing disturbed.
 """
 
 import json
@@ -12,30 +12,20 @@ import os
 import random
 import signal
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
 from tests.evaluation.running import FLAGS, read_report, without_times
+from tests.generation.killing import kill, start
 from tests.launch import flags_to_argv
+
+LONGEST = 0.03
 
 
 def evaluate(folder: Path, limit: int = 40) -> None:
     changes = {"limit": limit, "shard_size": 8, "max_num_seqs": 8, "metric": ["exact", "rouge", "ppl"]}
     app(["eval", *flags_to_argv({**FLAGS, **changes, "output": folder})], standalone_mode=False)
-
-
-def start(folder: Path) -> int:
-    """The process id of a run that has just been started."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        evaluate(folder)
-        os._exit(0)
-    except BaseException as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 def files_of(folder: Path) -> list:
@@ -50,21 +40,18 @@ def stored_in(folder: Path) -> int:
 
 
 def main() -> None:
-    folder, kills, longest = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
     evaluate(folder / "warm", 1)
-    started = time.monotonic()
-    assert os.waitpid(start(folder / "whole"), 0)[1] == 0
-    longest *= time.monotonic() - started
+    assert os.waitpid(start(partial(evaluate, folder / "whole")), 0)[1] == 0
+    killed = folder / "killed"
     draw, moments = random.Random(7), []
     for _ in range(kills):
-        process = start(folder / "killed")
-        time.sleep(draw.uniform(0, longest))
-        os.kill(process, signal.SIGKILL)
-        if os.waitpid(process, 0)[1] != signal.SIGKILL:
+        process = start(partial(evaluate, killed))
+        if kill(process, draw.uniform(0, LONGEST), partial(stored_in, killed)) != signal.SIGKILL:
             break
-        moments.append(stored_in(folder / "killed"))
-    assert os.waitpid(start(folder / "killed"), 0)[1] == 0
-    print(json.dumps({"stored": moments, "same": files_of(folder / "killed") == files_of(folder / "whole")}))
+        moments.append(stored_in(killed))
+    assert os.waitpid(start(partial(evaluate, killed)), 0)[1] == 0
+    print(json.dumps({"stored": moments, "same": files_of(killed) == files_of(folder / "whole")}))
 
 
 if __name__ == "__main__":
