@@ -32,7 +32,7 @@ class Item:
         number: of the row, from 0.
         gold: the gold answer without its thought.
         response: the whole text; None if the prompt was not answered.
-        answer: the same without its thought.
+        answer: the same without its thought, of which nothing counts.
         likelihood: of the gold response.
     """
 
@@ -121,7 +121,8 @@ class Rightness(Metric):
     def rows(self, item: Item) -> dict[str, Sequence[float]] | None:
         if item.response is None or (self.needs_gold and (item.gold is None or not self.can_use(item.gold))):
             return None
-        return {self.name: (self.scorer.score(item.row, item.response), 1)}
+        text = item.response if self.scorer.function else item.answer
+        return {self.name: (self.scorer.score(item.row, text), 1)}
 
     def can_use(self, gold: str) -> bool:
         return self.name != "numeric" or find_number(gold) is not None

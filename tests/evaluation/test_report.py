@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swift_kd_plugin.evaluation import measuring
+from swift_kd_plugin.evaluation.scoring import answer_of
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from tests.evaluation.running import (
     BASE_MODEL,
@@ -118,6 +119,21 @@ def test_gold_with_a_thought_is_measured_with_it(tmp_path):
         figures = entry_of(report, thinking=mode)["figures"]
         assert figures["exact"]["value"] == 1
         assert figures["ppl"]["value"] < 1.1
+
+
+def test_a_thought_that_was_cut_off_is_no_answer(tmp_path):
+    """Cut within the thought, whose last number is the gold answer."""
+    cut = "<think>\nIt must be 5332"
+    assert [answer_of(text) for text in (cut, f"{cut}</think>\n\n7", "5332 ", "7 <think>")] == [
+        "",
+        "7",
+        "5332",
+        "7 <think>",
+    ]
+    run_eval(tmp_path, view="with", thinking="on", max_new_tokens=6, limit=4, metric=["exact", "numeric", "rouge"])
+    cell = entry_of(read_report(tmp_path), view="with")
+    assert cell["truncated"] == 1
+    assert [cell["figures"][name]["value"] for name in ("exact", "numeric", "rouge1")] == [0, 0, 0]
 
 
 def test_the_report_says_how_it_was_made(whole):
