@@ -9,7 +9,7 @@ from swift_kd_plugin.evaluation.metrics import Figure, Metric, Rightness
 from swift_kd_plugin.evaluation.scoring import Entry, Scored
 from swift_kd_plugin.generation.verifiers import normalise
 
-SHOWN_TEXT = 1000
+SHOWN_TEXT, SHORT = 1000, 12
 MARKS = {True: "✓", False: "✗", None: ""}
 # What Markdown or HTML would read as more than itself.
 _ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "\\`*_[]<>|&$~#"} | {"\n": "<br>"})
@@ -120,7 +120,7 @@ def _number(value: float) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that can be read as it is, too; the last column may be long."""
     widths = [max(3, *map(len, column)) for column in zip(heads, *rows, strict=True)]
-    widths[-1] = 3
+    widths[-1] = widths[-1] if widths[-1] <= SHORT else 3
     lines = [heads, ["-" * width for width in widths], *rows]
     cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -18,6 +18,7 @@ from swift_kd_plugin.data.nodes import DatasetId, File, Node, Rows
 from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.adapters import check_adapter
 from swift_kd_plugin.generation.engines import Engine
 from swift_kd_plugin.generation.run import limited
 from swift_kd_plugin.teacher.transport import KEY_VARIABLE, Limits
@@ -112,9 +113,9 @@ def make_engine(options: ModelOptions, template: Any, name: str) -> Engine:
 
 
 def describe_model(options: ModelOptions, folder: Path, engine_name: str) -> dict[str, Any]:
-    """Who answers, for a run's identity. `folder` is the model's. Raises KDError if an adapter has no folder."""
-    if missing := [adapter for adapter in options.adapters or () if not Path(adapter).is_dir()]:
-        raise KDError(f"--adapters {missing[0]} is no folder; give the folder of a LoRA adapter.")
+    """Who answers, for a run's identity. `folder` is the model's. Raises KDError if an adapter does not fit it."""
+    for adapter in options.adapters or ():
+        check_adapter(Path(adapter), folder)
     adapters = [f"{Path(adapter).name} ({fingerprint(Path(adapter))})" for adapter in options.adapters or ()]
     return {"model": f"{folder.name} ({fingerprint(folder)})", "adapters": adapters, "engine": engine_name}
 

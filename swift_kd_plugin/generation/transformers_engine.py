@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
 from swift.model import get_model_processor
 from swift.template.utils import StopWordsCriteria
 from swift.tuners import Swift
@@ -140,32 +137,11 @@ def load_model(model: str, template, adapters: Sequence[str | Path]) -> nn.Modul
     except (ValueError, OSError, RuntimeError) as error:
         raise KDError(f"{model} cannot be loaded by transformers: {one_line(error)}.") from error
     for adapter in adapters:
-        loaded = put_on(loaded, Path(adapter), model)
+        try:
+            loaded = Swift.from_pretrained(loaded, str(adapter))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise KDError(f"The adapter {adapter} does not fit {model}: {one_line(error)}.") from error
     return loaded.eval()
-
-
-def put_on(base: nn.Module, adapter: Path, model: str) -> nn.Module:
-    """A model with an adapter; PEFT alone would leave out, with a warning, what has no place in the model.
-
-    Raises:
-        KDError: it cannot be read, or does not fit the model.
-    """
-    try:
-        loaded = Swift.from_pretrained(base, str(adapter))
-    except (ValueError, OSError, RuntimeError) as error:
-        raise KDError(f"The adapter {adapter} does not fit {model}: {one_line(error)}.") from error
-    weights = adapter / SAFETENSORS_WEIGHTS_NAME
-    if isinstance(loaded, PeftModel) and weights.is_file():
-        with safe_open(weights, framework="pt") as file:
-            theirs = {key for key in file.keys() if "lora_" in key}  # noqa: SIM118 (no mapping)
-        state = get_peft_model_state_dict(loaded, adapter_name=loaded.active_adapter, save_embedding_layers=False)
-        if strange := theirs ^ {key for key in state if "lora_" in key}:
-            here, there = ("the adapter", "the model") if min(strange) in theirs else ("the model", "the adapter")
-            raise KDError(
-                f"The adapter {adapter} does not fit {model}: {min(strange)} is in {here} and not in {there}; it "
-                "belongs to another base model."
-            )
-    return loaded
 
 
 class _Choice(LogitsProcessor):
