@@ -11,6 +11,8 @@ PLUGIN_FLAGS = ("--external_plugins", "--external-plugins", "--custom_register_p
 DEVICE_VARIABLE = "SWIFT_KD_DEVICE"
 # Commands of ms-swift that drive vLLM themselves: they know CPUs and must see the machine as it is.
 SERVER_COMMANDS = ("deploy.py", "rollout.py", "infer.py", "app.py", "eval.py", "sample.py", "web_ui.py")
+# Subcommands of swift-kd that do so, too.
+OWN_SERVER_COMMANDS = (["generate"], ["eval"])
 
 
 def autoload() -> None:
@@ -86,8 +88,8 @@ def _switch_device(device: str) -> None:
         stop(f"{DEVICE_VARIABLE}={device!r} is not known; use cpu (no GPU needed) or cuda (the default).")
     from swift_kd_plugin.cpu import set_environment, switch_on
 
-    if command == "swift-kd" and sys.argv[1:2] == ["generate"]:
-        set_environment()  # it drives vLLM itself, too
+    if command == "swift-kd" and sys.argv[1:2] in OWN_SERVER_COMMANDS:
+        set_environment()
     else:
         switch_on()
 

@@ -1,4 +1,4 @@
-"""Imports run downward only: cli -> recipes -> host -> data, generation, evaluation -> teacher -> losses; cpu alone."""
+"""Imports run downward only: cli -> recipes -> host -> evaluation -> generation -> data, teacher -> losses."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOMS = {
     "host": {"host", "data", "generation", "evaluation", "teacher", "losses"},
     "data": {"data"},
     "generation": {"generation", "data", "teacher", "losses"},
-    "evaluation": {"evaluation", "data", "teacher", "losses"},
+    "evaluation": {"evaluation", "generation", "data", "teacher", "losses"},
     "teacher": {"teacher", "losses"},
     "losses": {"losses"},
     "cpu": {"cpu"},

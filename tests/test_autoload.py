@@ -148,8 +148,8 @@ def test_spawned_workers_replay_the_plugin():
     assert "swift.utils.utils" in run.stdout
 
 
-@pytest.mark.parametrize(("command", "patched"), [("generate", False), ("show", True)])
-def test_generate_meets_a_cpu_as_it_is(command, patched):
+@pytest.mark.parametrize(("command", "patched"), [("generate", False), ("eval", False), ("show", True)])
+def test_what_drives_vllm_meets_a_cpu_as_it_is(command, patched):
     """It drives vLLM by itself, which only has to be told what it needs on a CPU."""
     code = f"""
         import os, sys

@@ -1,32 +1,25 @@
 """`swift-kd generate`: a teacher writes the responses of a dataset, and what is good enough becomes a dataset."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from swift_kd_plugin.cli.config_file import read_defaults
+from swift_kd_plugin.cli import shared
 from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.cli.show import open_id
 
 Opt = typer.Option
-WHO, HOW, WHAT, WHICH, ENGINE = "Who writes", "How", "What is asked", "Which responses are kept", "The engine"
+WHO, HOW, WHICH = shared.WHO, shared.HOW, "Which responses are kept"
 
 
 def generate(
     model: Annotated[
         str, Opt(help="The teacher: a folder or id. With --server, whose tokenizer.", rich_help_panel=WHO)
     ],
-    dataset: Annotated[
-        list[str], Opt(help="Files, ids, or names of --kd_datasets; several one after the other.", rich_help_panel=WHAT)
-    ],
-    output: Annotated[Path, Opt("-o", "--output", help="Folder of the run; started again, an unfinished run goes on.")],
-    config: Annotated[
-        Path | None,
-        Opt(
-            help="A YAML or JSON file with these flags as keys; flags go first.", callback=read_defaults, is_eager=True
-        ),
-    ] = None,
-    kd_datasets: Annotated[Path | None, Opt("--kd_datasets", help="A data.yaml.", rich_help_panel=WHAT)] = None,
+    dataset: shared.Datasets,
+    output: shared.Output,
+    config: shared.Config = None,
+    kd_datasets: shared.KdDatasets = None,
     adapters: Annotated[list[str] | None, Opt(help="A LoRA adapter's folder.", rich_help_panel=WHO)] = None,
     server: Annotated[
         str | None,
@@ -35,30 +28,18 @@ def generate(
     server_adapter: Annotated[
         str | None, Opt("--server_adapter", help="Name of an adapter of vllm serve.", rich_help_panel=WHO)
     ] = None,
-    engine: Annotated[
-        Literal["auto", "vllm", "server", "transformers"],
-        Opt(help="auto: the server, else vLLM if it is installed, else transformers.", rich_help_panel=WHO),
-    ] = "auto",
+    engine: shared.EngineName = "auto",
     template: Annotated[
         str | None, Opt(help="ms-swift's template; the model's by default.", rich_help_panel=WHO)
     ] = None,
     model_type: Annotated[
         str | None, Opt("--model_type", help="ms-swift's, if the folder does not tell.", rich_help_panel=WHO)
     ] = None,
-    torch_dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"] | None, Opt("--torch_dtype", rich_help_panel=WHO)
-    ] = None,
-    system: Annotated[
-        str | None, Opt(help="System prompt of rows that have none; not written to the rows.", rich_help_panel=WHO)
-    ] = None,
-    limit: Annotated[int | None, Opt(help="Only the first N rows.", min=1, rich_help_panel=WHAT)] = None,
-    thinking: Annotated[
-        Literal["row", "on", "off", "both"],
-        Opt(help="Mode of the rows: as each says, or set for all; both asks each row twice.", rich_help_panel=WHAT),
-    ] = "row",
-    strict: Annotated[
-        bool, Opt("--strict", help="End at the first row that cannot be used.", rich_help_panel=WHAT)
-    ] = False,
+    torch_dtype: shared.TorchDtype = None,
+    system: shared.System = None,
+    limit: shared.Limit = None,
+    thinking: shared.Thinking = "row",
+    strict: shared.Strict = False,
     n: Annotated[int, Opt("--n", help="Samples of each prompt.", min=1, rich_help_panel=HOW)] = 1,
     temperature: Annotated[
         float | None, Opt(help="As the model's generation config, else 1.", rich_help_panel=HOW)
@@ -69,13 +50,9 @@ def generate(
     repetition_penalty: Annotated[
         float | None, Opt("--repetition_penalty", help="Likewise, else 1.", rich_help_panel=HOW)
     ] = None,
-    max_new_tokens: Annotated[int, Opt("--max_new_tokens", help="Tokens of a response.", rich_help_panel=HOW)] = 2048,
-    stop_words: Annotated[
-        list[str] | None, Opt("--stop_words", help="End a response and are not part of it.", rich_help_panel=HOW)
-    ] = None,
-    seed: Annotated[
-        int, Opt(help="A response depends on it, its prompt and its number alone.", rich_help_panel=HOW)
-    ] = 42,
+    max_new_tokens: shared.MaxNewTokens = 2048,
+    stop_words: shared.StopWords = None,
+    seed: shared.Seed = 42,
     quota: Annotated[
         list[str] | None,
         Opt(
@@ -138,46 +115,22 @@ def generate(
     dedup: Annotated[
         bool, Opt("--dedup", help="Leave out rows that are equal to an earlier one.", rich_help_panel=WHICH)
     ] = False,
-    max_model_len: Annotated[
-        int | None, Opt("--max_model_len", help="Tokens of prompt and response.", rich_help_panel=ENGINE)
-    ] = None,
-    gpu_memory_utilization: Annotated[
-        float | None,
-        Opt("--gpu_memory_utilization", help="Share of a GPU's memory, 0.9.", min=0, max=1, rich_help_panel=ENGINE),
-    ] = None,
-    tensor_parallel_size: Annotated[int, Opt("--tensor_parallel_size", min=1, rich_help_panel=ENGINE)] = 1,
-    max_num_seqs: Annotated[
-        int,
-        Opt(
-            "--max_num_seqs", help="Responses at a time; requests at a time of a server.", min=1, rich_help_panel=ENGINE
-        ),
-    ] = 256,
-    enforce_eager: Annotated[
-        bool, Opt("--enforce_eager", help="No CUDA graphs; always so without a GPU.", rich_help_panel=ENGINE)
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, Opt("--trust_remote_code", help="vLLM may run code of the model.", rich_help_panel=ENGINE)
-    ] = False,
-    server_timeout: Annotated[
-        float, Opt("--server_timeout", help="Seconds that a server may be silent.", rich_help_panel=ENGINE)
-    ] = 600,
-    shard_size: Annotated[
-        int, Opt("--shard_size", help="Prompts that are stored at a time.", min=1, rich_help_panel=ENGINE)
-    ] = 256,
-    overwrite: Annotated[bool, Opt("--overwrite", help="Take the place of another run in the folder.")] = False,
+    max_model_len: shared.MaxModelLen = None,
+    gpu_memory_utilization: shared.GpuMemoryUtilization = None,
+    tensor_parallel_size: shared.TensorParallelSize = 1,
+    max_num_seqs: shared.MaxNumSeqs = 256,
+    enforce_eager: shared.EnforceEager = False,
+    trust_remote_code: shared.TrustRemoteCode = False,
+    server_timeout: shared.ServerTimeout = 600,
+    shard_size: shared.ShardSize = 256,
+    overwrite: shared.Overwrite = False,
 ) -> None:
     """Writes responses.jsonl, a dataset of ms-swift, and a report. A killed run goes on when it is started again."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     with errors_in_one_sentence("generate"):
         from swift_kd_plugin.generation.command import Options, run
 
-        report = run(Options(**flags), open_dataset_id)
+        report = run(Options(**flags), open_id)
         print_report(report.input)
         for line in report.lines():
             typer.echo(line, err=True)
-
-
-def open_dataset_id(dataset_id: str) -> Any:
-    from swift_kd_plugin.cli.show import open_id
-
-    return open_id(dataset_id)

@@ -3,6 +3,7 @@
 import typer
 
 from swift_kd_plugin.cli.config_file import ManyValues
+from swift_kd_plugin.cli.eval import evaluate
 from swift_kd_plugin.cli.generate import generate
 from swift_kd_plugin.cli.pair import pair
 from swift_kd_plugin.cli.patches import patches
@@ -21,6 +22,7 @@ app.command()(show)
 app.command()(train)
 app.command()(patches)
 app.command(cls=ManyValues)(generate)
+app.command("eval", cls=ManyValues)(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

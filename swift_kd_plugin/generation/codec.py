@@ -18,6 +18,7 @@ from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt,
 # The start of a think block that stands at a prompt's end has this many tokens at most.
 TAIL = 8
 SHOWN_REASON = 400
+TOKENIZERS = ("tokenizer*", "tokenization*", "vocab*", "*.tiktoken", "*.model")
 
 
 def load_template(
@@ -47,6 +48,9 @@ def load_processor(
     """The model's processor and what ms-swift knows of its template; arguments and errors as `load_template`."""
     if is_path(str(model)) and not Path(model).is_dir():
         raise KDError(f"{model} is no folder of a model.")
+    if Path(model).is_dir() and not any(file for name in TOKENIZERS for file in Path(model).glob(name)):
+        # transformers would make an empty one.
+        raise KDError(f"{model} has no tokenizer; copy its files (tokenizer.json, ...) from the base model's folder.")
     try:
         processor = get_processor(str(model), model_type=model_type, torch_dtype=torch_dtype)
         return processor, get_template_meta(processor.model_info, processor.model_meta, template_type=template)
@@ -148,6 +152,15 @@ class Codec:
         text = self._open_block(tuple(prompt_ids[-TAIL:])) + self.text(ids)
         ends = [text.index(word) for word in stops if word in text]
         return Completion(text[: min(ends, default=None)], ids, reason, prompt_tokens or len(prompt_ids))
+
+    def response_ids(self, prompt_ids: list[int], text: str) -> list[int]:
+        """The ids of a text as the response behind a prompt, with the token that ends the turn in training.
+
+        The inverse of `completion`: a think block that the prompt has opened already is not opened again.
+        """
+        written = text.removeprefix(self._open_block(tuple(prompt_ids[-TAIL:])))
+        suffix = [i for item in self.template.template_meta.suffix for i in self._ids_of(item)]
+        return [*self._ids_of(written), *[i for i in suffix if i in self.end_ids][:1]]
 
     def text(self, ids: list[int]) -> str:
         """Sampled ids without their end token as text."""

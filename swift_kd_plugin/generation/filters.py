@@ -69,10 +69,15 @@ class Filters:
             raise RowError("language", f"it is not written in {self.language}")
 
 
+def units(text: str) -> list[str]:
+    """A text's words; each Chinese character, and each of Japanese, is a word."""
+    return _UNIT.findall(text)
+
+
 def repetition(text: str) -> float:
     """The share of a text's 4-grams that stood in it before; of words, or of characters in Chinese and Japanese."""
-    units = _UNIT.findall(text.casefold())
-    grams = list(zip(*(units[start:] for start in range(NGRAM)), strict=False))
+    found = units(text.casefold())
+    grams = list(zip(*(found[start:] for start in range(NGRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -105,10 +105,15 @@ class Collector:
 
 
 class Runner:
-    """Generates what is missing in a store. What it has done survives an error: it goes into unfinished shards."""
+    """Generates what is missing in a store. What it has done survives an error: it goes into unfinished shards.
 
-    def __init__(self, plan: Plan, store: Store):
-        self.plan, self.store = plan, store
+    Args:
+        title: of the progress bar.
+        counts_accepted: show the share of accepted samples beside it.
+    """
+
+    def __init__(self, plan: Plan, store: Store, title: str = "generating", counts_accepted: bool = True):
+        self.plan, self.store, self.title, self.counts_accepted = plan, store, title, counts_accepted
         self.open: dict[int, dict[int, Record]] = {}
         self.front, self.ahead = Collector(plan), 0
         self.asked: dict[int, Task] = {}
@@ -123,7 +128,7 @@ class Runner:
         """Answers every task that no shard has, until the quotas are full."""
         self.started = self.last_write = time.monotonic()
         done = sum(len(self.store.tasks_of(s)) for s in range(self.store.shards) if self.store.is_whole(s))
-        with tqdm(total=self.plan.tasks, initial=done, desc="generating", unit="prompt", disable=None) as bar:
+        with tqdm(total=self.plan.tasks, initial=done, desc=self.title, unit="prompt", disable=None) as bar:
             self.bar = bar
             try:
                 for number, answer in engine.stream(self._prompts(), self.plan.sampling):
@@ -201,9 +206,12 @@ class Runner:
         self.samples += len(record.samples)
         if self.bar.disable:
             return
-        self.accepted += sum(verdict.row is not None for verdict in self.plan.judge.examine(task, record.samples))
         speed = self.tokens / max(time.monotonic() - self.started, 1e-9)
-        shown = {"tokens/s": f"{speed:,.0f}", "accepted": f"{self.accepted / self.samples:.0%}"}
+        shown = {"tokens/s": f"{speed:,.0f}"}
+        if self.counts_accepted:
+            verdicts = self.plan.judge.examine(task, record.samples)
+            self.accepted += sum(verdict.row is not None for verdict in verdicts)
+            shown["accepted"] = f"{self.accepted / self.samples:.0%}"
         self.bar.set_postfix(shown, refresh=False)
 
 

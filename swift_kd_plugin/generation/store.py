@@ -74,7 +74,7 @@ class Store:
         (self.folder / SHARDS).mkdir(exist_ok=True)
         manifest = self.folder / MANIFEST
         if manifest.exists():
-            self._compare(read_manifest(manifest), identity)
+            refuse_another(self.folder, read_manifest(manifest), identity)
         elif any((self.folder / SHARDS).iterdir()) or (self.folder / RESPONSES).exists():
             raise KDError(f"{self.folder} has responses of an unknown run; choose another folder, or give --overwrite.")
         else:
@@ -82,14 +82,6 @@ class Store:
         for place in (self.folder, self.folder / SHARDS):
             for left in place.glob(".*.json*.*"):  # of a process that was killed while it wrote
                 left.unlink()
-
-    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        for name in [*now, *before]:
-            if before.get(name) != now.get(name):
-                raise KDError(
-                    f"{self.folder} holds another run: its {name} is {_shown(before.get(name))}, and now it is "
-                    f"{_shown(now.get(name))}; give the same to go on with it, another --output, or --overwrite."
-                )
 
     def _clear(self) -> None:
         for name in OWN:
@@ -146,6 +138,16 @@ def read_manifest(file: Path) -> dict[str, Any]:
         return dict(page)
     except (OSError, ValueError, TypeError) as error:
         raise KDError(f"{file} cannot be read; choose another --output, or give --overwrite.") from error
+
+
+def refuse_another(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises KDError, which names what differs, if a folder's manifest is not the one that a run has now."""
+    for name in [*now, *before]:
+        if before.get(name) != now.get(name):
+            raise KDError(
+                f"{folder} holds another run: its {name} is {_shown(before.get(name))}, and now it is "
+                f"{_shown(now.get(name))}; give the same to go on with it, another --output, or --overwrite."
+            )
 
 
 def _read(file: Path) -> tuple[list[Record], float]:

@@ -126,14 +126,21 @@ class TransformersEngine(Engine):
 
 
 def load_model(model: str, template, adapters: Sequence[str | Path]) -> nn.Module:
-    """The model in the weights' type that the template's processor names. Raises KDError if it cannot be loaded."""
+    """The model in the weights' type that the template's processor names.
+
+    Raises:
+        KDError: it cannot be loaded, or an adapter does not fit it.
+    """
     info = template.processor.model_info
     try:
         loaded, _ = get_model_processor(model, model_type=info.model_type, torch_dtype=info.torch_dtype)
-        for adapter in adapters:
-            loaded = Swift.from_pretrained(loaded, str(adapter))
     except (ValueError, OSError, RuntimeError) as error:
         raise KDError(f"{model} cannot be loaded by transformers: {one_line(error)}.") from error
+    for adapter in adapters:
+        try:
+            loaded = Swift.from_pretrained(loaded, str(adapter))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise KDError(f"The adapter {adapter} does not fit {model}: {one_line(error)}.") from error
     return loaded.eval()
 
 

@@ -5,18 +5,17 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
 from typing import Any
 
 from swift_kd_plugin.data.export import public_row
-from swift_kd_plugin.data.rows import Place, Row, text_of
+from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.data.thinking import split_thought
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.tasks import own_answer
 
 # (row as it stands in a file, response) -> whether it is right, or how good it is
 Verifier = Callable[[dict[str, Any], str], bool | float]
@@ -46,10 +45,17 @@ class Gold:
     pattern: str | None = None
 
     def of(self, row: Row) -> str | None:
+        """The right answer, without a thought."""
+        response = self.response_of(row)
+        return None if response is None else split_thought(response)[1]
+
+    def response_of(self, row: Row) -> str | None:
+        """The same with the thought that it has."""
         if self.column is None:
-            return own_answer(row)
+            turn = response_of(row)
+            return None if turn is None else text_of(turn["content"])
         value = row.get("columns", {}).get(self.column)
-        return value if value is None or isinstance(value, str) else text_of(value)
+        return None if value is None else text_of(value)
 
 
 def normalise(text: str) -> str:
@@ -112,20 +118,31 @@ class Scorer:
         name: a built-in one, or module:function.
         gold: for the built-in ones.
         function: the user's.
+        instead: what else can be done where it fails, for the sentence of that error.
     """
 
     name: str
     gold: Gold
     function: Verifier | None = None
+    instead: str = ", or give --verifier_errors reject"
 
     @classmethod
-    def find(cls, name: str, gold: Gold) -> "Scorer":
-        """Raises KDError if there is no such verifier, or the pattern is none."""
+    def find(cls, name: str, gold: Gold, flag: str = "--verifier", also: Sequence[str] = ()) -> "Scorer":
+        """A verifier by its name.
+
+        Args:
+            flag: that names it.
+            also: what else the flag takes.
+
+        Raises:
+            KDError: there is no such verifier, or the pattern is none.
+        """
         try:
             re.compile(gold.pattern or "")
         except re.error as error:
             raise KDError(f"--pattern {gold.pattern!r} is no regular expression: {error}.") from error
-        return cls(name, gold, None if name in BUILT_IN else _find_function(name))
+        function = None if name in BUILT_IN else _find_function(name, flag, (*BUILT_IN, *also))
+        return cls(name, gold, function, cls.instead if flag == "--verifier" else "")
 
     def score(self, row: Row, response: str) -> float:
         """1 and 0 for right and wrong, or what the user's function says.
@@ -152,15 +169,14 @@ class Scorer:
             said = " ".join(f"{type(error).__name__}: {error}".split())
             raise VerifierError(
                 f"The verifier {self.name} failed on {Place.of(row)}: {said}; mend it and start again, which goes on "
-                "from here, or give --verifier_errors reject."
+                f"from here{self.instead}."
             ) from error
 
 
-def _find_function(name: str) -> Verifier:
+def _find_function(name: str, flag: str, known: Sequence[str]) -> Verifier:
     module, colon, function = name.partition(":")
     if not colon:
-        known = ", ".join(BUILT_IN)
-        raise KDError(f"--verifier {name} is not known{suggest(name, BUILT_IN)}; give {known} or module:function.")
+        raise KDError(f"{flag} {name} is not known{suggest(name, known)}; give {', '.join(known)} or module:function.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -168,8 +184,8 @@ def _find_function(name: str) -> Verifier:
     except Exception as error:  # of any kind: it is the user's code
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise KDError(
-            f"--verifier {name} cannot be imported from here or from Python's path ({said}); give module:function."
+            f"{flag} {name} cannot be imported from here or from Python's path ({said}); give module:function."
         ) from error
     if not callable(found):
-        raise KDError(f"--verifier {name} is no function.")
+        raise KDError(f"{flag} {name} is no function.")
     return found

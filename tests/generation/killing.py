@@ -13,6 +13,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
@@ -28,13 +30,13 @@ def generate(folder: Path, engine: str, limit: int) -> None:
     app(["generate", *flags_to_argv(flags), "--dedup"], standalone_mode=False)
 
 
-def start(folder: Path, engine: str) -> int:
+def start(run: Callable[[], None]) -> int:
     """The process id of a run that has just been started."""
     process = os.fork()
     if process:
         return process
     try:
-        generate(folder, engine, QUESTIONS)
+        run()
         os._exit(0)
     except BaseException as error:
         print(error, file=sys.stderr, flush=True)
@@ -45,10 +47,10 @@ def shards_in(folder: Path) -> int:
     return len(list(folder.glob("shards/*.jsonl")))
 
 
-def kill(process: int, out: Path, wait: bool, seconds: float) -> int:
-    """Kills a run after some seconds, or waits first until it has made a shard. Returns its status."""
-    before = shards_in(out)
-    while wait and shards_in(out) == before:
+def kill(process: int, seconds: float, count: Callable[[], int] | None = None) -> int:
+    """Kills a run after some seconds, which begin when `count` counts something new. Returns its status."""
+    before = count() if count else None
+    while count and count() == before:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return status
@@ -64,16 +66,16 @@ def main() -> None:
     if engine == "vllm":
         import swift.infer_engine.vllm_engine  # noqa: F401
     draw = random.Random(7)
-    _, status = os.waitpid(start(folder / "whole", engine), 0)
+    _, status = os.waitpid(start(partial(generate, folder / "whole", engine, QUESTIONS)), 0)
     assert status == 0, status
     truth = (folder / "whole" / "responses.jsonl").read_bytes()
     found, moments = [], []
     while not found or len(moments) < kills:
         out, since = folder / f"killed{len(found)}", len(moments)
         while True:
-            process = start(out, engine)
+            process = start(partial(generate, out, engine, QUESTIONS))
             if len(moments) < kills:
-                status = kill(process, out, engine == "vllm", draw.uniform(0, longest))
+                status = kill(process, draw.uniform(0, longest), partial(shards_in, out) if engine == "vllm" else None)
             else:
                 _, status = os.waitpid(process, 0)
             if status != signal.SIGKILL:

@@ -14,6 +14,8 @@ from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.teacher.transport import Limits
+from tests.evaluation.running import entry_of, read_answers, run_eval
+from tests.evaluation.running import read_report as read_evaluation
 from tests.generation.asking import (
     BASE_MODEL,
     GREEDY,
@@ -220,6 +222,20 @@ def test_the_command_asks_a_server(servers, name, tmp_path):
     run_generate(tmp_path / "here", **changes)
     assert read_rows(tmp_path / "served") == read_rows(tmp_path / "here")
     assert len(read_rows(tmp_path / "served")) == 40
+
+
+def test_eval_asks_a_server_beside_a_model_of_its_own(servers, tmp_path):
+    models = {"model": [f"{name}={BASE_MODEL}" for name in ("here", "served")], "limit": 12, "metric": ["exact", "ppl"]}
+    run_eval(tmp_path, **models, server=f"served={wait_for(servers['vllm'])}")
+    found = {
+        name: [row["response"] for row in read_answers(tmp_path) if row["model"] == name] for name in ("here", "served")
+    }
+    assert found["here"] == found["served"]
+    assert len(found["here"]) == 24
+    report = read_evaluation(tmp_path)
+    assert report["models"]["served"]["engine"] == "server"
+    assert entry_of(report, model="served", view="with")["figures"]["ppl"] is None
+    assert entry_of(report, model="here", view="with")["figures"]["ppl"]["value"] < 1.1
 
 
 @pytest.mark.parametrize("swift", [False, True])

@@ -1,0 +1,17 @@
+"""SIGKILL at random moments: a run that is started again writes the files of one that nothing disturbed."""
+
+import json
+
+from tests.generation.running import run_script
+from tests.runs.recording import needs_cpu_backend
+
+pytestmark = needs_cpu_backend
+
+
+def test_a_killed_run_writes_the_same_files(tmp_path):
+    log = run_script("-m", "tests.evaluation.killing", str(tmp_path), "6", folder=tmp_path)
+    result = json.loads(log.splitlines()[-1])
+    assert result["same"]
+    # The kills fell into the work: something was there, and something was missing.
+    assert 0 < result["stored"][0] < 12
+    assert result["stored"] == sorted(result["stored"])
