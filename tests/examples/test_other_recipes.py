@@ -12,13 +12,13 @@ pytestmark = needs_cpu_backend
 
 @pytest.mark.parametrize("student", ["dense", "moe"])
 def test_minimind(student, tmp_path, tiny_models):
-    (steps,) = run_tiny(tmp_path, tiny_models, f"minimind/{student}.yaml").steps.values()
-    temperatures = [step["kd_temperature"] for step in steps]
+    run = run_tiny(tmp_path, tiny_models, f"minimind/{student}.yaml")
+    (steps,) = run.steps.values()
+    temperatures = [step["temperature"] for step in steps]
     assert temperatures == sorted(temperatures, reverse=True)
-    assert temperatures[0] > 4
-    assert temperatures[-1] < 2
-    rates = [step["learning_rate"] for step in steps]
-    assert rates[-1] == pytest.approx(rates[0] / 10, rel=0.6)
+    assert (temperatures[0], temperatures[-1]) == (5, 1)
+    assert steps[-1]["learning_rate"] == pytest.approx(1e-4)  # a tenth of lr
+    assert "eval_divergence" in run.log
 
 
 def test_minimind_progressive(tmp_path, tiny_models):
