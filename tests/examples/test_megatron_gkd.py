@@ -22,7 +22,8 @@ def test_tiny(recipe, tmp_path, tiny_models):
 def teacher(tmp_path_factory):
     """The server of the README."""
     folder = tmp_path_factory.mktemp("teacher")
-    with swift_deploy(BASE_MODEL, folder, max_logprobs=64, use_chat_template=False, vllm_max_model_len=129) as url:
+    flags = {"max_logprobs": 64, "use_chat_template": False, "vllm_max_model_len": 257, "torch_dtype": "float32"}
+    with swift_deploy(BASE_MODEL, folder, **flags) as url:
         wait_for(url)
         yield url
 
