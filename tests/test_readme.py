@@ -120,8 +120,8 @@ def make_smaller(command: str) -> list[str]:
     smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
     # The small model has 512 positions.
     smaller = smaller.replace("--max_length 2048", "--max_length 256").replace("_model_len 2049", "_model_len 257")
-    fewer = "tiny.yaml off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
-    smaller = smaller.replace("tiny.yaml", fewer)
+    fewer = "off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
+    smaller = smaller.replace("strong_to_weak/run.yaml", f"strong_to_weak/run.yaml {fewer}")
     for flag in ("model", "teacher_model"):
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)

@@ -1,5 +1,5 @@
-"""Writes the rows of examples/data: training pairs, thoughts, other books and held-out questions. The same seed, the
-same bytes.
+"""Writes the rows of examples/data: training pairs, thoughts, other books, conversations and held-out questions. The
+same seed, the same bytes.
 
 python scripts/dev/make_example_data.py [--out FOLDER]
 """
@@ -32,6 +32,7 @@ from code_book import (  # noqa: E402
 )
 
 OTHER_BOOKS = 128
+CONVERSATIONS = 128
 
 
 def row_id(part: str, question: Question) -> str:
@@ -64,6 +65,16 @@ def other_book_row(random_state: random.Random, task: str) -> dict[str, Any]:
     return {"system": book_text(book), "instruction": question.text, "input": "", "output": answer(book, question)}
 
 
+def conversation_row(random_state: random.Random) -> dict[str, Any]:
+    """One book and a question of each task about it, as MiniMind's data have it."""
+    book = random_book(random_state, BOOK_LETTERS)
+    turns = [{"role": "system", "content": book_text(book)}]
+    for task in TASKS:
+        question = random_question(random_state, book, task)
+        turns += [*prompt(question), {"role": "assistant", "content": answer(book, question)}]
+    return {"conversations": turns}
+
+
 def held_out_row(book: Book, question: Question) -> dict[str, Any]:
     """A question for evaluation, in both views, with its gold answer."""
     return {
@@ -83,7 +94,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = REPO / "examples" / "data",
     seed: Annotated[int, typer.Option(help="Seed of the code book and of the questions.")] = BOOK_SEED,
 ) -> None:
-    """Write exp.jsonl, noexp.jsonl, thoughts.jsonl, alpaca.json and test.jsonl."""
+    """Write exp.jsonl, noexp.jsonl, thoughts.jsonl, alpaca.json, conversations.jsonl and test.jsonl."""
     split = make_split(seed)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "exp.jsonl", (experienced_row(split.book, question) for question in split.train))
@@ -92,6 +103,8 @@ def main(
     state = random.Random(seed + 1)
     others = [other_book_row(state, TASKS[number % len(TASKS)]) for number in range(OTHER_BOOKS)]
     (out / "alpaca.json").write_text(json.dumps(others, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    state = random.Random(seed + 2)
+    write_rows(out / "conversations.jsonl", (conversation_row(state) for _ in range(CONVERSATIONS)))
     write_rows(out / "test.jsonl", (held_out_row(split.book, question) for question in split.test))
     print(f"{len(split.train)} training pairs and {len(split.test)} held-out questions are in {out}")
 

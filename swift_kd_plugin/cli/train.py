@@ -40,6 +40,10 @@ def train(
             help="Of a file with stages: one of them, all, or check (one batch of each, in a temporary folder)."
         ),
     ] = "all",
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", envvar="TINY", help="Put the file's section `tiny` on top of it: the run for a laptop."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="Print the commands and stop.")] = False,
     rerun: Annotated[
         bool,
@@ -53,7 +57,10 @@ def train(
     keeps its value), `nproc_per_node:`; null leaves a flag out; paths are
     relative to the current folder, as in the command. rlhf_type and
     external_plugins are set. `megatron rlhf FILE.yaml` takes such a file, too,
-    without base, overrides, interpolation, checked keys and stages.
+    without base, tiny, overrides, interpolation, checked keys and stages.
+
+    A section `tiny:` holds what a run without a GPU changes; with --tiny (or
+    TINY=1) it wins over the file and its bases, otherwise it is dropped.
 
     Sections `generate:`, `off_policy:` and `on_policy:` are stages, run in this
     order, each in a folder of output_dir, and from the best checkpoint of the
@@ -61,7 +68,7 @@ def train(
     students of `students:`; each is the next one's teacher. One machine only.
     """
     with errors_in_one_sentence("train"):
-        recipe = read_recipe(file, overrides or [])
+        recipe = read_recipe(file, overrides or [], tiny)
         if not has_stages(recipe):
             if stage != "all":
                 raise KDError(f"--stage {stage}: {file} has no stages (sections generate, off_policy, on_policy).")

@@ -21,6 +21,7 @@ REPLACED = {
     "attention_backend": "flash",
     "vit_attn_impl": "sdpa",
     "tp_comm_overlap": "false",
+    "optimizer_cpu_offload": "false",
     "dataloader_num_workers": "0",
     "dataloader_persistent_workers": "false",
     "dataloader_pin_memory": "false",

@@ -1,4 +1,4 @@
-"""Reads a recipe: a YAML or JSON file, the files that it is based on, and `key=value` overrides."""
+"""Reads a recipe: a YAML or JSON file, the files that it is based on, its section `tiny`, and `key=value` overrides."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from yaml import YAMLError
 from swift_kd_plugin.data.mapping import first_line, read_mapping, resolve
 from swift_kd_plugin.errors import KDError
 
-BASE = "base"
+BASE, TINY = "base", "tiny"
 COMMAND_LINE = "the command line"
 
 
@@ -22,7 +22,7 @@ class Recipe:
     Args:
         file: the file that was named.
         config: all keys, merged; interpolations are not resolved yet.
-        origins: where each dotted key was given last: a file or the command line.
+        origins: where each dotted key was given last: a file, the section tiny of one, or the command line.
     """
 
     file: Path
@@ -36,9 +36,15 @@ class Recipe:
         return self.origins.get(key, str(self.file))
 
 
-def read_recipe(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Reads a recipe. Raises KDError naming file and key of a mistake."""
+def read_recipe(file: str | Path, overrides: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Recipe:
+    """Reads a recipe. Raises KDError naming file and key of a mistake.
+
+    Args:
+        overrides: `key=value` each; they win over everything.
+        tiny: put the section `tiny` on top of the file and its bases; otherwise it is dropped.
+    """
     config, origins = _load(Path(file), ())
+    config, origins = _apply_tiny(config, origins, file, tiny)
     for override in overrides:
         key, changed = _parse_override(override)
         parent = key.rpartition(".")[0]
@@ -49,6 +55,22 @@ def read_recipe(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         config = _merge(config, changed, f"{override!r} on the command line")
         origins |= _origins(changed, COMMAND_LINE)
     return Recipe(Path(file), config, origins)
+
+
+def _apply_tiny(
+    config: DictConfig, origins: dict[str, str], file: str | Path, wanted: bool
+) -> tuple[DictConfig, dict[str, str]]:
+    """A config and its origins with the section `tiny` on top if it is wanted, and without it otherwise."""
+    small = config.pop(TINY, None)
+    if not isinstance(small, DictConfig | None):
+        raise KDError(f"{origins[TINY]}: tiny is {small!r}; it must map keys to the values of a small run.")
+    if not wanted:
+        return config, origins
+    if small is None:
+        raise KDError(f"--tiny: {file} has no section tiny, whose keys would make a small run of it.")
+    inside = {key.removeprefix(f"{TINY}."): place for key, place in origins.items() if key.startswith(f"{TINY}.")}
+    places = {key: f"{place}, section tiny" for key, place in inside.items()}
+    return _merge(config, small, f"{file}, section tiny"), origins | places
 
 
 def _select(config: DictConfig, key: str) -> Any:

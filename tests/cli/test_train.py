@@ -50,6 +50,12 @@ def test_the_exit_code_and_the_sentence_of_a_plain_run(tmp_path):
     [
         ({"model": "m", "lrr": 1}, ["run.yaml"], "run.yaml: unknown key 'lrr' (did you mean 'lr'?)."),
         ({"model": "m"}, ["run.yaml", "lrr=1"], "the command line: unknown key 'lrr' (did you mean 'lr'?)."),
+        (
+            {"model": "m", "tiny": {"lrr": 1}},
+            ["run.yaml", "--tiny"],
+            "run.yaml, section tiny: unknown key 'lrr' (did you mean 'lr'?).",
+        ),
+        ({"model": "m"}, ["run.yaml", "--tiny"], "--tiny: run.yaml has no section tiny"),
         ({"model": "m"}, ["none.yaml"], "none.yaml cannot be read: No such file or directory."),
         ({"base": "run.yaml"}, ["run.yaml"], "run.yaml -> run.yaml goes in a circle."),
         ({"model": "m"}, ["run.yaml", "--stage", "check"], "--stage check: run.yaml has no stages"),
@@ -78,12 +84,15 @@ def test_mistakes_are_one_sentence(tmp_path, content, arguments, message):
     assert len(log.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["run.yaml", "tiny.yaml"])
-def test_the_examples_are_valid(tmp_path, name):
-    file = EXAMPLES / "strong_to_weak" / name
-    code, log = train(tmp_path, str(file), "dataset=questions.jsonl", "--dry_run")
+@pytest.mark.parametrize(("flags", "env"), [(["--tiny"], {}), ([], {"TINY": "1"}), ([], {"TINY": "0"})])
+def test_the_tiny_section_is_asked_for_by_a_flag_or_a_variable(tmp_path, flags, env):
+    write(tmp_path, model="large", lr=1, tiny={"model": "small", "nproc_per_node": 1})
+    code, log = train(tmp_path, "run.yaml", "lr=2", "--dry_run", *flags, **env)
     assert code == 0, log
-    assert [line for line in log.splitlines() if line.startswith("# ")] == ["# generate", "# off_policy", "# on_policy"]
+    wanted = bool(flags) or env["TINY"] == "1"
+    assert log.startswith("NPROC_PER_NODE=1 megatron rlhf") == wanted
+    assert f"--model {'small' if wanted else 'large'}" in log
+    assert "--lr 2" in log
 
 
 @pytest.mark.parametrize("name", ["off_policy.yaml", "on_policy.yaml"])

@@ -27,7 +27,8 @@ BOOK = {"A": 7, "B": 5}
 def test_script_reproduces_the_data_byte_for_byte(tmp_path: Path):
     make_example_data(out=tmp_path, seed=BOOK_SEED)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["alpaca.json", "exp.jsonl", "noexp.jsonl", "test.jsonl", "thoughts.jsonl"]
+    names = ["alpaca.json", "conversations.jsonl", "exp.jsonl", "noexp.jsonl", "test.jsonl", "thoughts.jsonl"]
+    assert written == names
     for name in written:
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
 

@@ -10,11 +10,10 @@ import pytest
 from tests.launch import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
 from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
-from tests.tiny_models import make_adapter, make_dense, make_moe, make_sums
-from tests.tiny_vision import make_pictures, make_vision_model
+from tests.tiny_models import make_adapter, make_dense, make_moe, make_pictures, make_sums, make_vision_model
 
 RECORDER = Path(__file__).with_name("record_gradients.py")
-WITHOUT_TORCHVISION = Path(__file__).with_name("without_torchvision.py")
+WITHOUT_TORCHVISION = Path(__file__).parents[2] / "examples" / "without_torchvision.py"
 VISION = {"Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl"}
 BASE_MODEL = Path(__file__).parents[2] / "examples" / "base_model"
 COMMON = {

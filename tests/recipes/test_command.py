@@ -2,8 +2,6 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
 
@@ -14,8 +12,8 @@ from hypothesis import strategies as st
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.recipes.command import Command, check_keys, megatron_command
+from tests.recipes.asking import real_parser
 
-ROOT = Path(__file__).parents[2]
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 OURS = ("rlhf_type", "external_plugins")
 # Flags that ms-swift's parser reads otherwise than its annotations say: as a text, and in the first of its types.
@@ -39,18 +37,8 @@ SOME_KEYS = st.lists(st.sampled_from(sorted(set(megatron_flags()) - {*OURS, *REA
 
 @pytest.fixture(scope="module")
 def parse():
-    argv = [sys.executable, "-m", "tests.recipes.real_parser"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen(argv, cwd=ROOT, **pipes) as process:
-        while (line := process.stdout.readline()) != "ready\n":
-            assert line, "the parser ended"
-
-        def ask(words: list[str]) -> dict:
-            process.stdin.write(json.dumps(words) + "\n")
-            return json.loads(process.stdout.readline())
-
+    with real_parser() as ask:
         yield ask
-        process.stdin.close()
 
 
 def words_of(command: Command) -> list[str]:

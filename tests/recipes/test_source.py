@@ -21,8 +21,8 @@ def write(file, **content):
     return file
 
 
-def read(file, *overrides):
-    recipe = read_recipe(file, overrides)
+def read(file, *overrides, tiny=False):
+    recipe = read_recipe(file, overrides, tiny)
     return resolve(recipe.config, recipe.file)
 
 
@@ -87,6 +87,47 @@ def test_origins_name_the_file_that_said_it_last(tmp_path):
     assert recipe.origin("lr") == "the command line"
     assert recipe.origin("off_policy.lr") == str(file)
     assert recipe.origin("off_policy.beta") == str(base)
+
+
+def test_the_tiny_section_wins_over_the_file_and_its_bases_only_when_asked_for(tmp_path):
+    write(
+        tmp_path / "base.yaml", lr=1, model="large", tiny={"model": "small", "env": {"A": 1}, "off_policy": {"lr": 7}}
+    )
+    own = {"lr": 2, "model": "larger", "off_policy": {"lr": 3, "beta": 0}, "tiny": {"lr": 5, "env": {"B": 2}}}
+    file = write(tmp_path / "run.yaml", base="base.yaml", **own)
+    assert read(file) == {"lr": 2, "model": "larger", "off_policy": {"lr": 3, "beta": 0}}
+    small = {"lr": 5, "model": "small", "off_policy": {"lr": 7, "beta": 0}, "env": {"A": 1, "B": 2}}
+    assert read(file, tiny=True) == small
+    assert read(file, "lr=9", "env.A=null", tiny=True) == small | {"lr": 9, "env": {"A": None, "B": 2}}
+
+
+def test_origins_name_the_tiny_section(tmp_path):
+    file = write(tmp_path / "run.yaml", lr=1, off_policy={"lr": 1}, tiny={"off_policy": {"lr": 2}})
+    assert read_recipe(file).origin("off_policy.lr") == str(file)
+    recipe = read_recipe(file, tiny=True)
+    assert recipe.origin("off_policy.lr") == f"{file}, section tiny"
+    assert recipe.origin("lr") == str(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1", "--tiny: .*run.yaml has no section tiny"),
+        ("tiny: null", "--tiny: .*run.yaml has no section tiny"),
+        ("tiny: 3", "run.yaml: tiny is 3; it must map keys"),
+        ("env: {A: 1}\ntiny: {env: [1]}", "run.yaml, section tiny does not fit on what it is put on"),
+    ],
+)
+def test_mistakes_of_the_tiny_section(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(KDError, match=message):
+        read(tmp_path / "run.yaml", tiny=True)
+
+
+def test_the_command_line_cannot_change_a_section_that_was_dropped(tmp_path):
+    file = write(tmp_path / "run.yaml", tiny={"lr": 1})
+    with pytest.raises(KDError, match="has no section 'tiny'"):
+        read(file, "tiny.lr=2")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An external plugin for tests: qwen_vl_utils on a machine without torchvision.
+"""An external plugin: qwen_vl_utils on a machine without torchvision, for the tiny runs of vision models.
 
 ms-swift prepares Qwen's pictures with qwen_vl_utils, which imports torchvision when it is loaded but uses it for videos
 only. Where torchvision is missing (pip has it as a CUDA build, which a CPU build of torch cannot load), empty modules

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# GKD on sequences of 32,768 tokens, Qwen3-32B to Qwen3-8B; forward KL. Context parallelism cuts each sequence in two.
+# Parallelism: TP 4 x CP 2. Hardware: 8 GPUs of 80 GB, 41 GB each before activations.
+#   bash scripts/megatron_gkd_long_context_cp.sh
+# DRY_RUN=1 prints the command, TINY=1 runs it on a laptop's CPU; flags behind it win.
+# The same as a file: examples/megatron_gkd/long_context_cp.yaml
+set -euo pipefail
+
+MODEL=${MODEL:-Qwen/Qwen3-8B}
+TEACHER_MODEL=${TEACHER_MODEL:-Qwen/Qwen3-32B}
+DATASET=${DATASET:-AI-ModelScope/LongAlpaca-12k#2000}
+OUTPUT_DIR=${OUTPUT_DIR:-output/megatron_gkd/long_context_cp}
+ENVIRONMENT=(NPROC_PER_NODE=${NPROC_PER_NODE:-8})
+
+MODELS=(
+    --model "$MODEL" --model_type qwen3 --teacher_model "$TEACHER_MODEL" --teacher_model_type qwen3
+    --torch_dtype bfloat16 --template qwen3 --enable_thinking false
+)
+DATA=(--dataset "$DATASET" --max_length 32768)
+PARALLEL=(
+    --tensor_model_parallel_size 4 --context_parallel_size 2 --sequence_parallel true --micro_batch_size 1
+    --global_batch_size 8 --recompute_granularity full --recompute_method uniform --recompute_num_layers 1
+)
+LOSS=(--lmbda 0 --kd_divergence forward_kl --temperature 1.0)
+TRAINING=(
+    --lr 1e-05 --lr_warmup_fraction 0.05 --num_train_epochs 1 --save_steps 100 --no_save_optim true
+    --no_save_rng true --logging_steps 5 --output_dir "$OUTPUT_DIR"
+)
+
+TINY_FLAGS=()
+if [[ ${TINY:-0} == 1 ]]; then
+    PROCESSES=2
+    source "$(dirname "${BASH_SOURCE[0]}")/tiny.sh"
+    TINY_FLAGS+=(--dataset 'pairs#32' --lr 0.0001 --kd_datasets ./examples/data/data.yaml)
+fi
+
+COMMAND=(
+    env "${ENVIRONMENT[@]}" megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin
+    "${MODELS[@]}" "${DATA[@]}" "${PARALLEL[@]}" "${LOSS[@]}" "${TRAINING[@]}" "${TINY_FLAGS[@]}" "$@"
+)
+if [[ ${DRY_RUN:-0} == 1 ]]; then
+    printf "%q " "${COMMAND[@]}"
+    echo
+else
+    exec "${COMMAND[@]}"
+fi

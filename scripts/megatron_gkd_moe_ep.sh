@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# GKD of mixtures of experts, Qwen3-30B-A3B to Qwen3-30B-A3B-Base; forward KL. The optimizer is in CPU memory (488
+# GB).
+# Parallelism: EP 8. Hardware: 8 GPUs of 80 GB, 41 GB each before activations.
+#   bash scripts/megatron_gkd_moe_ep.sh
+# DRY_RUN=1 prints the command, TINY=1 runs it on a laptop's CPU; flags behind it win.
+# The same as a file: examples/megatron_gkd/moe_ep.yaml
+set -euo pipefail
+
+MODEL=${MODEL:-Qwen/Qwen3-30B-A3B-Base}
+TEACHER_MODEL=${TEACHER_MODEL:-Qwen/Qwen3-30B-A3B}
+DATASET=(${DATASET:-AI-ModelScope/alpaca-gpt4-data-en#2000 AI-ModelScope/alpaca-gpt4-data-zh#2000})
+OUTPUT_DIR=${OUTPUT_DIR:-output/megatron_gkd/moe_ep}
+ENVIRONMENT=(NPROC_PER_NODE=${NPROC_PER_NODE:-8})
+
+MODELS=(
+    --model "$MODEL" --model_type qwen3_moe --teacher_model "$TEACHER_MODEL" --teacher_model_type qwen3_moe
+    --torch_dtype bfloat16 --template qwen3 --enable_thinking false
+)
+DATA=(--dataset "${DATASET[@]}" --max_length 4096)
+PARALLEL=(
+    --tensor_model_parallel_size 1 --expert_model_parallel_size 8 --sequence_parallel true --micro_batch_size 1
+    --global_batch_size 32 --recompute_granularity selective --moe_grouped_gemm true --moe_aux_loss_coeff 0.001
+    --use_precision_aware_optimizer true --optimizer_cpu_offload true
+)
+LOSS=(--lmbda 0 --kd_divergence forward_kl --temperature 1.0)
+TRAINING=(
+    --lr 1e-05 --lr_warmup_fraction 0.05 --num_train_epochs 1 --save_steps 100 --no_save_optim true
+    --no_save_rng true --logging_steps 5 --output_dir "$OUTPUT_DIR"
+)
+
+TINY_FLAGS=()
+if [[ ${TINY:-0} == 1 ]]; then
+    PROCESSES=2
+    source "$(dirname "${BASH_SOURCE[0]}")/tiny.sh"
+    TINY_FLAGS+=(
+        --model ./output/tiny_models/moe --model_type qwen3_moe --teacher_model ./output/tiny_models/moe_large
+        --teacher_model_type qwen3_moe --dataset 'pairs#32' --lr 0.0001 --expert_model_parallel_size 2
+        --kd_datasets ./examples/data/data.yaml
+    )
+fi
+
+COMMAND=(
+    env "${ENVIRONMENT[@]}" megatron rlhf --rlhf_type gkd --external_plugins swift_kd_plugin
+    "${MODELS[@]}" "${DATA[@]}" "${PARALLEL[@]}" "${LOSS[@]}" "${TRAINING[@]}" "${TINY_FLAGS[@]}" "$@"
+)
+if [[ ${DRY_RUN:-0} == 1 ]]; then
+    printf "%q " "${COMMAND[@]}"
+    echo
+else
+    exec "${COMMAND[@]}"
+fi

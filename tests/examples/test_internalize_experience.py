@@ -1,0 +1,32 @@
+"""The recipes of examples/internalize_experience on a laptop, through the real command."""
+
+from recipes import run_tiny
+
+from tests.runs.recording import needs_cpu_backend
+
+pytestmark = needs_cpu_backend
+FOLDER = "internalize_experience"
+
+
+def only(run) -> list[dict]:
+    (steps,) = run.steps.values()
+    return steps
+
+
+def test_skd_learns(tmp_path, tiny_models):
+    losses = [step["loss"] for step in only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/skd.yaml"))]
+    assert len(losses) == 36
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_seqkd_trains_on_what_the_teacher_writes(tmp_path, tiny_models):
+    steps = only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/seqkd.yaml"))
+    assert len(steps) == 6
+    assert all(step["teacher_share"] == 1 and step["loss"] == step["ce"] for step in steps)
+
+
+def test_gkd_trains_on_what_the_student_writes(tmp_path, tiny_models):
+    steps = only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/gkd.yaml"))
+    assert len(steps) == 6
+    assert all(0 <= step["student_share"] <= 1 for step in steps)
+    assert any(step["student_share"] > 0 for step in steps)

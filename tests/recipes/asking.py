@@ -1,0 +1,28 @@
+"""Asks ms-swift's real parser, in a process of its own, what it reads."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def real_parser() -> Iterator[Callable[[list[str]], dict[str, Any]]]:
+    """Yields a function from the words behind `megatron rlhf` to every flag's value; it starts once, in seconds."""
+    argv = [sys.executable, "-m", "tests.recipes.real_parser"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(argv, cwd=ROOT, **pipes) as process:
+        while (line := process.stdout.readline()) != "ready\n":
+            assert line, "the parser ended"
+
+        def ask(words: list[str]) -> dict[str, Any]:
+            process.stdin.write(json.dumps(words) + "\n")
+            return json.loads(process.stdout.readline())
+
+        yield ask
+        process.stdin.close()
