@@ -1,4 +1,4 @@
-"""The modules of quickstart and proof, importable by name as they import one another; the tiny models of the recipes."""
+"""The modules of quickstart and proof, importable by name; and the tiny models of the recipes."""
 
 import sys
 from pathlib import Path

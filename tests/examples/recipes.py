@@ -15,8 +15,8 @@ from tests.launch import BIN, environment, free_port, run_command
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, SCRIPTS = ROOT / "examples", ROOT / "scripts"
-# quickstart's files are for `megatron rlhf FILE`, and data.yaml names datasets.
-OTHERS = ("quickstart", "data")
+# quickstart's files are for `megatron rlhf FILE`, the proof's get rows from its driver, and data.yaml names datasets.
+OTHERS = ("quickstart", "proof", "data")
 RECIPES = [
     str(file.relative_to(EXAMPLES))
     for file in sorted(EXAMPLES.glob("*/*.yaml"))
