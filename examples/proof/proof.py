@@ -25,7 +25,7 @@ from measure import asked, mean
 from page import missed_targets, write_page
 from plain import Settings
 from plain import train as train_plainly
-from runs import BASE_MODEL, BATCH, GOLD, METHODS, SWIFT_KD, WRITTEN, ProofError, Run, call, rows_file, train
+from runs import BASE_MODEL, BATCH, GOLD, METHODS, SWIFT_KD, WRITTEN, ProofError, Run, call, measured, rows_file
 from scenarios import SCENARIOS, SEEDS, Material, Row, Scenario, make_material, to_train_on
 from tqdm import tqdm
 
@@ -66,9 +66,10 @@ def train_all(runs: list[Run], folder: Path, steps: int, lanes: int) -> list[Pag
     with ThreadPoolExecutor(lanes) as pool, tqdm(total=len(runs), desc="runs", unit="run") as bar:
 
         def one(run: Run) -> Page:
-            page = train(run, folder, steps)
+            page = measured(run, folder, steps)
             bar.update()
-            bar.write(f"{run.name}: {mean(page['chosen']['test']):.3f} without the book, {page['seconds']:.0f} s")
+            name = f"{run.method}, {run.scenario.name}, seed {run.seed}, rate {run.rate:g}"
+            bar.write(f"{name}: {mean(page['chosen']['test']):.3f} without the book, {page['seconds']:.0f} s")
             return page
 
         return list(pool.map(one, runs))

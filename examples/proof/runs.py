@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluate import read_rows
 from measure import measure_checkpoints
-from scenarios import Scenario, make_material
+from scenarios import SCENARIOS, Scenario, make_material
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +26,7 @@ BATCH = 32
 CHECKPOINTS = 3
 # One measurement at a time: two would only share the cores that training has.
 _measuring = threading.Lock()
+_training: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 class ProofError(Exception):
@@ -41,8 +43,11 @@ class Run:
     rate: float
 
     @property
-    def name(self) -> str:
-        return f"{self.scenario.slug}-{self.method}-seed{self.seed}-{self.rate:g}"
+    def trained_as(self) -> str:
+        """Its folder. Without a teacher it is the same run in every scenario with the same book."""
+        alike = (one for one in SCENARIOS if one.letters == self.scenario.letters)
+        scenario = next(alike) if METHODS[self.method] == GOLD else self.scenario
+        return f"{scenario.slug}-{self.method}-seed{self.seed}-{self.rate:g}"
 
 
 def rows_file(folder: Path, scenario: Scenario, seed: int, kind: str) -> Path:
@@ -58,32 +63,46 @@ def call(command: list[str], log: Path) -> None:
         raise ProofError(f"{' '.join(command[:3])} ended with exit code {code}; its log is {log}.")
 
 
-def train(run: Run, folder: Path, steps: int) -> dict[str, Any]:
-    """Trains and measures, unless an earlier proof did; returns the content of result.json."""
-    result = folder / run.name / "result.json"
-    if result.is_file():
-        return json.loads(result.read_text(encoding="utf-8"))
-    shutil.rmtree(result.parent, ignore_errors=True)
-    started = time.monotonic()
-    call(command_of(run, folder, steps), folder / f"{run.name}.log")
-    seconds = time.monotonic() - started
-    with _measuring:
-        chosen, curve, last = measure_checkpoints(result.parent, make_material(run.scenario, run.seed))
-    page = {
-        "method": run.method,
-        "scenario": run.scenario.name,
-        "seed": run.seed,
-        "rate": run.rate,
-        "seconds": round(seconds, 1),
-        "tokens": round(count_tokens_per_step(run, folder) * chosen.step),
-        "curve": [asdict(point) for point in curve],
-        "chosen": asdict(chosen),
-        "last": last,
-    }
-    part = result.with_suffix(".part")
+def measured(run: Run, folder: Path, steps: int) -> dict[str, Any]:
+    """A run's figures; what an earlier proof trained and measured is read."""
+    trained = folder / run.trained_as
+    result = trained / f"{run.scenario.slug}.json"
+    if not result.is_file():
+        with _training[run.trained_as]:
+            seconds = train(run, folder, steps)
+        with _measuring:
+            chosen, curve, last = measure_checkpoints(trained, make_material(run.scenario, run.seed))
+        page = {
+            "method": run.method,
+            "scenario": run.scenario.name,
+            "seed": run.seed,
+            "rate": run.rate,
+            "seconds": seconds,
+            "tokens": round(count_tokens_per_step(run, folder) * chosen.step),
+            "curve": [asdict(point) for point in curve],
+            "chosen": asdict(chosen),
+            "last": last,
+        }
+        write_whole(result, page)
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def train(run: Run, folder: Path, steps: int) -> float:
+    """Trains unless it was done; returns the seconds that it took."""
+    trained = folder / run.trained_as
+    done = trained / "trained.json"
+    if not done.is_file():
+        shutil.rmtree(trained, ignore_errors=True)
+        started = time.monotonic()
+        call(command_of(run, folder, steps), folder / f"{run.trained_as}.log")
+        write_whole(done, {"seconds": round(time.monotonic() - started, 1)})
+    return json.loads(done.read_text(encoding="utf-8"))["seconds"]
+
+
+def write_whole(file: Path, page: dict[str, Any]) -> None:
+    part = file.with_suffix(".part")
     part.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, result)
-    return page
+    os.replace(part, file)
 
 
 def command_of(run: Run, folder: Path, steps: int) -> list[str]:
@@ -97,7 +116,7 @@ def command_of(run: Run, folder: Path, steps: int) -> list[str]:
         "seed": run.seed + 1,
         "train_iters": steps,
         "save_steps": max(1, steps // CHECKPOINTS),
-        "output_dir": folder / run.name,
+        "output_dir": folder / run.trained_as,
     }
     file = HERE / f"{run.method}.yaml"
     return [str(SWIFT_KD), "train", str(file), *(f"{key}={value}" for key, value in keys.items())]

@@ -14,7 +14,7 @@ from code_book import book_text, final_answer
 from evaluate import load_checkpoint, read_rows
 from measure import Measured, asked
 from proof import choose_rates
-from runs import BASE_MODEL
+from runs import BASE_MODEL, METHODS, Run
 from scenarios import REPLAYED, SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
 
 PROOF = Path(__file__).resolve().parents[2] / "examples" / "proof"
@@ -125,6 +125,15 @@ def test_the_base_model_reads_books_and_knows_none(base):
     assert asked(*base, rows)["say"] == 0
     assert asked(*base, rows, with_experience=True) == {"say": 1.0, "sum": 1.0}
     assert asked(*base, [{**row, "gold": final_answer("9")} for row in rows])["say"] == 0
+
+
+def test_without_a_teacher_the_run_is_the_same_for_teachers_with_the_same_book():
+    trained = {method: [Run(method, scenario, 0, 1e-3).trained_as for scenario in SCENARIOS] for method in METHODS}
+    assert trained["sft"][0] == trained["sft"][2] != trained["sft"][1] == trained["sft"][3]
+    assert all(len(set(names)) == len(SCENARIOS) for method, names in trained.items() if method != "sft")
+    for one, other in ((PERFECT, WRONG), (LONG, THINKING)):
+        gold = [[row["messages"] for row in make_material(scenario, 0).train] for scenario in (one, other)]
+        assert gold[0] == gold[1]
 
 
 def result(method, rate, seed, share, others=1.0, scenario="perfect"):
