@@ -125,9 +125,9 @@ def make_smaller(command: str) -> list[str]:
     for flag in ("model", "teacher_model"):
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
-    for name, model in (("student", "output/pairs/checkpoint-80"), ("teacher", "Qwen/Qwen3-8B")):
-        smaller = smaller.replace(f"{name}={model}", f"{name}=./examples/base_model")
-    smaller = smaller.replace("swift-kd eval", "swift-kd eval --model_type qwen3")
+    models = "student=output/pairs/checkpoint-80 teacher=Qwen/Qwen3-8B"
+    tiny = "student=./examples/base_model teacher=./examples/base_model --model_type qwen3"
+    smaller = smaller.replace(models, tiny)
     return ["bash", "-euc", smaller]
 
 
