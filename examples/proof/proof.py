@@ -29,6 +29,8 @@ from runs import BASE_MODEL, BATCH, GOLD, METHODS, SWIFT_KD, WRITTEN, ProofError
 from scenarios import SCENARIOS, SEEDS, Material, Row, Scenario, make_material, to_train_on
 from tqdm import tqdm
 
+from swift_kd_plugin.data.files import write_atomically
+
 REPO = Path(__file__).resolve().parents[2]
 RATES = (5e-4, 1e-3)
 STEPS = 150
@@ -37,8 +39,7 @@ Page = dict[str, Any]
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def let_the_teacher_write(folder: Path, materials: dict[tuple[Scenario, int], Material]) -> None:

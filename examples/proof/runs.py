@@ -17,6 +17,8 @@ from measure import measure_checkpoints
 from scenarios import SCENARIOS, Scenario, make_material
 from transformers import AutoTokenizer
 
+from swift_kd_plugin.data.files import write_atomically
+
 HERE = Path(__file__).resolve().parent
 BASE_MODEL = HERE.parent / "base_model"
 SWIFT_KD = Path(sys.executable).with_name("swift-kd")
@@ -83,7 +85,7 @@ def measured(run: Run, folder: Path, steps: int) -> dict[str, Any]:
             "chosen": asdict(chosen),
             "last": last,
         }
-        write_whole(result, page)
+        write_atomically(result, json.dumps(page, indent=1) + "\n")
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -95,14 +97,8 @@ def train(run: Run, folder: Path, steps: int) -> float:
         shutil.rmtree(trained, ignore_errors=True)
         started = time.monotonic()
         call(command_of(run, folder, steps), folder / f"{run.trained_as}.log")
-        write_whole(done, {"seconds": round(time.monotonic() - started, 1)})
+        write_atomically(done, json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
     return json.loads(done.read_text(encoding="utf-8"))["seconds"]
-
-
-def write_whole(file: Path, page: dict[str, Any]) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, file)
 
 
 def command_of(run: Run, folder: Path, steps: int) -> list[str]:

@@ -141,10 +141,6 @@ class Bleu(Metric):
         self.wanted = language
         self.quantities = {"bleu": Quantity(self._value)}
 
-    def can_use(self, gold: str) -> bool:
-        """Whether answers can be compared with a gold answer."""
-        return True
-
     def prepare(self, golds: Sequence[str]) -> None:
         from sacrebleu.metrics import BLEU
 
@@ -192,10 +188,6 @@ class Rouge(Metric):
 
     def __init__(self):
         self.quantities = {name: Quantity(_mean) for name in self.types}
-
-    def can_use(self, gold: str) -> bool:
-        """Whether answers can be compared with a gold answer."""
-        return True
 
     def prepare(self, golds: Sequence[str]) -> None:
         from rouge_score.rouge_scorer import RougeScorer
