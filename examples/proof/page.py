@@ -1,7 +1,6 @@
 """The proof's last page: tables in Markdown, all figures in JSON, and a plot."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from measure import Accuracy, mean
 
 Page = dict[str, Any]
@@ -22,7 +22,9 @@ MOST_APART = 0.03
 def write_page(page: Page, folder: Path) -> str:
     """Writes proof.json, proof.md and proof.png; returns the Markdown."""
     (folder / "proof.json").write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-    text = "\n\n".join([accuracy_table(page), keeping_table(page), cost_table(page), rates_table(page)]) + "\n"
+    tables = [accuracy_table(page), keeping_table(page), cost_table(page), rates_table(page)]
+    made = ", ".join([page["date"], *(f"{name} {version}" for name, version in page["versions"].items())])
+    text = "\n\n".join([*tables, made]) + "\n"
     (folder / "proof.md").write_text(text, encoding="utf-8")
     plot(page, folder / "proof.png")
     return text
@@ -58,33 +60,30 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def by_method(page: Page, title: str, cell: Callable[[str, str], str]) -> list[list[str]]:
-    scenarios = names_of(page, "scenario")
-    return [
-        [f"{TITLES[method]}{title}", *(cell(scenario, method) for scenario in scenarios)]
-        for method in names_of(page, "method")
-    ]
-
-
 def accuracy_table(page: Page) -> str:
     """Held-out questions without the book, the mean of both tasks (say/sum), the mean of all seeds."""
-    scenarios = names_of(page, "scenario")
-    head = ["held-out questions, right", *scenarios]
-    rows = [["before, without the book", *(shown(teachers(page, name, "before")) for name in scenarios)]]
-    rows += [["teacher, with its book", *(shown(teachers(page, name, "teacher")) for name in scenarios)]]
-    rows += by_method(page, "", lambda scenario, method: shown(chosen(page, scenario, method, "test")))
-    rows += by_method(
-        page, ", as its teacher says", lambda scenario, method: shown(chosen(page, scenario, method, "taught"))
-    )
-    return table(head, rows)
+    columns = {name: (name, "test") for name in names_of(page, "scenario")}
+    for name in names_of(page, "scenario"):
+        if teachers(page, name, "test") != teachers(page, name, "taught"):
+            columns[f"{name}: as its teacher says"] = (name, "taught")
+    rows = [["before, without the book"], ["teacher, with its book"]]
+    rows += [[TITLES[method]] for method in names_of(page, "method")]
+    for scenario, figure in columns.values():
+        rows[0].append(shown(teachers(page, scenario, "before")) if figure == "test" else "")
+        rows[1].append(shown(teachers(page, scenario, figure)))
+        for row, method in zip(rows[2:], names_of(page, "method"), strict=True):
+            row.append(shown(chosen(page, scenario, method, figure)))
+    return table(["held-out questions, right", *columns], rows)
 
 
 def keeping_table(page: Page) -> str:
     """What else the student can do: other books in view, and its own book in view again."""
     scenarios = names_of(page, "scenario")
     rows = [["before, other books", *(shown(teachers(page, name, "others")) for name in scenarios)]]
-    rows += by_method(page, ", other books", lambda scenario, method: shown(chosen(page, scenario, method, "others")))
-    rows += by_method(page, ", the book again", lambda scenario, method: shown(chosen(page, scenario, method, "again")))
+    for figure, book in (("others", "other books"), ("again", "the book again")):
+        for method in names_of(page, "method"):
+            shares = (shown(chosen(page, name, method, figure)) for name in scenarios)
+            rows.append([f"{TITLES[method]}, {book}", *shares])
     return table(["with a book in view, right", *scenarios], rows)
 
 
@@ -106,8 +105,11 @@ def rates_table(page: Page) -> str:
     """How the rate was chosen, and plain PyTorch with the same settings after the same number of steps."""
     rows = []
     for method in names_of(page, "method"):
-        tried = {run["rate"]: run for run in page["tried"] if run["method"] == method}
-        said = ", ".join(f"{rate:g}: {mean(run['chosen']['validation']):.3f}" for rate, run in tried.items())
+        tried: dict[float, list[Accuracy]] = {}
+        for run in page["tried"]:
+            if run["method"] == method:
+                tried.setdefault(run["rate"], []).append(run["chosen"]["validation"])
+        said = ", ".join(f"{rate:g}: {average(shares):.3f}" for rate, shares in tried.items())
         plain = next(one for one in page["plain"] if one["method"] == method)
         last = last_point(page, method)
         rows.append([TITLES[method], said, shown([last]), shown([plain["test"]])])
@@ -117,15 +119,14 @@ def rates_table(page: Page) -> str:
 
 def last_point(page: Page, method: str) -> Accuracy:
     """Test accuracy after the last step of the run that plain PyTorch repeats."""
-    rate = page["rates"][method]
-    return next(run["last"] for run in page["tried"] if (run["method"], run["rate"]) == (method, rate))
+    return next(run["last"] for run in page["results"] if run["method"] == method)
 
 
 def missed_targets(page: Page) -> list[str]:
     """A sentence for each target that is not met."""
     missed = []
     for scenario in names_of(page, "scenario"):
-        before, teacher = (average(teachers(page, scenario, figure)) for figure in ("before", "teacher"))
+        before, teacher = (average(teachers(page, scenario, figure)) for figure in ("before", "test"))
         others = average(teachers(page, scenario, "others"))
         if before > MOST_BEFORE:
             missed.append(f"{scenario}: {before:.3f} before distillation, above {MOST_BEFORE}")
@@ -149,36 +150,38 @@ def missed_targets(page: Page) -> list[str]:
 
 
 def plot(page: Page, file: Path) -> None:
-    """Bars for each teacher and method; whiskers are the least and the most of the seeds."""
-    scenarios, methods = names_of(page, "scenario"), names_of(page, "method")
-    figure, axes = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
-    width = 0.8 / len(methods)
-    for axis, kind, title in zip(
-        axes,
-        ("test", "others"),
-        ("held-out questions, without the book", "other books in view (not forgotten)"),
-        strict=True,
-    ):
-        for number, method in enumerate(methods):
-            places = [place + (number - (len(methods) - 1) / 2) * width for place in range(len(scenarios))]
-            seeds = [[mean(one) for one in chosen(page, scenario, method, kind)] for scenario in scenarios]
-            heights = [sum(one) / len(one) for one in seeds]
-            spread = [
-                [h - min(s) for h, s in zip(heights, seeds, strict=True)],
-                [max(s) - h for h, s in zip(heights, seeds, strict=True)],
-            ]
-            axis.bar(places, heights, width * 0.92, yerr=spread, capsize=2, label=TITLES[method])
-        reference = "teacher" if kind == "test" else "others"
-        for place, scenario in enumerate(scenarios):
-            level = average(teachers(page, scenario, reference))
-            label = ("teacher, with its book" if kind == "test" else "before") if place == 0 else None
-            axis.hlines(level, place - 0.45, place + 0.45, colors="black", linestyles="dashed", label=label)
-            if kind == "test":
-                before = average(teachers(page, scenario, "before"))
-                axis.hlines(before, place - 0.45, place + 0.45, colors="grey", label="before" if place == 0 else None)
-        axis.set(ylabel="share of right answers", ylim=(0, 1.08), title=title)
-        axis.legend(ncols=4, fontsize=8, loc="lower right")
-    axes[1].set_xticks(range(len(scenarios)), [f"teacher: {name}" for name in scenarios])
+    """Two panels: what the student knows without the book, and what it still can do with other books."""
+    scenarios = names_of(page, "scenario")
+    figure, (known, kept) = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
+    draw_bars(known, page, "test", "held-out questions, without the book")
+    draw_levels(known, page, "test", label="teacher, with its book", colors="black", linestyles="dashed")
+    draw_levels(known, page, "before", label="before", colors="grey")
+    draw_bars(kept, page, "others", "other books in view (not forgotten)")
+    draw_levels(kept, page, "others", label="before", colors="grey")
+    kept.set_xticks(range(len(scenarios)), [f"teacher: {name}" for name in scenarios])
+    for axis in (known, kept):
+        axis.legend(ncols=1, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def draw_bars(axis: Axes, page: Page, of: str, title: str) -> None:
+    """A bar for each teacher and method; whiskers are the least and the most of the seeds."""
+    scenarios, methods = names_of(page, "scenario"), names_of(page, "method")
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        seeds = [[mean(one) for one in chosen(page, scenario, method, of)] for scenario in scenarios]
+        heights = [sum(one) / len(one) for one in seeds]
+        below = [height - min(one) for height, one in zip(heights, seeds, strict=True)]
+        above = [max(one) - height for height, one in zip(heights, seeds, strict=True)]
+        places = [place + (number - (len(methods) - 1) / 2) * width for place in range(len(scenarios))]
+        axis.bar(places, heights, width * 0.92, yerr=[below, above], capsize=2, label=TITLES[method])
+    axis.set(ylabel="share of right answers", ylim=(0, 1.05), title=title)
+
+
+def draw_levels(axis: Axes, page: Page, of: str, **how: str) -> None:
+    """A line across the bars of each teacher."""
+    levels = [average(teachers(page, scenario, of)) for scenario in names_of(page, "scenario")]
+    places = range(len(levels))
+    axis.hlines(levels, [place - 0.45 for place in places], [place + 0.45 for place in places], **how)

@@ -16,7 +16,7 @@ from scenarios import DIRECT, Row
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CLIP, BETAS, WEIGHT_DECAY = 1.0, (0.9, 0.95), 0.1
-LONGEST_ANSWER = 16
+LONGEST_ANSWER = 8
 
 
 @dataclass(frozen=True)

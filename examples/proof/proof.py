@@ -3,7 +3,7 @@
 python examples/proof/proof.py [--output_dir output/proof]
 
 Every method trains with `megatron rlhf`, on every teacher and seed. The validation questions choose the learning rate
-(on the first seed of the first teacher) and the checkpoint of each run; the test questions are asked once. A proof
+(on the first seed of the first two teachers) and the checkpoint of each run; the test questions are asked once. A proof
 that was interrupted goes on with what is missing.
 """
 
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ import typer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "quickstart"))
 
 from evaluate import load_checkpoint, read_rows
-from measure import asked, mean
+from measure import as_taught, asked, mean
 from page import missed_targets, write_page
 from plain import Settings
 from plain import train as train_plainly
@@ -30,9 +31,10 @@ from scenarios import SCENARIOS, SEEDS, Material, Row, Scenario, make_material, 
 from tqdm import tqdm
 
 from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.evaluation.report import versions
 
 REPO = Path(__file__).resolve().parents[2]
-RATES = (5e-4, 1e-3)
+RATES = (1e-3, 2e-3)
 STEPS = 150
 LONGEST_RESPONSE = 32
 Page = dict[str, Any]
@@ -77,23 +79,26 @@ def train_all(runs: list[Run], folder: Path, steps: int, lanes: int) -> list[Pag
 
 
 def choose_rates(pages: list[Page]) -> dict[str, float]:
-    """The rate of each method whose best checkpoint has the most merit; of equal ones the first of RATES."""
+    """The rate of each method whose best checkpoints have the most merit; of equal ones the first of RATES."""
 
-    def merit(page: Page) -> tuple[float, float]:
-        return mean(page["chosen"]["validation"]), mean(page["chosen"]["others_validation"])
+    def merit(method: str, rate: float) -> tuple[float, float]:
+        points = [page["chosen"] for page in pages if (page["method"], page["rate"]) == (method, rate)]
+        return tuple(sum(mean(point[name]) for point in points) for name in ("validation", "others_validation"))
 
     methods = dict.fromkeys(page["method"] for page in pages)
-    return {name: max((p for p in pages if p["method"] == name), key=merit)["rate"] for name in methods}
+    return {method: max(RATES, key=lambda rate: merit(method, rate)) for method in methods}
 
 
 def measure_teachers(materials: dict[tuple[Scenario, int], Material]) -> list[Page]:
-    """What the base model can do before: without the book, with the teacher's book, and with other books."""
+    """What the base model can do: before, without the book; as the teacher, with its book; and with other books."""
     model, tokenizer = load_checkpoint(BASE_MODEL)
     pages = []
     for (scenario, seed), material in materials.items():
+        as_teacher = {"with_experience": True, "thinking": scenario.thinks}
         shares = {
             "before": asked(model, tokenizer, material.test),
-            "teacher": asked(model, tokenizer, material.test, with_experience=True, thinking=scenario.thinks),
+            "test": asked(model, tokenizer, material.test, **as_teacher),
+            "taught": asked(model, tokenizer, as_taught(material.test), **as_teacher),
             "others": asked(model, tokenizer, material.others_test),
         }
         pages.append({"scenario": scenario.name, "seed": seed, **shares})
@@ -121,11 +126,10 @@ def prove(
     folder: Path, scenarios: list[Scenario], seeds: list[int], methods: list[str], steps: int, lanes: int
 ) -> Page:
     """All of it; returns what the page shows."""
-    started = time.monotonic()
     materials = {(scenario, seed): make_material(scenario, seed) for scenario in scenarios for seed in seeds}
     let_the_teacher_write(folder, materials)
     teachers = measure_teachers(materials)
-    first = [Run(method, scenarios[0], seeds[0], rate) for method in methods for rate in RATES]
+    first = [Run(m, scenario, seeds[0], rate) for scenario in scenarios[:2] for m in methods for rate in RATES]
     tried = train_all(first, folder, steps, lanes)
     rates = choose_rates(tried)
     runs = [Run(m, scenario, seed, rates[m]) for scenario in scenarios for seed in seeds for m in methods]
@@ -138,7 +142,8 @@ def prove(
         "teachers": teachers,
         "results": results,
         "plain": plain,
-        "seconds": round(time.monotonic() - started),
+        "date": date.today().isoformat(),
+        "versions": versions(),
     }
 
 

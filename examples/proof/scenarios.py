@@ -12,12 +12,15 @@ from code_book import BOOK_LETTERS, KEYS, TASKS, Book, Question, answer, prompt,
 
 SEEDS = (0, 1, 2)
 BOOK_SEED = 12345
-TRAIN = {"say": 256, "sum": 128}
+TRAIN = {"say": 128, "sum": 128}
 VALIDATION = {"say": 64, "sum": 32}
 TEST = {"say": 256, "sum": 96}
-REPLAYED = 192
+# Sums take more steps to learn, and are the first to be forgotten.
+SHOWN = {"say": 1, "sum": 2}
+REPLAYED = {"say": 48, "sum": 144}
 OTHER_TEST = {"say": 256, "sum": 256}
 OTHER_VALIDATION = {"say": 64, "sum": 64}
+OTHERS = (REPLAYED, OTHER_VALIDATION, OTHER_TEST)
 THINKING = {"enable_thinking": True}
 DIRECT = {"enable_thinking": False}
 TRAINED = ("messages", "teacher_messages", "chat_template_kwargs", "teacher_chat_template_kwargs", "teacher_thought")
@@ -74,15 +77,9 @@ def make_material(scenario: Scenario, seed: int) -> Material:
     parts = split_questions(state, book)
     rows = [[question_row(scenario, question, book, seen) for question in part] for part in parts]
     others = random.Random(f"{BOOK_SEED} {seed} others")
-    replayed = [other_row(others, task) for task, count in shares(REPLAYED).items() for _ in range(count)]
-    measured = [[other_row(others, t) for t in TASKS for _ in range(n[t])] for n in (OTHER_VALIDATION, OTHER_TEST)]
-    return Material(rows[0] + replayed, rows[1], rows[2], *measured)
-
-
-def shares(count: int) -> dict[str, int]:
-    """As many of each task as the training questions have."""
-    whole = sum(TRAIN.values())
-    return {task: count * TRAIN[task] // whole for task in TASKS}
+    other = [[other_row(others, task) for task in TASKS for _ in range(count[task])] for count in OTHERS]
+    train = [row for row in rows[0] for _ in range(SHOWN[row["task"]])]
+    return Material(train + other[0], rows[1], rows[2], other[1], other[2])
 
 
 def split_questions(state: random.Random, book: Book) -> list[list[Question]]:

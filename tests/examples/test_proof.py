@@ -13,9 +13,9 @@ import torch
 from code_book import book_text, final_answer
 from evaluate import load_checkpoint, read_rows
 from measure import Measured, asked
-from proof import choose_rates
+from proof import RATES, choose_rates
 from runs import BASE_MODEL, METHODS, Run
-from scenarios import REPLAYED, SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
+from scenarios import SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
 
 PROOF = Path(__file__).resolve().parents[2] / "examples" / "proof"
 PERFECT, LONG, WRONG, THINKING = SCENARIOS
@@ -147,8 +147,9 @@ def result(method, rate, seed, share, others=1.0, scenario="perfect"):
 def page_of(share, others=1.0, plain_share=None):
     methods = ("skd", "gkd_jsd")
     whole = {"say": 1.0, "sum": 1.0}
-    teacher = {"scenario": "perfect", "before": {"say": 0.0, "sum": 0.1}, "teacher": whole, "others": whole}
-    tried = [result(method, rate, 0, share) for method in methods for rate in (1e-3, 3e-4)]
+    before = {"say": 0.0, "sum": 0.1}
+    teacher = {"scenario": "perfect", "before": before, "test": whole, "taught": whole, "others": whole}
+    tried = [result(method, rate, 0, share) for method in methods for rate in RATES]
     again = share if plain_share is None else plain_share
     return {
         "rates": choose_rates(tried),
@@ -156,6 +157,8 @@ def page_of(share, others=1.0, plain_share=None):
         "teachers": [{**teacher, "seed": seed} for seed in SEEDS],
         "results": [result(method, 1e-3, seed, share, others) for seed in SEEDS for method in methods],
         "plain": [{"method": m, "seconds": 1.0, "test": {"say": again, "sum": again}} for m in methods],
+        "date": "2026-11-22",
+        "versions": {"torch": "2.13.0"},
     }
 
 
@@ -194,9 +197,9 @@ def test_one_run_from_rows_to_page_and_again(tmp_path):
     assert first.returncode == 1, first.stderr[-2000:]  # three steps are too few, and it says so
     assert "proof: not met: perfect: SKD has" in first.stderr
     page = json.loads((tmp_path / "proof.json").read_text(encoding="utf-8"))
-    assert [run["rate"] for run in page["tried"]] == [5e-4, 1e-3]
+    assert [run["rate"] for run in page["tried"]] == list(RATES)
     assert page["results"][0]["curve"][-1]["step"] == 3
-    assert len(read_rows(tmp_path / "rows" / "perfect-seed0-teacher.jsonl")) == sum(TRAIN.values()) + REPLAYED
+    assert len(read_rows(tmp_path / "rows" / "perfect-seed0-teacher.jsonl")) == len(make_material(PERFECT, 0).train)
     logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("perfect-*.log")}
     subprocess.run(command, capture_output=True, timeout=400)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("perfect-*.log")} == logs
