@@ -54,6 +54,13 @@ def test_the_gate_runs_every_target():
     assert {c.split()[1] for c in COMMANDS if is_target(c)} <= set(targets)
 
 
+def test_every_target_is_in_the_makefile():
+    known = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    english, chinese = in_both(lambda page: re.findall(r"^ *make (\w+)$", page, re.MULTILINE))
+    assert english == chinese
+    assert set(english) <= set(known)
+
+
 def test_the_table_has_every_layout():
     table = README.split("<!-- parity table -->")[1].split("<!-- end of parity table -->")[0]
     rows = [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]

@@ -105,15 +105,15 @@ def rates_table(page: Page) -> str:
     """How the rate was chosen, and plain PyTorch with the same settings after the same number of steps."""
     rows = []
     for method in names_of(page, "method"):
-        tried: dict[float, list[Accuracy]] = {}
-        for run in page["tried"]:
-            if run["method"] == method:
-                tried.setdefault(run["rate"], []).append(run["chosen"]["validation"])
-        said = ", ".join(f"{rate:g}: {average(shares):.3f}" for rate, shares in tried.items())
+        tried = {run["rate"]: run["chosen"] for run in page["tried"] if run["method"] == method}
+        said = ", ".join(
+            f"{rate:g}: {mean(point['validation']):.3f}, {mean(point['others_validation']):.3f}"
+            for rate, point in tried.items()
+        )
         plain = next(one for one in page["plain"] if one["method"] == method)
         last = last_point(page, method)
         rows.append([TITLES[method], said, shown([last]), shown([plain["test"]])])
-    head = ["", "validation by rate", "`megatron rlhf`, last step", "plain PyTorch, last step"]
+    head = ["", "validation by rate: own book, others", "`megatron rlhf`, last step", "plain PyTorch, last step"]
     return table(head, rows)
 
 

@@ -3,7 +3,7 @@
 python examples/proof/proof.py [--output_dir output/proof]
 
 Every method trains with `megatron rlhf`, on every teacher and seed. The validation questions choose the learning rate
-(on the first seed of the first two teachers) and the checkpoint of each run; the test questions are asked once. A proof
+(on one teacher's first seed) and the checkpoint of each run; the test questions are asked once. A proof
 that was interrupted goes on with what is missing.
 """
 
@@ -22,7 +22,7 @@ import typer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "quickstart"))
 
 from evaluate import load_checkpoint, read_rows
-from measure import as_taught, asked, mean
+from measure import Measured, as_taught, asked, mean
 from page import missed_targets, write_page
 from plain import Settings
 from plain import train as train_plainly
@@ -79,14 +79,18 @@ def train_all(runs: list[Run], folder: Path, steps: int, lanes: int) -> list[Pag
 
 
 def choose_rates(pages: list[Page]) -> dict[str, float]:
-    """The rate of each method whose best checkpoints have the most merit; of equal ones the first of RATES."""
+    """The rate of each method whose chosen checkpoint has the most merit."""
 
-    def merit(method: str, rate: float) -> tuple[float, float]:
-        points = [page["chosen"] for page in pages if (page["method"], page["rate"]) == (method, rate)]
-        return tuple(sum(mean(point[name]) for point in points) for name in ("validation", "others_validation"))
+    def merit(page: Page) -> tuple[bool, float, float, int]:
+        return Measured(**page["chosen"]).merit
 
     methods = dict.fromkeys(page["method"] for page in pages)
-    return {method: max(RATES, key=lambda rate: merit(method, rate)) for method in methods}
+    return {name: max((p for p in pages if p["method"] == name), key=merit)["rate"] for name in methods}
+
+
+def choose_by(scenarios: list[Scenario]) -> Scenario:
+    """The rate is chosen where most is to be learned."""
+    return max(scenarios, key=lambda scenario: scenario.letters)
 
 
 def measure_teachers(materials: dict[tuple[Scenario, int], Material]) -> list[Page]:
@@ -129,8 +133,8 @@ def prove(
     materials = {(scenario, seed): make_material(scenario, seed) for scenario in scenarios for seed in seeds}
     let_the_teacher_write(folder, materials)
     teachers = measure_teachers(materials)
-    first = [Run(m, scenario, seeds[0], rate) for scenario in scenarios[:2] for m in methods for rate in RATES]
-    tried = train_all(first, folder, steps, lanes)
+    tries = [Run(method, choose_by(scenarios), seeds[0], rate) for method in methods for rate in RATES]
+    tried = train_all(tries, folder, steps, lanes)
     rates = choose_rates(tried)
     runs = [Run(m, scenario, seed, rates[m]) for scenario in scenarios for seed in seeds for m in methods]
     results = train_all(runs, folder, steps, lanes)

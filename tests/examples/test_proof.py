@@ -112,12 +112,13 @@ def test_plain_training_learns(base, method):
     assert last < 0.8 * first
 
 
-def test_more_right_answers_then_less_forgotten_then_fewer_steps():
+def test_little_forgotten_then_more_right_answers_then_fewer_steps():
     def point(step, own, others):
         return Measured(step, {"say": own, "sum": own}, {"say": others, "sum": others})
 
-    points = [point(50, 0.8, 1.0), point(100, 1.0, 0.9), point(150, 1.0, 0.95), point(200, 1.0, 0.95)]
+    points = [point(50, 0.8, 1.0), point(100, 1.0, 0.97), point(150, 0.9, 0.99), point(200, 0.9, 0.99)]
     assert max(points, key=lambda one: one.merit).step == 150
+    assert max([point(50, 0.8, 0.97), point(100, 1.0, 0.9)], key=lambda one: one.merit).step == 100
 
 
 def test_the_base_model_reads_books_and_knows_none(base):
