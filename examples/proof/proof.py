@@ -8,15 +8,16 @@ that was interrupted goes on with what is missing.
 """
 
 import json
+import multiprocessing
 import signal
 import sys
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "quickstart"))
@@ -34,7 +35,7 @@ from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.evaluation.report import versions
 
 REPO = Path(__file__).resolve().parents[2]
-RATES = (1e-3, 2e-3)
+RATES = (5e-4, 1e-3)
 STEPS = 150
 LONGEST_RESPONSE = 32
 Page = dict[str, Any]
@@ -109,21 +110,25 @@ def measure_teachers(materials: dict[tuple[Scenario, int], Material]) -> list[Pa
     return pages
 
 
-def check_with_plain_pytorch(
-    folder: Path, scenario: Scenario, seed: int, rates: dict[str, float], steps: int
-) -> list[Page]:
-    """The first seed of the first teacher again without Megatron, measured after the same number of steps."""
+def check_with_plain_pytorch(runs: list[Run], folder: Path, steps: int, lanes: int) -> list[Page]:
+    """The same runs without Megatron, measured after the same number of steps."""
+    workers = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(lanes, workers) as pool, tqdm(total=len(runs), desc="plain PyTorch", unit="run") as bar:
+        started = [pool.submit(repeat_plainly, run, folder, steps) for run in runs]
+        for one in started:
+            one.add_done_callback(lambda _: bar.update())
+        return [one.result() for one in started]
+
+
+def repeat_plainly(run: Run, folder: Path, steps: int) -> Page:
+    """A run in plain PyTorch, on one thread."""
+    torch.set_num_threads(1)
     model, tokenizer = load_checkpoint(BASE_MODEL)
-    held_out = make_material(scenario, seed).test
-    pages = []
-    for method, rate in tqdm(rates.items(), desc="plain PyTorch", unit="run"):
-        started = time.monotonic()
-        rows = read_rows(rows_file(folder, scenario, seed, METHODS[method]))
-        settings = Settings(batch=BATCH, steps=steps, rate=rate, warmup=0.05, least=rate / 10)
-        *_, (_, student) = train_plainly(model, tokenizer, rows, method, settings)
-        seconds = round(time.monotonic() - started, 1)
-        pages.append({"method": method, "seconds": seconds, "test": asked(student.eval(), tokenizer, held_out)})
-    return pages
+    rows = read_rows(rows_file(folder, run.scenario, run.seed, METHODS[run.method]))
+    settings = Settings(BATCH, steps, run.rate, warmup=0.05, least=run.rate / 10, seed=run.seed)
+    *_, (_, student) = train_plainly(model, tokenizer, rows, run.method, settings)
+    test = asked(student.eval(), tokenizer, make_material(run.scenario, run.seed).test)
+    return {"method": run.method, "scenario": run.scenario.name, "seed": run.seed, "test": test}
 
 
 def prove(
@@ -138,7 +143,7 @@ def prove(
     rates = choose_rates(tried)
     runs = [Run(m, scenario, seed, rates[m]) for scenario in scenarios for seed in seeds for m in methods]
     results = train_all(runs, folder, steps, lanes)
-    plain = check_with_plain_pytorch(folder, scenarios[0], seeds[0], rates, steps)
+    plain = check_with_plain_pytorch([run for run in runs if run.scenario is scenarios[0]], folder, steps, lanes)
     return {
         "steps": steps,
         "rates": rates,

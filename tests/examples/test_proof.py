@@ -13,7 +13,7 @@ import torch
 from code_book import book_text, final_answer
 from evaluate import load_checkpoint, read_rows
 from measure import Measured, asked
-from proof import RATES, choose_rates
+from proof import RATES, STEPS, choose_rates
 from runs import BASE_MODEL, METHODS, Run
 from scenarios import SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
 
@@ -157,7 +157,11 @@ def page_of(share, others=1.0, plain_share=None):
         "tried": tried,
         "teachers": [{**teacher, "seed": seed} for seed in SEEDS],
         "results": [result(method, 1e-3, seed, share, others) for seed in SEEDS for method in methods],
-        "plain": [{"method": m, "seconds": 1.0, "test": {"say": again, "sum": again}} for m in methods],
+        "plain": [
+            {"method": method, "scenario": "perfect", "seed": seed, "test": {"say": again, "sum": again}}
+            for seed in SEEDS
+            for method in methods
+        ],
         "date": "2026-11-22",
         "versions": {"torch": "2.13.0"},
     }
@@ -182,13 +186,23 @@ def test_a_target_that_is_missed_is_said(page, said):
 
 def test_the_page_has_every_figure(tmp_path):
     page = page_of(0.96)
-    assert page["rates"] == {"skd": 1e-3, "gkd_jsd": 1e-3}
+    assert page["rates"] == dict.fromkeys(("skd", "gkd_jsd"), RATES[0])
     text = proof_page.write_page(page, tmp_path)
     assert "| SKD | 0.960 (0.96/0.96) |" in text
     assert "| before, without the book | 0.050 (0.00/0.10) |" in text
     assert (tmp_path / "proof.md").read_text(encoding="utf-8") == text
     assert json.loads((tmp_path / "proof.json").read_text(encoding="utf-8")) == page
     assert (tmp_path / "proof.png").stat().st_size > 10_000
+
+
+def test_the_committed_result_is_the_readmes_and_meets_every_target():
+    page = json.loads((PROOF / "result" / "proof.json").read_text(encoding="utf-8"))
+    assert proof_page.missed_targets(page) == []
+    assert proof_page.accuracy_table(page) in (PROOF.parents[1] / "README.md").read_text(encoding="utf-8")
+    runs = {(run["scenario"], run["seed"], run["method"]) for run in page["results"]}
+    assert runs == {(scenario.name, seed, method) for scenario, seed in EVERYWHERE for method in METHODS}
+    assert page["steps"] == STEPS
+    assert {run["rate"] for run in page["tried"]} == set(RATES)
 
 
 def test_one_run_from_rows_to_page_and_again(tmp_path):
