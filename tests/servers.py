@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.launch import environment, flags_to_argv, free_port
+from tests.launching.commands import environment, flags_to_argv, free_port
 
 # What a CPU needs, as the README says.
 CPU = {"VLLM_PLUGINS": "none", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}

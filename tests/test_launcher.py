@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from swift_kd_plugin.launcher import check_launch
-from tests.launch import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_command
 
 RAY = "--use_ray takes another trainer of ms-swift that the plugin does not reach"
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.launch import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_command
 
 
 def turn(role: str, content: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
-from tests.launch import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_command
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "examples" / "data" / "data.yaml"

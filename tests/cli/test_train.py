@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launch import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

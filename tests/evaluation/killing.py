@@ -18,7 +18,7 @@ from pathlib import Path
 from swift_kd_plugin.cli.main import app
 from tests.evaluation.running import FLAGS, read_report, without_times
 from tests.generation.killing import kill, start
-from tests.launch import flags_to_argv
+from tests.launching.commands import flags_to_argv
 
 LONGEST = 0.03
 

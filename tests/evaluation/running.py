@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 # Imported here, as transformers' logger keeps the stream that it meets first: within a CliRunner it is soon closed.
 import swift_kd_plugin.generation.codec  # noqa: F401
 from swift_kd_plugin.cli.main import app
-from tests.launch import flags_to_argv
+from tests.launching.commands import flags_to_argv
 from tests.runs.recording import REPOSITORY
 
 BASE_MODEL = REPOSITORY / "examples" / "base_model"

@@ -4,7 +4,7 @@ import pytest
 
 from tests.evaluation.running import BASE_MODEL, FLAGS, entry_of, read_answers, read_report, run_eval
 from tests.generation.running import run_script
-from tests.launch import flags_to_argv
+from tests.launching.commands import flags_to_argv
 from tests.runs.recording import needs_cpu_backend
 
 pytestmark = needs_cpu_backend

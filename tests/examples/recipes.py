@@ -11,7 +11,7 @@ from swift_kd_plugin.recipes.command import Command, megatron_command
 from swift_kd_plugin.recipes.plan import GENERATE, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.stages import Runner, complete_keys
-from tests.launch import BIN, environment, free_port, run_command
+from tests.launching.commands import BIN, environment, free_port, run_command
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, SCRIPTS = ROOT / "examples", ROOT / "scripts"

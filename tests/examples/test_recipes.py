@@ -13,7 +13,7 @@ from recipes import EXAMPLES, GIVEN, NEEDS_GPUS, RECIPES, ROOT, SCRIPTS, command
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.cli.train import train
-from tests.launch import BIN
+from tests.launching.commands import BIN
 from tests.recipes.asking import real_parser
 
 SHELL = {file.name: file for file in sorted(SCRIPTS.glob("*.sh")) if file.name != "tiny.sh"}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
 from tests.generation.running import FLAGS
-from tests.launch import flags_to_argv
+from tests.launching.commands import flags_to_argv
 
 QUESTIONS = 60
 

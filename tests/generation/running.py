@@ -9,7 +9,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
-from tests.launch import environment, flags_to_argv, run_command
+from tests.launching.commands import environment, flags_to_argv, run_command
 from tests.runs.recording import REPOSITORY
 from tests.servers import CPU
 

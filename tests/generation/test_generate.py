@@ -9,7 +9,7 @@ from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.sources import read_rows as read_checked
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from tests.generation.running import QUESTIONS, read_report, read_rows, run_generate, try_generate, write_rows
-from tests.launch import free_port
+from tests.launching.commands import free_port
 from tests.runs.recording import needs_cpu_backend
 
 pytestmark = needs_cpu_backend

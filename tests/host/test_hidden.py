@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed
-from tests.launch import HAS_GPU
+from tests.launching.commands import HAS_GPU
 
 pytestmark = pytest.mark.skipif(HAS_GPU, reason="ranks without a GPU of their own")
 HIDDEN, VOCABULARY = 16, 32

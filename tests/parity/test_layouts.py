@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import Run, megatron_rlhf
+from tests.launching.commands import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
 from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_pictures, make_sums, make_vision_model

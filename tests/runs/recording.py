@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launch import HAS_GPU, Run, megatron_rlhf
+from tests.launching.commands import HAS_GPU, Run, megatron_rlhf
 
 RECORDER = Path(__file__).with_name("recorder.py")
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.launch import HAS_GPU, environment, flags_to_argv, megatron_rlhf
+from tests.launching.commands import HAS_GPU, environment, flags_to_argv, megatron_rlhf
 
 ERROR = "swift_kd_plugin [rank"
 
@@ -32,7 +32,7 @@ def sentences(log: str) -> list[str]:
 def test_a_wrong_flag(flags, tmp_path, changes, message):
     if "fp8_format" in changes and HAS_GPU:
         pytest.skip("a GPU has fp8")
-    run = megatron_rlhf(tmp_path, {**flags, **changes}, processes=2, timeout=90)
+    run = megatron_rlhf(tmp_path, {**flags, **changes}, processes=2, timeout=90, literal=True)
     assert run.code == 1
     assert any(message in line for line in sentences(run.log)), run.log[-3000:]
     assert "Traceback" not in run.log
@@ -46,7 +46,7 @@ def test_a_model_that_is_not_supported(flags, material, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(config))
-    run = megatron_rlhf(tmp_path, {**flags, "model": folder, "model_type": None}, processes=2, timeout=90)
+    run = megatron_rlhf(tmp_path, {**flags, "model": folder, "model_type": None}, 2, timeout=90, literal=True)
     assert run.code == 1
     assert any(f"Model: {folder} is not supported" in line for line in sentences(run.log)), run.log[-3000:]
     assert "Traceback" not in run.log
@@ -55,7 +55,7 @@ def test_a_model_that_is_not_supported(flags, material, tmp_path):
 def test_a_row_without_messages(flags, material, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text((material / "sums.jsonl").read_text() + '{"question": "what?"}\n')
-    run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90)
+    run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90, literal=True)
     assert run.code == 1
     assert any(f"it has no messages ({data}, line 33:" in line for line in sentences(run.log)), run.log[-3000:]
     assert "Traceback" not in run.log

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 from tests.runs.recording import (
     Recorded,
     needs_cpu_backend,

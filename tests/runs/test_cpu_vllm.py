@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from tests.launch import Run, megatron_rlhf
+from tests.launching.commands import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, Recorded, needs_cpu_backend, train_and_record
 from tests.servers import swift_deploy, wait_for
 

@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from tests.launch import environment, megatron_rlhf, read_steps, run_command
+from tests.launching.commands import environment, megatron_rlhf, read_steps, run_command
 
 
 def test_help_shows_the_flags(tmp_path):
@@ -17,9 +17,9 @@ def test_help_shows_the_flags(tmp_path):
 
 
 def test_trains_exactly_like_stock(flags, tmp_path):
-    run = megatron_rlhf(tmp_path / "ours", {**flags, "kd_divergence": "stock"}, processes=2).expect_success()
+    run = megatron_rlhf(tmp_path / "ours", {**flags, "kd_divergence": "stock"}, 2, literal=True).expect_success()
     stock_flags = {**flags, "external_plugins": None, "check_model": False}
-    stock = megatron_rlhf(tmp_path / "stock", stock_flags, processes=2).expect_success()
+    stock = megatron_rlhf(tmp_path / "stock", stock_flags, 2, literal=True).expect_success()
     assert "MegatronRLHFArguments" in run.log
     assert "kd_grad_norm" not in stock.log
     keys = ("loss", "grad_norm", "learning_rate")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 from tests.losses import reference
 from tests.tiny_models import make_dense
 

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 from tests.tiny_models import VOCABULARY
 
 HIDDEN, LAYERS, HEADS, GROUPS, HEAD = 64, 4, 4, 2, 32

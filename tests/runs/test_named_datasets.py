@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BATCH = {"train_iters": 2, "micro_batch_size": 2, "global_batch_size": 8}

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.launch import Run, megatron_rlhf
+from tests.launching.commands import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
 from tests.servers import kill_server, swift_deploy, vllm_server, wait_for
 from tests.tiny_models import make_adapter, make_dense

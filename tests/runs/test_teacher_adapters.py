@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 
 PLAIN = {"r": 8, "lora_alpha": 32, "target_modules": "all-linear"}
 RANK_STABLE = {

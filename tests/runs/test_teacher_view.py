@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 
 HINT = "Add the numbers one by one."
 
@@ -66,7 +66,7 @@ def test_stock_stops_under_context_parallelism(flags, material, tmp_path):
     """Each rank cuts both views on its own and counts other response tokens in them; the layouts' table has ours."""
     changes = {"external_plugins": None, "micro_batch_size": 1, "context_parallel_size": 2}
     data = write_rows(tmp_path / "rows.jsonl", material, long_or_short)
-    stock = megatron_rlhf(tmp_path / "stock", {**flags, "dataset": data, **changes}, processes=2)
+    stock = megatron_rlhf(tmp_path / "stock", {**flags, "dataset": data, **changes}, processes=2, literal=True)
     assert stock.code == 1
     assert "Label count mismatch" in stock.log
 

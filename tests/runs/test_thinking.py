@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launch import megatron_rlhf
+from tests.launching.commands import megatron_rlhf
 from tests.runs.test_loss import record
 
 BLOCK = "<think>\nAdd the numbers one by one.\n</think>\n\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.launch import Run, megatron_rlhf
+from tests.launching.commands import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
 from tests.tiny_models import make_moe
 

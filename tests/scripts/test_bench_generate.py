@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.launch import environment, run_command
+from tests.launching.commands import environment, run_command
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
 from tests.servers import CPU
 

@@ -15,7 +15,7 @@ import bench_losses
 from bench_tools import Shape, make_logits, run_interleaved, table
 
 from swift_kd_plugin.losses import DIVERGENCES
-from tests.launch import HAS_GPU
+from tests.launching.commands import HAS_GPU
 
 SHAPE = Shape(4, 60)
 

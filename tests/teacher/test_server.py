@@ -10,7 +10,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.teacher.protocol import Sequence
 from swift_kd_plugin.teacher.server import TeacherServer
 from swift_kd_plugin.teacher.transport import Limits
-from tests.launch import free_port
+from tests.launching.commands import free_port
 from tests.teacher.fake_vllm import VOCABULARY, log_prob, serve
 
 FAST = Limits(timeout=0.5, attempts=3, pause=0.01)

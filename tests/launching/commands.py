@@ -1,5 +1,10 @@
-"""Starts the real `megatron rlhf` as a user does, and reads what it wrote."""
+"""Starts the real commands, in a fork of a warm process or literally as a user does, and reads what they wrote.
 
+Both are the same run (test_warm_launch.py holds them equal bit by bit); a literal one imports the stack anew in each of
+its processes, which takes longer than most runs. What is about the command itself is started literally.
+"""
+
+import fcntl
 import json
 import os
 import random
@@ -7,23 +12,39 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.launching.warm_client import run_warm
 
 BIN = Path(sys.executable).parent
 HAS_GPU = os.path.exists("/dev/nvidiactl")
 
 
+RESERVED = []  # files of this process's ports, locked until it ends
+
+
 def free_port() -> int:
-    """A port below those that the system hands out by itself, so that none of its connections takes it meanwhile."""
+    """A port that no other test of this machine gets while this process lives.
+
+    It lies below those that the system hands out by itself, so that none of its connections takes it meanwhile.
+    """
+    folder = Path(tempfile.gettempdir()) / "swift_kd_plugin_test_ports"
+    folder.mkdir(exist_ok=True)
     while True:
+        port = random.randrange(20_000, 32_768)
+        file = (folder / str(port)).open("w")
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port := random.randrange(20_000, 32_768)))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                probe.bind(("127.0.0.1", port))
             except OSError:
+                file.close()
                 continue
-            return port
+        RESERVED.append(file)
+        return port
 
 
 @dataclass
@@ -98,12 +119,18 @@ def megatron_rlhf(
     processes: int | None = 1,
     env: dict[str, str] | None = None,
     timeout: float = 240,
+    literal: bool = False,
 ) -> Run:
-    """Runs `megatron rlhf` with `flags` in `folder`; its output goes to `folder/output`."""
+    """Runs `megatron rlhf` with `flags` in `folder`; its output goes to `folder/output`.
+
+    Args:
+        literal: start the command itself instead of forking a warm process; a machine with a GPU always does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "output"
     argv = ["megatron", "rlhf", *flags_to_argv({**flags, "output_dir": output, "add_version": False})]
-    code, log, seconds = run_command(argv, folder, environment(processes, **(env or {})), timeout)
+    run = run_command if literal or HAS_GPU else run_warm
+    code, log, seconds = run(argv, folder, environment(processes, **(env or {})), timeout)
     (folder / "log.txt").write_text(log, encoding="utf-8")
     return Run(code, log, output, seconds, read_steps(output / "logging.jsonl"))
 

@@ -1,0 +1,55 @@
+"""What a process that was started for its command has of its own, given to a forked copy of one that was not."""
+
+import logging
+import os
+import random
+import sys
+import tempfile
+
+import numpy
+import psutil
+
+
+def renew_tool() -> None:
+    _renew_process()
+    if os.environ.get("SWIFT_KD_DEVICE") == "cpu":
+        from swift_kd_plugin.cpu import set_environment
+
+        set_environment()
+
+
+def renew_rank() -> None:
+    """sys.argv and the environment are those of the rank."""
+    from swift_kd_plugin.cpu import memory, set_environment
+    from swift_kd_plugin.cpu.flags import adapt_command_line
+    from swift_kd_plugin.launcher import act_as_single_process
+
+    _renew_process()
+    memory.PROCESS = psutil.Process()
+    set_environment()
+    adapt_command_line(sys.argv)
+    act_as_single_process()
+    _set_levels()
+    _leave_out_pictures()
+
+
+def _renew_process() -> None:
+    random.seed()
+    numpy.random.seed()
+    tempfile.tempdir = None
+
+
+def _set_levels() -> None:
+    """ms-swift's loggers take their level from the rank when they are imported."""
+    from swift.utils import logger
+
+    level = logger._get_log_level() if logger._is_local_master() else logging.ERROR
+    for one in (logger.logger, logger.ms_logger):
+        one.setLevel(level)
+
+
+def _leave_out_pictures() -> None:
+    """Pictures of the metrics' curves take longer than most of these trainings, and no test looks at them."""
+    from swift.megatron.pipelines.train import sft
+
+    sft.plot_images = lambda *_: None
