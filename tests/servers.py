@@ -7,16 +7,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-import psutil
-
-from tests.launching.commands import environment, flags_to_argv, free_port
+from tests.launching.commands import HAS_GPU, environment, flags_to_argv, free_port
+from tests.launching.warm_client import WarmCommand
 
 # What a CPU needs, as the README says.
 CPU = {"VLLM_PLUGINS": "none", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
+KILLS: dict[str, Callable[[], None]] = {}  # of the servers that were started, by their URL
 
 
 @contextmanager
@@ -35,8 +36,9 @@ def swift_deploy(model: Path, folder: Path, **changes) -> Iterator[str]:
         "vllm_max_model_len": 256,
         **changes,
     }
-    with run_server(["swift", "deploy", *flags_to_argv(flags)], folder):
-        yield f"http://127.0.0.1:{flags['port']}"
+    url = f"http://127.0.0.1:{flags['port']}"
+    with run_server(["swift", "deploy", *flags_to_argv(flags)], folder) as KILLS[url]:
+        yield url
 
 
 @contextmanager
@@ -55,22 +57,45 @@ def vllm_server(model: Path, folder: Path, **changes) -> Iterator[str]:
         **changes,
     }
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", *flags_to_argv(flags)]
-    with run_server(argv, folder):
-        yield f"http://127.0.0.1:{flags['port']}"
+    url = f"http://127.0.0.1:{flags['port']}"
+    with run_server(argv, folder) as KILLS[url]:
+        yield url
 
 
 @contextmanager
-def run_server(argv: list[str], folder: Path) -> Iterator[None]:
+def run_server(argv: list[str], folder: Path, literal: bool = False) -> Iterator[Callable[[], None]]:
+    """Yields what ends the server and its workers at once, as a machine does that goes down.
+
+    Args:
+        literal: start the command itself instead of forking a warm process; a machine with a GPU always does.
+    """
     env = environment(None, **CPU)
     # The server is not the plugin's: vLLM knows the CPU by itself.
     env.pop("SWIFT_KD_DEVICE", None)
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / "server.txt").open("w") as log,
-        subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
+    start = start_literally if literal or HAS_GPU else start_warm
+    with (folder / "server.txt").open("w") as log, start(argv, folder, env, log) as kill:
+        yield kill
+
+
+@contextmanager
+def start_warm(argv: list[str], folder: Path, env: dict[str, str], log: IO) -> Iterator[Callable[[], None]]:
+    command = WarmCommand(argv, folder, env, log.fileno())
+    try:
+        yield command.close
+    finally:
+        command.close()
+
+
+@contextmanager
+def start_literally(argv: list[str], folder: Path, env: dict[str, str], log: IO) -> Iterator[Callable[[], None]]:
+    with subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True) as process:
+
+        def kill() -> None:
+            os.killpg(process.pid, signal.SIGKILL)
+
         try:
-            yield
+            yield kill
         finally:
             end_group(process)
 
@@ -84,13 +109,8 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def kill_server(url: str) -> None:
-    """Ends the server and its workers at once, as a machine that goes down does."""
-    port = url.rpartition(":")[2]
-    for process in psutil.process_iter(["cmdline"]):
-        if port in (process.info["cmdline"] or []):
-            os.killpg(os.getpgid(process.pid), signal.SIGKILL)
-            return
-    raise ProcessLookupError(f"no server at {url}")
+    """Ends the server behind `url` at once."""
+    KILLS[url]()
 
 
 def wait_for(url: str, seconds: float = 300) -> str:

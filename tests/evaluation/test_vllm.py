@@ -14,7 +14,7 @@ def test_vllm_answers_as_transformers(tmp_path):
     models = [f"one={BASE_MODEL}", f"two={BASE_MODEL}"]
     changes = {"model": models, "limit": 12, "thinking": "both", "metric": ["exact", "ppl"], "max_model_len": 256}
     argv = flags_to_argv({**FLAGS, **changes, "engine": "vllm", "max_num_seqs": 8, "output": tmp_path / "vllm"})
-    log = run_script("-c", "from swift_kd_plugin.cli.main import app; app()", "eval", *argv, folder=tmp_path)
+    log = run_script("swift-kd", "eval", *argv, folder=tmp_path)
     for noise in ("Traceback", "Exception ignored", "core dumped"):
         assert noise not in log
     run_eval(tmp_path / "here", **changes)

@@ -1,7 +1,6 @@
 """Runs of generate in this process with transformers' engine, which starts at once; and what a user sees of a run."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
-from tests.launching.commands import environment, flags_to_argv, run_command
+from tests.launching.commands import environment, flags_to_argv, run_tool
 from tests.runs.recording import REPOSITORY
 from tests.servers import CPU
 
@@ -58,11 +57,10 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
 
 
 def run_script(*argv: str, folder: Path, without: Sequence[str] = ()) -> str:
-    """Runs Python in a process of its own, where vLLM meets the machine as it is."""
-    path = ":".join([str(REPOSITORY), *sys.path])
-    env = environment(None, **CPU, PYTHONPATH=path)
+    """Runs `python -m NAME …` or `swift-kd …` in a process of its own, where vLLM meets the machine as it is."""
+    env = environment(None, **CPU, PYTHONPATH=str(REPOSITORY))
     for name in ("SWIFT_KD_DEVICE", *without):
         env.pop(name, None)
-    code, log, _ = run_command([sys.executable, *argv], folder, env)
+    code, log, _ = run_tool(list(argv), folder, env)
     assert code == 0, log[-4000:]
     return log

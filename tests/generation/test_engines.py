@@ -64,7 +64,7 @@ def template():
 def answers(servers, template, tmp_path_factory) -> dict[str, dict]:
     """What every engine answers to the same questions; the servers get ready meanwhile."""
     folder = tmp_path_factory.mktemp("answers")
-    log = run_script("-m", "tests.generation.asking", str(folder / "vllm.json"), folder=folder)
+    log = run_script("python", "-m", "tests.generation.asking", str(folder / "vllm.json"), folder=folder)
     for noise in ("Invalid process group", "Traceback", "Exception ignored", "core dumped"):
         assert noise not in log
     found = {"in process": json.loads((folder / "vllm.json").read_text())}
@@ -271,13 +271,15 @@ def test_an_adapter_writes(template, tmp_path):
         adapted = ask(engine)
     with TransformersEngine(BASE_MODEL, template, max_model_len=MAX_LENGTH) as engine:
         assert engine.generate(make_prompts(4), GREEDY) != adapted["greedy"][:4]
-    run_script("-m", "tests.generation.asking", "vllm.json", str(tmp_path / "adapter"), folder=tmp_path)
+    run_script("python", "-m", "tests.generation.asking", "vllm.json", str(tmp_path / "adapter"), folder=tmp_path)
     found = json.loads((tmp_path / "vllm.json").read_text())
     assert found["greedy"] == adapted["greedy"]
 
 
 def test_an_engine_that_cannot_start_is_said_in_one_sentence(tmp_path):
-    run_script("-m", "tests.generation.starting", str(tmp_path), folder=tmp_path, without=["VLLM_CPU_KVCACHE_SPACE"])
+    run_script(
+        "python", "-m", "tests.generation.starting", str(tmp_path), folder=tmp_path, without=["VLLM_CPU_KVCACHE_SPACE"]
+    )
     found = json.loads((tmp_path / "found.json").read_text())
     assert "head_dim=16" in found["head size"]
     assert "use --engine transformers" in found["head size"]

@@ -1,17 +1,25 @@
 """What a process that was started for its command has of its own, given to a forked copy of one that was not."""
 
+import ctypes
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
+from pathlib import Path
 
-import numpy
-import psutil
+PR_SET_PDEATHSIG = 1
 
 
-def renew_tool() -> None:
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def renew_tool(folder: Path) -> None:
+    """What the tool starts beside its interpreter is warm, too."""
     _renew_process()
+    sys.executable = str(folder / "bin" / "python")
     if os.environ.get("SWIFT_KD_DEVICE") == "cpu":
         from swift_kd_plugin.cpu import set_environment
 
@@ -20,6 +28,8 @@ def renew_tool() -> None:
 
 def renew_rank() -> None:
     """sys.argv and the environment are those of the rank."""
+    import psutil
+
     from swift_kd_plugin.cpu import memory, set_environment
     from swift_kd_plugin.cpu.flags import adapt_command_line
     from swift_kd_plugin.launcher import act_as_single_process
@@ -34,6 +44,8 @@ def renew_rank() -> None:
 
 
 def _renew_process() -> None:
+    import numpy
+
     random.seed()
     numpy.random.seed()
     tempfile.tempdir = None

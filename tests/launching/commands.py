@@ -113,6 +113,11 @@ def run_command(argv: list[str], folder: Path, env: dict[str, str], timeout: flo
     return process.returncode, log, time.monotonic() - start
 
 
+def run_tool(argv: list[str], folder: Path, env: dict[str, str], timeout: float = 240) -> tuple[int, str, float]:
+    """Runs `swift-kd …` or `python -m …` as `run_command` does, in a fork of a warm process where there is no GPU."""
+    return (run_command if HAS_GPU else run_warm)(argv, folder, env, timeout)
+
+
 def megatron_rlhf(
     folder: Path,
     flags: dict[str, object],

@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 
-from tests.launching.as_new import renew_rank
-from tests.launching.warm_process import end_with_parent
+from tests.launching.as_new import end_with_parent, renew_rank
 
 GRACE_SECONDS = 30  # torchrun's own
 POLL_SECONDS = 0.05
@@ -40,6 +39,7 @@ def fork_ranks(argv: list[str]) -> str:
             if count:
                 os.environ.update(variables_of(rank, int(count)))
             sys.argv = [script, *flags]
+            sys.path.insert(0, os.path.dirname(script))
             renew_rank()
             return script
         ranks[process] = rank

@@ -3,59 +3,74 @@
 import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+from tests.launching import warm_command
+from tests.launching.warm_process import CODE
 from tests.paths import ROOT
 
-START_SECONDS = 300
+NAMES = ("megatron", "swift-kd", "swift", "python")
 
 
 class WarmProcess:
-    """A running warm process. It ends when this one does."""
+    """This worker's warm process, which ends when this one does, and `bin` with commands that run in it."""
 
-    def __init__(self, kind: str, env: dict[str, str]):
+    def __init__(self, env: dict[str, str]):
         self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
-        self.path = str(self.folder / "socket")
-        self.log = self.folder / "log.txt"
-        argv = [sys.executable, "-m", "tests.launching.warm_process", self.path, kind]
-        with self.log.open("wb") as log:
+        self.bin = self.folder / "bin"
+        self._fill_bin()
+        argv = [sys.executable, "-c", CODE, str(self.folder)]
+        with (self.folder / "root.log").open("wb") as log:
             self.process = subprocess.Popen(
                 argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         atexit.register(self.end)
 
-    def connect(self) -> socket.socket:
-        """Waits for the imports to end. Raises RuntimeError with the end of the log if there is no such process."""
-        end = time.monotonic() + START_SECONDS
+    def _fill_bin(self) -> None:
+        self.bin.mkdir()
+        (self.bin / "real").symlink_to(sys.executable)
+        code = Path(warm_command.__file__).read_text(encoding="utf-8")
+        for name in NAMES:
+            (self.bin / name).write_text(f"#!{sys.executable} -IS\n{code}", encoding="utf-8")
+            (self.bin / name).chmod(0o755)
+
+    def connect(self, kind: str) -> socket.socket:
+        """Raises RuntimeError with the end of the log if there is no such process."""
+        connection = socket.socket(socket.AF_UNIX)
         while True:
-            connection = socket.socket(socket.AF_UNIX)
             try:
-                connection.connect(self.path)
+                connection.connect(str(self.folder / kind))
                 return connection
             except (FileNotFoundError, ConnectionRefusedError):
-                connection.close()
-                if self.process.poll() is not None or time.monotonic() > end:
-                    said = self.log.read_text(errors="replace")[-3000:]
-                    raise RuntimeError(f"the warm process ended or does not start:\n{said}") from None
-                time.sleep(0.05)
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"the warm process does not start:\n{self.said('root')}") from None
+                time.sleep(0.02)
+
+    def said(self, kind: str) -> str:
+        file = self.folder / f"{kind}.log"
+        return file.read_text(errors="replace")[-3000:] if file.exists() else ""
 
     def end(self) -> None:
         self.process.stdin.close()
         self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class WarmCommand:
     """A command in a fork of a warm process. Closing this kills it with all of its processes, if it still runs."""
 
-    def __init__(self, process: WarmProcess, argv: list[str], folder: Path, env: dict[str, str], output: int):
-        request = {"argv": argv, "cwd": str(folder), "env": env}
-        self.connection = process.connect()
-        data = json.dumps(request).encode() + b"\n"
+    def __init__(self, argv: list[str], folder: Path, env: dict[str, str], output: int):
+        self.process = warm_process(env)
+        self.kind = warm_command.kind_of(os.path.basename(argv[0]), argv[1:])
+        self.connection = self.process.connect(self.kind)
+        data = json.dumps({"argv": argv, "cwd": str(folder), "env": env}).encode() + b"\n"
         sent = socket.send_fds(self.connection, [data[:1024]], [output, output])
         self.connection.sendall(data[sent:])
 
@@ -66,7 +81,7 @@ class WarmCommand:
         while not said.endswith(b"\n"):
             part = self.connection.recv(4096)
             if not part:
-                raise RuntimeError("the warm process died")
+                raise RuntimeError(f"the warm process died:\n{self.process.said(self.kind)}")
             said += part
         page = json.loads(said)
         if "error" in page:
@@ -77,29 +92,23 @@ class WarmCommand:
         self.connection.close()
 
 
-PROCESSES: dict[str, WarmProcess] = {}
+RUNNING: list[WarmProcess] = []
+STARTING = threading.Lock()
 
 
-def warm_process(kind: str, env: dict[str, str]) -> WarmProcess:
-    """This worker's process of a kind, started at the first call and again if it has died."""
-    found = PROCESSES.get(kind)
-    if found is None or found.process.poll() is not None:
-        PROCESSES[kind] = found = WarmProcess(kind, env)
-    return found
+def warm_process(env: dict[str, str]) -> WarmProcess:
+    """This worker's process, started at the first call and again if it has died."""
+    with STARTING:
+        if not RUNNING or RUNNING[-1].process.poll() is not None:
+            RUNNING.append(WarmProcess(env))
+        return RUNNING[-1]
 
 
-def kind_for(argv: list[str]) -> str:
-    if os.path.basename(argv[0]) != "megatron":
-        return "tools"
-    return "ranks_vllm" if any("vllm" in word for word in argv) else "ranks"
-
-
-def run_warm(argv: list[str], folder: Path, env: dict[str, str], timeout: float) -> tuple[int, str, float]:
+def run_warm(argv: list[str], folder: Path, env: dict[str, str], timeout: float = 240) -> tuple[int, str, float]:
     """Runs `argv` in `folder`; after the timeout all of its processes are killed and the exit code is -9."""
-    process = warm_process(kind_for(argv), env)
     with tempfile.TemporaryFile() as output:
         start = time.monotonic()
-        command = WarmCommand(process, argv, folder, env, output.fileno())
+        command = WarmCommand(argv, folder, env, output.fileno())
         try:
             code = command.wait(timeout)
         except TimeoutError:

@@ -1,20 +1,22 @@
-"""A process that has imported the stack once and forks a copy of itself for each command that a test starts.
+"""Processes that have imported the stack once and fork a copy of themselves for each command that a test starts.
 
-python -m tests.launching.warm_process SOCKET KIND
+python -c CODE FOLDER
 
-A request is a line of JSON ({"argv", "cwd", "env"}) with two file descriptors, for stdout and stderr; the answer is a
-line with the exit code. A number in between is a signal for the command. A command whose connection is closed is killed
-with all of its processes, and everything ends when stdin does. KIND says what is imported:
+CODE is below. It listens on FOLDER/KIND for each kind, and at the first request imports what the kind needs in a
+process of its own:
 
 - ranks: Megatron-SWIFT with the plugin awake and the CPU backend on, for `megatron`
 - ranks_vllm: the same with vLLM
 - tools: the libraries on the machine as it is, for `swift-kd`, servers and scripts
 
-A copy leaves `serve` and runs its command at the end of this file, as an interpreter runs a script: uncaught
-exceptions, exit handlers and the interpreter's end are those of a process that was started for the command.
+A request is a line of JSON ({"argv", "cwd", "env"}) with two file descriptors, for stdout and stderr; the answer is a
+line with the exit code. A number in between is a signal for the command. A command whose connection is closed is killed
+with all of its processes, and everything ends when stdin does.
+
+A copy comes back from `serve` and runs its command in CODE, as an interpreter runs a script: uncaught exceptions, exit
+handlers and the interpreter's end are those of a process that was started for the command.
 """
 
-import ctypes
 import gc
 import importlib
 import json
@@ -26,16 +28,21 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-import psutil
+from tests.launching.as_new import end_with_parent, renew_tool
+from tests.launching.torchrun import fork_ranks
 
-PR_SET_PDEATHSIG = 1
+CODE = """
+from tests.launching.warm_process import serve
+run, code = serve()
+run(code, run_name="__main__")
+"""
 # Variables that no import of the stack reads: they may differ from run to run. Of any other variable an import may have
 # seen another value, so the request is refused.
 FREE = {
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "MASTER_PORT", "MASTER_ADDR"),
     *("OMP_NUM_THREADS", "PATH", "PYTHONPATH", "PYTEST_CURRENT_TEST", "SWIFT_CONFIG_FILE", "TEACHER", "TINY", "TMPDIR"),
-    *("KD_WARM_TOOLS", "KD_WARM_RANKS"),
 }
 OF_TESTS = "KD_TEST_"
 # What a kind sets for itself, as the plugin does in a process that is started for a command.
@@ -64,7 +71,11 @@ class Request:
 
 
 def import_stack(kind: str) -> None:
-    if kind != "tools":
+    if kind == "tools":
+        # vLLM knows a CPU by itself, and has to be told the rest before it is imported.
+        os.environ.pop("SWIFT_KD_DEVICE", None)
+        os.environ.update(VLLM_PLUGINS="none", VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1")
+    else:
         os.environ["SWIFT_KD_DEVICE"] = "cpu"
         # The command line of a rank, at which the plugin wakes when torch is imported.
         sys.argv = [
@@ -76,31 +87,95 @@ def import_stack(kind: str) -> None:
         importlib.import_module(name)
 
 
-class Server:
-    """Takes requests from a socket, one connection each. A forked copy gets its request from `serve`."""
+class Waiting:
+    """Reacts to what is readable and to the end of child processes, until a reaction returns something."""
 
-    def __init__(self, path: str, environment: dict[str, str]):
-        self.environment = environment
-        self.running: dict[int, socket.socket] = {}
+    def __init__(self):
         self.selector = selectors.DefaultSelector()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(64)
         self.awakened, self.wake = socket.socketpair()
         for end in (self.awakened, self.wake):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake.fileno())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and the end of stdin tells theirs
-        for source, react in ((self.listener, self.accept), (self.awakened, self.reap), (0, self.leave)):
-            self.selector.register(source, selectors.EVENT_READ, react)
+        self.selector.register(self.awakened, selectors.EVENT_READ, self.reap)
 
-    def serve(self) -> Request:
+    def wait(self):
         while True:
             for key, _ in self.selector.select():
-                request = key.data()
-                if request is not None:
-                    return request
+                found = key.data()
+                if found is not None:
+                    return found
+
+    def reap(self) -> None:
+        self.awakened.recv(4096)
+        with suppress(ChildProcessError):
+            while True:
+                process, status = os.waitpid(-1, os.WNOHANG)
+                if process == 0:
+                    return
+                self.ended(process, os.waitstatus_to_exitcode(status))
+
+    def ended(self, process: int, code: int) -> None:
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """In a forked copy: nothing of the waiting process is left."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.selector.close()
+        self.awakened.close()
+        self.wake.close()
+
+
+class Root(Waiting):
+    """Holds the sockets. A forked copy gets its kind from `wait`, and its listener."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+        self.listeners = {kind: socket.socket(socket.AF_UNIX) for kind in MODULES}
+        self.servers: dict[int, str] = {}
+        for kind, listener in self.listeners.items():
+            listener.bind(str(folder / kind))
+            listener.listen(64)
+            self.await_request(kind)
+        self.selector.register(0, selectors.EVENT_READ, self.leave)
+
+    def await_request(self, kind: str) -> None:
+        self.selector.register(self.listeners[kind], selectors.EVENT_READ, lambda: self.fork(kind))
+
+    def fork(self, kind: str) -> str | None:
+        process = os.fork()
+        if process:
+            self.selector.unregister(self.listeners[kind])
+            self.servers[process] = kind
+            return None
+        end_with_parent()
+        self.let_go()
+        for other in self.listeners.keys() - {kind}:
+            self.listeners.pop(other).close()
+        put_in_place(os.open(os.devnull, os.O_RDONLY), 0)
+        log = os.open(self.folder / f"{kind}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        put_in_place(os.dup(log), 1)
+        put_in_place(log, 2)
+        return kind
+
+    def ended(self, process: int, code: int) -> None:
+        """A server that has died is replaced at the next request."""
+        self.await_request(self.servers.pop(process))
+
+    def leave(self) -> None:
+        os._exit(0)  # every server, and what it runs, ends with its parent
+
+
+class Server(Waiting):
+    """Takes requests of one kind, one connection each. A forked copy gets its request from `wait`."""
+
+    def __init__(self, listener: socket.socket, environment: dict[str, str]):
+        super().__init__()
+        self.environment, self.listener = environment, listener
+        self.running: dict[int, socket.socket] = {}
+        self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
 
     def accept(self) -> Request | None:
         connection, _ = self.listener.accept()
@@ -144,39 +219,30 @@ class Server:
         connection.close()
         end_family(process)
 
-    def reap(self) -> None:
-        self.awakened.recv(4096)
-        with suppress(ChildProcessError):
-            while ended := os.waitpid(-1, os.WNOHANG):
-                process, status = ended
-                if process == 0:
-                    return
-                connection = self.running.pop(process, None)
-                if connection is not None:
-                    self.selector.unregister(connection)
-                    answer(connection, code=os.waitstatus_to_exitcode(status))
-
-    def leave(self) -> None:
-        for process in self.running:
-            end_family(process)
-        os._exit(0)
+    def ended(self, process: int, code: int) -> None:
+        connection = self.running.pop(process, None)
+        if connection is not None:
+            self.selector.unregister(connection)
+            answer(connection, code=code)
 
     def become(self, request: Request, files: list[int]) -> None:
-        """The forked copy lets go of all that is the server's and stands where the command is to run."""
+        """The forked copy stands where the command is to run."""
         end_with_parent()
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.let_go()
+        for one in (self.listener, *self.running.values()):
+            one.close()
+        for file, number in zip(files, (1, 2), strict=True):
+            put_in_place(file, number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.selector.close()
-        for end in (self.listener, self.awakened, self.wake, *self.running.values()):
-            end.close()
-        for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (files[0], 1), (files[1], 2)):
-            os.dup2(source, target)
-            os.close(source)
         os.chdir(request.cwd)
         os.environ.clear()
         os.environ.update(request.env)
+
+
+def put_in_place(file: int, number: int) -> None:
+    os.dup2(file, number)
+    os.close(file)
 
 
 def receive(connection: socket.socket) -> tuple[str, list[int]]:
@@ -196,12 +262,10 @@ def answer(connection: socket.socket, **page) -> None:
     connection.close()
 
 
-def end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def end_family(process: int) -> None:
     """Kills a process and all that descends from it."""
+    import psutil
+
     with suppress(psutil.NoSuchProcess):
         leader = psutil.Process(process)
         for member in [*leader.children(recursive=True), leader]:
@@ -209,28 +273,31 @@ def end_family(process: int) -> None:
                 member.kill()
 
 
-def find_code(request: Request) -> tuple:
+def find_code(request: Request, folder: Path) -> tuple:
     """What runs the command and its argument: a file or a module. Sets sys.argv; in a rank, after forking it."""
     name = os.path.basename(request.argv[0])
     if name == "megatron":
-        from tests.launching.torchrun import fork_ranks
-
         return runpy.run_path, fork_ranks(request.argv)
-    from tests.launching.as_new import renew_tool
-
-    words = request.argv[1:] if name.startswith("python") else request.argv
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    words = request.argv[1:] if name.startswith("python") else [beside, *request.argv[1:]]
     by_name = words[0] == "-m"
+    if by_name:
+        sys.path.insert(0, request.cwd)
     code = words[1] if by_name else words[0]
     sys.argv = [importlib.util.find_spec(code).origin if by_name else code, *words[1 + by_name :]]
-    renew_tool()
+    renew_tool(folder)
     return runpy.run_module if by_name else runpy.run_path, code
 
 
-if __name__ == "__main__":
-    socket_path, kind = sys.argv[1:]
+def serve() -> tuple:
+    """Returns in a forked copy, with what runs its command."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests; the end of stdin tells theirs
+    folder = Path(sys.argv[1])
+    sys.path.remove("")  # what is tested is the installed package
     before = dict(os.environ)
+    root = Root(folder)
+    kind = root.wait()
     import_stack(kind)
     gc.collect()
     gc.freeze()
-    run, code = find_code(Server(socket_path, before).serve())
-    run(code, run_name="__main__")
+    return find_code(Server(root.listeners[kind], before).wait(), folder)

@@ -1,0 +1,187 @@
+"""A run in a fork of a warm process is the run of the literal command, and it ends as that one does."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.launching.commands import Run, environment, flags_to_argv, free_port, megatron_rlhf
+from tests.launching.warm_client import WarmCommand, run_warm, warm_process
+from tests.paths import ROOT
+from tests.runs.recording import needs_cpu_backend
+
+pytestmark = needs_cpu_backend
+LAYOUTS = {
+    "one process": (1, {}),
+    "TP2": (2, {"tensor_model_parallel_size": 2}),
+    "PP2": (2, {"pipeline_model_parallel_size": 2}),
+    "CP2": (2, {"context_parallel_size": 2}),
+}
+FIGURES = ("loss", "divergence", "grad_norm", "learning_rate")
+
+
+def weights_of(run: Run) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in run.checkpoint.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_is_the_literal_run_bit_by_bit(layout, flags, tmp_path):
+    processes, changes = LAYOUTS[layout]
+    warm, literal = (
+        megatron_rlhf(tmp_path / name, {**flags, **changes}, processes, literal=name == "literal").expect_success()
+        for name in ("warm", "literal")
+    )
+    figures = [[[step[name] for name in FIGURES] for step in run.steps] for run in (warm, literal)]
+    assert len(figures[0]) == flags["train_iters"]
+    assert figures[0] == figures[1]
+    assert weights_of(warm) == weights_of(literal) != {}
+
+
+def test_a_run_has_its_own_environment_folder_and_output(flags, tmp_path):
+    """Two at a time."""
+    code = "import os\nprint('told', os.environ['KD_TEST_WORD'], os.getcwd(), flush=True)\nraise SystemExit(3)\n"
+    (tmp_path / "tell.py").write_text(code)
+    told = {**flags, "external_plugins": ["swift_kd_plugin", tmp_path / "tell.py"]}
+
+    def start(word: str) -> Run:
+        return megatron_rlhf(tmp_path / word, told, 2, {"KD_TEST_WORD": word})
+
+    words = ("one", "two")
+    with ThreadPoolExecutor() as pool:
+        for word, run in zip(words, pool.map(start, words), strict=True):
+            assert run.code == 1
+            lines = [line for line in run.log.splitlines() if line.startswith("told")]
+            assert lines == [f"told {word} {tmp_path / word}"] * 2
+
+
+def test_a_mistake_is_said_as_the_literal_command_says_it(flags, tmp_path):
+    """Which rank ends first, and whether the other one still speaks, is chance."""
+    changes = {**flags, "tensor_model_parallel_size": 3}
+    runs = [megatron_rlhf(tmp_path / name, changes, 2, literal=name == "literal") for name in ("warm", "literal")]
+    said = [
+        {re.sub(r"rank \d", "rank", line) for line in run.log.splitlines() if line.startswith("swift_kd_plugin")}
+        for run in runs
+    ]
+    assert said[0] == said[1]
+    assert len(said[0]) == 2
+    assert [run.code for run in runs] == [1, 1]
+
+
+def test_a_port_that_is_taken_is_named(flags, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port := free_port()))
+        taken.listen()
+        run = megatron_rlhf(tmp_path, flags, 2, {"MASTER_PORT": str(port)})
+    assert run.code == 1
+    assert f"port {port} cannot be used (address already in use)" in run.log
+
+
+def hanging(flags, folder: Path) -> dict:
+    """A plugin that stops rank 1 before the first step."""
+    code = "import os, time\nprint('rank', os.environ['RANK'], os.getpid(), flush=True)\n"
+    (folder / "hang.py").write_text(code + "time.sleep(3600 * int(os.environ['RANK']))\n")
+    return {**flags, "external_plugins": ["swift_kd_plugin", folder / "hang.py"]}
+
+
+def ranks_in(log: str) -> list[int]:
+    return [int(line.split()[2]) for line in log.splitlines() if line.startswith("rank ")]
+
+
+def wait_until_gone(processes: list[int], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while alive := [one for one in processes if psutil.pid_exists(one)]:
+        assert time.monotonic() < end, alive
+        time.sleep(0.05)
+
+
+def test_a_run_that_hangs_is_ended_and_shown(flags, tmp_path):
+    run = megatron_rlhf(tmp_path, hanging(flags, tmp_path), 2, timeout=15)
+    assert run.code == -9
+    ranks = ranks_in(run.log)
+    assert len(ranks) == 2
+    wait_until_gone(ranks)
+    with pytest.raises(AssertionError, match=f"exit code -9:\n(.*\n)*rank 1 {ranks[1]}|rank 1"):
+        run.expect_success()
+
+
+def start_hanging(flags, folder: Path) -> tuple[WarmCommand, list[int]]:
+    """A started run and its ranks, when both are there."""
+    argv = ["megatron", "rlhf", *flags_to_argv({**hanging(flags, folder), "output_dir": folder / "output"})]
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        command = WarmCommand(argv, folder, environment(2), output.fileno())
+    end = time.monotonic() + 60
+    while len(ranks_in(log.read_text())) < 2:
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+    return command, ranks_in(log.read_text())
+
+
+def test_a_dead_rank_ends_the_others(flags, tmp_path):
+    command, ranks = start_hanging(flags, tmp_path)
+    os.kill(max(ranks), signal.SIGKILL)
+    assert command.wait(40) == 1
+    wait_until_gone(ranks)
+    assert "ended first, with exit code -9" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_warm_process_that_dies_fails_its_run_alone(flags, tmp_path):
+    command, ranks = start_hanging(flags, tmp_path)
+    server = psutil.Process(min(ranks)).parent().parent()
+    assert "import serve" in " ".join(server.cmdline())
+    server.kill()
+    with pytest.raises(RuntimeError, match="the warm process died"):
+        command.wait(20)
+    wait_until_gone(ranks)
+    megatron_rlhf(tmp_path / "next", flags).expect_success()
+
+
+def test_what_an_import_may_have_read_is_refused(flags, tmp_path):
+    with pytest.raises(RuntimeError, match="HF_HOME had other values when the stack was imported"):
+        megatron_rlhf(tmp_path, flags, env={"HF_HOME": str(tmp_path)})
+
+
+def test_a_command_without_the_plugin_is_refused(flags, tmp_path):
+    run = megatron_rlhf(tmp_path, {**flags, "external_plugins": None})
+    assert run.code == 1
+    assert "start the command itself" in run.log
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from tests.launching.test_warm_launch import start_hanging
+command, ranks = start_hanging(eval(sys.argv[1]), Path(sys.argv[2]))
+print(ranks, flush=True)
+command.wait()
+"""
+
+
+def test_a_worker_that_is_killed_leaves_nothing_behind(flags, tmp_path):
+    words = {name: str(value) for name, value in flags.items()}
+    argv = [sys.executable, "-c", WORKER, repr(words), str(tmp_path)]
+    with subprocess.Popen(argv, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, text=True) as worker:
+        ranks = eval(worker.stdout.readline())
+        family = psutil.Process(worker.pid).children(recursive=True)
+        assert len(family) >= 5  # root, server, launcher and two ranks
+        worker.kill()
+    wait_until_gone([*ranks, *(one.pid for one in family)])
+
+
+def test_tools_are_warm_and_what_they_start_is(flags, tmp_path):
+    """`swift-kd train` starts `megatron` beside its interpreter: the warm one, with the environment that it gives."""
+    keys = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**keys, "train_iters": 1, "output_dir": "out"}))
+    code, log, _ = run_warm(["swift-kd", "train", "run.yaml"], tmp_path, environment(1))
+    assert code == 0, log[-3000:]
+    assert "'iteration': '1/1'" in log
+    assert (warm_process({}).folder / "ranks.log").exists()
