@@ -13,7 +13,7 @@ from swift_kd_plugin.data.config import read_config
 from swift_kd_plugin.data.report import from_ranges
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
-from tests.data.test_rows_properties import BROKEN
+from tests.data.broken_rows import BROKEN
 from tests.launching.commands import BIN, environment, run_command
 
 GOOD, BAD, LONG = 500, 10_000, 50 << 20

@@ -25,7 +25,7 @@ from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.rows import digest
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
-from tests.data.test_rows_properties import BROKEN
+from tests.data.broken_rows import BROKEN
 
 # Without shrinking: a failing example is small, and each try writes files.
 PROPERTY = settings(

@@ -8,7 +8,7 @@ import yaml
 
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.config import read_config
-from tests.host.test_views import IGNORED, text_of, trained
+from tests.host.thinking_views import IGNORED, text_of, trained
 from tests.tiny_models import make_dense
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.generation.test_draws import is_within
+from tests.binomial_interval import is_within
 from tests.launching.commands import Run, megatron_rlhf
 from tests.runs.recording import REPOSITORY, needs_cpu_backend
 
