@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from tests.evaluation.running import BASE_MODEL, QUESTIONS, read_report, run_eval, try_eval
+from tests.evaluation.running import QUESTIONS, read_report, run_eval, try_eval
 from tests.generation.running import run_generate, write_rows
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 
 pytestmark = needs_cpu_backend
 PLAIN = {"messages": [{"role": "user", "content": "say BE"}]}

@@ -26,6 +26,7 @@ from swift_kd_plugin.data.rows import digest
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
 from tests.data.broken_rows import BROKEN
+from tests.paths import ROOT
 
 # Without shrinking: a failing example is small, and each try writes files.
 PROPERTY = settings(
@@ -293,7 +294,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(folder):
         "build.Builder(Path('store')).dataset(read_config('data.yaml')['plain'])"
     )
     write_yaml(folder, plain=PLAIN)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", script], cwd=folder, env=env).returncode == -9
     assert len(stored(folder)) == 1
     rows, report = build(folder, "plain")

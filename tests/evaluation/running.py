@@ -10,10 +10,9 @@ from typer.testing import CliRunner, Result
 import swift_kd_plugin.generation.codec  # noqa: F401
 from swift_kd_plugin.cli.main import app
 from tests.launching.commands import flags_to_argv
-from tests.runs.recording import REPOSITORY
+from tests.paths import BASE_MODEL, DATA
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-QUESTIONS = REPOSITORY / "examples" / "data" / "test.jsonl"
+QUESTIONS = DATA / "test.jsonl"
 FLAGS = {
     "model": f"base={BASE_MODEL}",
     "model_type": "qwen3",

@@ -3,7 +3,7 @@
 import json
 
 from tests.generation.running import run_script
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 

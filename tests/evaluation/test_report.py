@@ -13,7 +13,6 @@ from swift_kd_plugin.evaluation import measuring
 from swift_kd_plugin.evaluation.scoring import answer_of
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from tests.evaluation.running import (
-    BASE_MODEL,
     QUESTIONS,
     entry_of,
     read_answers,
@@ -22,7 +21,8 @@ from tests.evaluation.running import (
     without_times,
 )
 from tests.generation.running import write_rows
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 from tests.tiny_models import make_adapter
 
 pytestmark = needs_cpu_backend

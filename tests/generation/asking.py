@@ -10,9 +10,8 @@ from pathlib import Path
 
 from swift_kd_plugin.generation.codec import load_template
 from swift_kd_plugin.generation.engines import Engine, Prompt, PromptError, Sampling
-from tests.runs.recording import REPOSITORY
+from tests.paths import BASE_MODEL, DATA
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
 QUESTIONS = 24
 MAX_LENGTH = 256
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
@@ -33,7 +32,7 @@ def load_base_template(model: Path = BASE_MODEL):
 
 def make_prompts(count: int = QUESTIONS) -> list[Prompt]:
     """Questions of unequal length, every second one to be thought about."""
-    lines = (REPOSITORY / "examples" / "data" / "exp.jsonl").read_text().splitlines()[:count]
+    lines = (DATA / "exp.jsonl").read_text().splitlines()[:count]
     prompts = []
     for number, line in enumerate(lines):
         messages = json.loads(line)["messages"][:-1]

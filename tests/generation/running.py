@@ -10,11 +10,10 @@ from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
 from tests.launching.commands import environment, flags_to_argv, run_command
-from tests.runs.recording import REPOSITORY
+from tests.paths import BASE_MODEL, DATA, ROOT
 from tests.servers import CPU
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-QUESTIONS = REPOSITORY / "examples" / "data" / "exp.jsonl"
+QUESTIONS = DATA / "exp.jsonl"
 FLAGS = {
     "model": BASE_MODEL,
     "model_type": "qwen3",
@@ -59,7 +58,7 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
 
 def run_script(*argv: str, folder: Path, without: Sequence[str] = ()) -> str:
     """Runs Python in a process of its own, where vLLM meets the machine as it is."""
-    path = ":".join([str(REPOSITORY), *sys.path])
+    path = ":".join([str(ROOT), *sys.path])
     env = environment(None, **CPU, PYTHONPATH=path)
     for name in ("SWIFT_KD_DEVICE", *without):
         env.pop(name, None)

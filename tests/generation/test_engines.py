@@ -17,7 +17,6 @@ from swift_kd_plugin.teacher.transport import Limits
 from tests.evaluation.running import entry_of, read_answers, run_eval
 from tests.evaluation.running import read_report as read_evaluation
 from tests.generation.asking import (
-    BASE_MODEL,
     GREEDY,
     MAX_LENGTH,
     QUESTIONS,
@@ -28,7 +27,8 @@ from tests.generation.asking import (
     too_long,
 )
 from tests.generation.running import read_rows, run_generate, run_script
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 from tests.servers import swift_deploy, vllm_server, wait_for
 from tests.teacher.fake_vllm import serve
 

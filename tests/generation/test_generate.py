@@ -10,7 +10,7 @@ from swift_kd_plugin.data.sources import read_rows as read_checked
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from tests.generation.running import QUESTIONS, read_report, read_rows, run_generate, try_generate, write_rows
 from tests.launching.commands import free_port
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 SOME = {"limit": 12}

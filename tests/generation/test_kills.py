@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.generation.running import read_rows, run_script
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 

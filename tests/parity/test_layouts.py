@@ -10,12 +10,12 @@ import pytest
 from tests.launching.commands import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
 from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
+from tests.paths import BASE_MODEL, DATA, EXAMPLES
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_pictures, make_sums, make_vision_model
 
 RECORDER = Path(__file__).with_name("record_gradients.py")
-WITHOUT_TORCHVISION = Path(__file__).parents[2] / "examples" / "without_torchvision.py"
+WITHOUT_TORCHVISION = EXAMPLES / "without_torchvision.py"
 VISION = {"Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl"}
-BASE_MODEL = Path(__file__).parents[2] / "examples" / "base_model"
 COMMON = {
     "rlhf_type": "gkd",
     "external_plugins": ["swift_kd_plugin", RECORDER],
@@ -89,7 +89,7 @@ def make_confident_pairs(file: Path, rows: int = 128) -> None:
     """
     shifted = str.maketrans("0123456789", "3456789012")
     with file.open("w", encoding="utf-8") as out:
-        for line in (BASE_MODEL.parent / "data" / "exp.jsonl").read_text(encoding="utf-8").splitlines()[:rows]:
+        for line in (DATA / "exp.jsonl").read_text(encoding="utf-8").splitlines()[:rows]:
             messages = json.loads(line)["messages"]
             system, question = messages[0], messages[-2]
             other = {**system, "content": system["content"].translate(shifted)}

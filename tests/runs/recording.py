@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
 
-from tests.launching.commands import HAS_GPU, Run, megatron_rlhf
+from tests.launching.commands import Run, megatron_rlhf
 
 RECORDER = Path(__file__).with_name("recorder.py")
-REPOSITORY = Path(__file__).parents[2]
-
-needs_cpu_backend = pytest.mark.skipif(HAS_GPU, reason="the CPU backend is for machines without a GPU")
 
 
 def probe_tokens() -> torch.Tensor:

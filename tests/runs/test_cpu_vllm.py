@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, Recorded, needs_cpu_backend, train_and_record
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL, DATA
+from tests.runs.recording import Recorded, train_and_record
 from tests.servers import swift_deploy, wait_for
 
 pytestmark = needs_cpu_backend
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-DATA = REPOSITORY / "examples" / "data"
 STEPS, BATCH, TOP_K = 3, 4, 20
 
 

@@ -12,14 +12,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL, DATA
 from tests.servers import kill_server, swift_deploy, vllm_server, wait_for
 from tests.tiny_models import make_adapter, make_dense
 
 pytestmark = needs_cpu_backend
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-DATA = REPOSITORY / "examples" / "data"
 BATCH, STEPS = 8, 3
 WITHOUT_VLLM = {"use_vllm": False, "vllm_mode": None}
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.binomial_interval import is_within
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 
 pytestmark = needs_cpu_backend
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
 SAMPLES, STUDENT, TEACHER, THINKING = 2000, 0.4, 0.5, 0.3
 CLOSED_BLOCK = "<think>\n\n</think>\n\n"
 
