@@ -10,10 +10,10 @@ import pytest
 from tests.launching.commands import Run, megatron_rlhf
 from tests.parity.compare import Distance, compare
 from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
-from tests.paths import BASE_MODEL, DATA, EXAMPLES
+from tests.paths import BASE_MODEL, DATA, EXAMPLES, ROOT
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_pictures, make_sums, make_vision_model
 
-RECORDER = Path(__file__).with_name("record_gradients.py")
+RECORDER = ROOT / "tests" / "recorders" / "record_gradients.py"
 WITHOUT_TORCHVISION = EXAMPLES / "without_torchvision.py"
 VISION = {"Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl"}
 COMMON = {

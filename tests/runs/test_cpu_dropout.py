@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.machine import needs_cpu_backend
-from tests.runs.recording import Recorded, assert_same_weights, train_and_record
+from tests.recorders.recorded_runs import Recorded, assert_same_weights, train_and_record
 
 pytestmark = needs_cpu_backend
 

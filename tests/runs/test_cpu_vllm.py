@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.launching.commands import Run, megatron_rlhf
 from tests.machine import needs_cpu_backend
 from tests.paths import BASE_MODEL, DATA
-from tests.runs.recording import Recorded, train_and_record
+from tests.recorders.recorded_runs import Recorded, train_and_record
 from tests.servers import swift_deploy, wait_for
 
 pytestmark = needs_cpu_backend

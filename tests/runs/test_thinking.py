@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.launching.commands import megatron_rlhf
-from tests.runs.test_loss import record
+from tests.recorders.recorded_runs import train_and_record_losses
 
 BLOCK = "<think>\nAdd the numbers one by one.\n</think>\n\n"
 
@@ -47,7 +47,7 @@ def test_weights_between_0_and_1_are_those_of_the_loss(flags, material, tmp_path
     for weight in (0, 0.25, 1):
         data = write_rows(tmp_path / f"{weight}.jsonl", material, with_weight(weight))
         changes = {"dataset": data, "train_iters": 1, "kd_fused_loss": True}
-        _, (records,) = record(tmp_path / f"run-{weight}", flags, **changes)
+        _, (records,) = train_and_record_losses(tmp_path / f"run-{weight}", flags, **changes)
         sums[weight] = [step["loss"].item() for step in records]
     for none, quarter, whole in zip(sums[0], sums[0.25], sums[1], strict=True):
         assert quarter == pytest.approx(0.75 * none + 0.25 * whole, rel=1e-4)

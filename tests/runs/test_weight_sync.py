@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from tests.launching.commands import Run, megatron_rlhf
 from tests.machine import needs_cpu_backend
-from tests.paths import BASE_MODEL, DATA
+from tests.paths import BASE_MODEL, DATA, ROOT
 from tests.tiny_models import make_moe
 
 pytestmark = needs_cpu_backend
 
-RECORDER = Path(__file__).with_name("sync_recorder.py")
+RECORDER = ROOT / "tests" / "recorders" / "record_weight_sync.py"
 ROWS = DATA / "exp.jsonl"
 QUESTIONS, SYNCS = 24, 200
 # By how much the logit of a token that vLLM took may lie below the largest, in standard deviations of the logits: bf16
