@@ -1,7 +1,6 @@
 """`swift-kd show`: both views of a row, as text and as tokens."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import yaml
 from rich.console import Console
 
 from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
+from tests.json_lines import write_json_lines
 from tests.launching.commands import BIN, environment, run_command
 from tests.paths import BASE_MODEL, DATA, ROOT
 
@@ -105,7 +105,7 @@ def odd(tmp_path_factory) -> Path:
         "noexp": [{"id": 1, "query": hint["query"] + "Now."}],
     }
     for name, lines in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_json_lines(folder / f"{name}.jsonl", lines)
     nodes = {name: {"type": "rows", "source": f"{name}.jsonl"} for name in ("odd", "image", "empty")}
     nodes["huge"] = {"type": "exp_noexp", "exp": "exp.jsonl", "noexp": "noexp.jsonl"}
     (folder / "data.yaml").write_text(yaml.safe_dump(nodes))

@@ -26,6 +26,7 @@ from swift_kd_plugin.data.rows import digest
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
 from tests.data.broken_rows import BROKEN
+from tests.json_lines import write_json_lines
 from tests.paths import ROOT
 
 # Without shrinking: a failing example is small, and each try writes files.
@@ -245,7 +246,7 @@ def make_files(folder: Path, count: int = COUNT, shuffle: int | None = None) -> 
         noexp.append({"id": number, "level": number % 3, "mode": number % 2 == 0, "messages": [asked]})
         plain.append({"query": f"{number}?", "response": f"{THOUGHT}{number}", "topic": "x"})
     for name, rows in (("exp", exp), ("noexp", noexp), ("plain", [*plain, {"query": "?", "response": 3}])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json_lines(folder / f"{name}.jsonl", rows)
 
 
 @pytest.fixture

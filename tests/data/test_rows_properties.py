@@ -19,6 +19,7 @@ from swift_kd_plugin.data.turns import ALIASES
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.errors import KDError
 from tests.data.broken_rows import BROKEN, good
+from tests.json_lines import write_json_lines
 
 FAST = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 
@@ -81,7 +82,7 @@ def test_a_row_is_made_or_refused(raw: dict):
 @given(st.lists(ROW.map(without_own_place), max_size=8))
 def test_every_row_of_a_jsonl_file_is_given_or_reported(tmp_path_factory, raws: list[dict]):
     file = tmp_path_factory.mktemp("rows") / "x.jsonl"
-    file.write_text("".join(json.dumps(raw) + "\n" for raw in raws), encoding="utf-8")
+    write_json_lines(file, raws)
     report = Report()
     assert_complete(list(read_rows(file, report)), report, list(range(1, len(raws) + 1)))
     bad = counted(report)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from swift_kd_plugin.generation.codec import load_template
 from swift_kd_plugin.generation.engines import Engine, Prompt, PromptError, Sampling
+from tests.json_lines import read_json_lines
 from tests.paths import BASE_MODEL, DATA
 
 QUESTIONS = 24
@@ -32,10 +33,9 @@ def load_base_template(model: Path = BASE_MODEL):
 
 def make_prompts(count: int = QUESTIONS) -> list[Prompt]:
     """Questions of unequal length, every second one to be thought about."""
-    lines = (DATA / "exp.jsonl").read_text().splitlines()[:count]
     prompts = []
-    for number, line in enumerate(lines):
-        messages = json.loads(line)["messages"][:-1]
+    for number, row in enumerate(read_json_lines(DATA / "exp.jsonl")[:count]):
+        messages = row["messages"][:-1]
         if number % 3 == 0:
             # An earlier round makes the prompt longer.
             messages[1:1] = [{"role": "user", "content": "say TT"}, {"role": "assistant", "content": "55"}]

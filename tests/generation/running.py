@@ -9,6 +9,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
+from tests.json_lines import read_json_lines
 from tests.launching.commands import environment, flags_to_argv, run_command
 from tests.paths import BASE_MODEL, DATA, ROOT
 from tests.servers import CPU
@@ -27,13 +28,8 @@ FLAGS = {
 }
 
 
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "responses.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(folder / "responses.jsonl")
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
 from tests.losses import reference
 from tests.recorders.recorded_runs import train_and_record_losses
@@ -102,11 +103,11 @@ def test_without_flags_it_is_stocks_loss(flags, tmp_path):
 
 
 def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    rows = read_json_lines(material / "sums.jsonl")
     for index, row in enumerate(rows):
         row["messages"][-1]["loss_scale"] = 0.5 + index % 2
     scaled = tmp_path / "scaled.jsonl"
-    scaled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(scaled, rows)
     changes = {
         "dataset": scaled,
         "is_binary_loss_scale": False,
@@ -210,16 +211,16 @@ def test_another_tokenizer_is_refused(flags, material, tmp_path):
 def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags, material, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    rows = read_json_lines(material / "sums.jsonl")
     for row in rows:
         row["teacher_prompt"] = "Add up. " + row["messages"][0]["content"]
     for row in rows[::2]:
         row["messages"][-1]["content"] = "<think>\nAdd.\n</think>\n\n" + row["messages"][-1]["content"]
-    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(tmp_path / "mixed.jsonl", rows)
     changes = {"teacher_model": material / "student", "tuner_type": "lora", "split_dataset_ratio": 0.25}
     changes |= {"dataset": tmp_path / "mixed.jsonl", "eval_steps": 2, "lr": 1e-2}
     run = megatron_rlhf(tmp_path, {**flags, **changes}).expect_success()
-    evaluated = [json.loads(line) for line in (run.output / "logging.jsonl").read_text().splitlines()]
+    evaluated = read_json_lines(run.output / "logging.jsonl")
     assert next(row["eval_divergence"] for row in evaluated if "eval_divergence" in row) > 1e-3
     (events,) = run.output.rglob("events.out.tfevents.*")
     logged = EventAccumulator(str(events.parent)).Reload().Tags()["scalars"]
@@ -230,9 +231,9 @@ def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags,
 
 
 def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_path):
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    rows = read_json_lines(material / "sums.jsonl")
     file = tmp_path / "gold.jsonl"
-    file.write_text("".join(json.dumps({**row, "gold": index % 2 == 0}) + "\n" for index, row in enumerate(rows)))
+    write_json_lines(file, ({**row, "gold": index % 2 == 0} for index, row in enumerate(rows)))
     changes = {"dataset": file, "kd_ce_alpha": 0.5, "kd_ce_column": "gold"}
     _, ranks = train_and_record_losses(tmp_path / "run", flags, **changes)
     counts = [step["metrics"]["ce"][1] / step["count"] for step in ranks[0]]
@@ -242,11 +243,11 @@ def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_pat
 def test_fault_10_stock_drops_loss_scale(flags, material, tmp_path):
     losses = {"stock": [], "jsd": []}
     for scale in (0.2, 0.8):
-        rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+        rows = read_json_lines(material / "sums.jsonl")
         for row in rows:
             row["messages"][-1]["loss_scale"] = scale
         file = tmp_path / f"scaled-{scale}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json_lines(file, rows)
         changes = {"dataset": file, "is_binary_loss_scale": False, "train_iters": 1}
         for name, found in losses.items():
             folder = tmp_path / f"{name}-{scale}"

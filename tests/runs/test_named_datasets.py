@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.json_lines import write_json_lines
 from tests.launching.commands import megatron_rlhf
 from tests.paths import BASE_MODEL, DATA
 
@@ -61,7 +62,7 @@ def test_a_stream_and_a_mix_of_modes_train(example_flags, tmp_path):
 def test_a_bad_row_ends_the_run_in_one_sentence(example_flags, tmp_path):
     good = {"query": "say BE", "response": "23"}
     rows = [good] * 15 + [{**good, "response": None, "messages": "?"}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(tmp_path / "rows.jsonl", rows)
     (tmp_path / "data.yaml").write_text("rows: {type: rows, source: rows.jsonl}")
     changes = {"kd_datasets": tmp_path / "data.yaml", "dataset": "rows"}
     ended = run(example_flags, tmp_path / "ended", processes=2, **changes)

@@ -1,9 +1,8 @@
 """think_loss and teacher_thought through the real command."""
 
-import json
-
 import pytest
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
 from tests.recorders.recorded_runs import train_and_record_losses
 
@@ -13,13 +12,12 @@ BLOCK = "<think>\nAdd the numbers one by one.\n</think>\n\n"
 def write_rows(file, material, change):
     """The sums with a thought before every answer, as `change(index, row, answer)` leaves them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as out:
-        for index, line in enumerate((material / "sums.jsonl").read_text().splitlines()):
-            row = json.loads(line)
-            answer = row["messages"][-1]["content"]
-            row["messages"][-1]["content"] = BLOCK + answer
-            out.write(json.dumps({**row, **change(index, row, answer)}) + "\n")
-    return file
+    rows = []
+    for index, row in enumerate(read_json_lines(material / "sums.jsonl")):
+        answer = row["messages"][-1]["content"]
+        row["messages"][-1]["content"] = BLOCK + answer
+        rows.append({**row, **change(index, row, answer)})
+    return write_json_lines(file, rows)
 
 
 def with_weight(weight):
