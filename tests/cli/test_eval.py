@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.evaluation.running import QUESTIONS, read_report, run_eval, try_eval
-from tests.generation.running import run_generate
+from tests.evaluation.eval_command import QUESTIONS, read_report, run_eval, try_eval
+from tests.generation.generate_command import run_generate
 from tests.json_lines import read_json_lines, write_json_lines
 from tests.machine import needs_cpu_backend
 from tests.paths import BASE_MODEL

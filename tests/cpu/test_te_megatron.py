@@ -2,7 +2,7 @@
 
 from torch import distributed as dist
 
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 
 HIDDEN, WIDE, ROWS, BATCH = 8, 12, 4, 3
 

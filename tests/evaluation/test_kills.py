@@ -2,14 +2,14 @@
 
 import json
 
-from tests.generation.running import run_script
 from tests.machine import needs_cpu_backend
+from tests.vllm_script import run_script
 
 pytestmark = needs_cpu_backend
 
 
 def test_a_killed_run_writes_the_same_files(tmp_path):
-    log = run_script("-m", "tests.evaluation.killing", str(tmp_path), "6", folder=tmp_path)
+    log = run_script("-m", "tests.evaluation.kill_eval", str(tmp_path), "6", folder=tmp_path)
     result = json.loads(log.splitlines()[-1])
     assert result["same"]
     # The kills fell into the work: something was there, and something was missing.

@@ -11,7 +11,7 @@ import torch
 from swift_kd_plugin.evaluation import measuring
 from swift_kd_plugin.evaluation.scoring import answer_of
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from tests.evaluation.running import (
+from tests.evaluation.eval_command import (
     QUESTIONS,
     entry_of,
     read_answers,

@@ -8,7 +8,7 @@ import pytest
 from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.sources import read_rows as read_checked
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from tests.generation.running import QUESTIONS, read_report, read_rows, run_generate, try_generate
+from tests.generation.generate_command import QUESTIONS, read_report, read_rows, run_generate, try_generate
 from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import free_port
 from tests.machine import needs_cpu_backend

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from tests.generation.running import read_rows, run_script
+from tests.generation.generate_command import read_rows
 from tests.machine import needs_cpu_backend
+from tests.vllm_script import run_script
 
 pytestmark = needs_cpu_backend
 
@@ -13,7 +14,9 @@ pytestmark = needs_cpu_backend
 @pytest.mark.parametrize(("engine", "kills", "longest"), [("transformers", 20, 0.8), ("vllm", 2, 0.5)])
 def test_a_killed_run_makes_the_same_rows(engine, kills, longest, tmp_path):
     """Most kills fall on transformers, which starts in a tenth of a second; vLLM draws by its own generators."""
-    log = run_script("-m", "tests.generation.killing", str(tmp_path), engine, str(kills), str(longest), folder=tmp_path)
+    log = run_script(
+        "-m", "tests.generation.kill_generate", str(tmp_path), engine, str(kills), str(longest), folder=tmp_path
+    )
     result = json.loads(log.splitlines()[-1])
     assert sum(part["kills"] for part in result["folders"]) == kills
     assert all(part["same"] for part in result["folders"])

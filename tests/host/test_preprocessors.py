@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 from datasets import Dataset
 
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 from tests.json_lines import write_json_lines
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")

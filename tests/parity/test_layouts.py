@@ -9,8 +9,8 @@ import pytest
 
 from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import Run, megatron_rlhf
-from tests.parity.compare import Distance, compare
-from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
+from tests.parity.distance import Distance, compare
+from tests.parity.layouts import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
 from tests.paths import BASE_MODEL, DATA, EXAMPLES, ROOT
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_pictures, make_sums, make_vision_model
 

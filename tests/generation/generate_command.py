@@ -1,8 +1,6 @@
-"""Runs of generate in this process with transformers' engine, which starts at once; and what a user sees of a run."""
+"""Runs of generate in this process with transformers' engine, which starts at once, and what they wrote."""
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,8 @@ from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
 from tests.json_lines import read_json_lines
-from tests.launching.commands import environment, flags_to_argv, run_command
-from tests.paths import BASE_MODEL, DATA, ROOT
-from tests.servers import CPU
+from tests.launching.commands import flags_to_argv
+from tests.paths import BASE_MODEL, DATA
 
 QUESTIONS = DATA / "exp.jsonl"
 FLAGS = {
@@ -50,14 +47,3 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
-
-
-def run_script(*argv: str, folder: Path, without: Sequence[str] = ()) -> str:
-    """Runs Python in a process of its own, where vLLM meets the machine as it is."""
-    path = ":".join([str(ROOT), *sys.path])
-    env = environment(None, **CPU, PYTHONPATH=path)
-    for name in ("SWIFT_KD_DEVICE", *without):
-        env.pop(name, None)
-    code, log, _ = run_command([sys.executable, *argv], folder, env)
-    assert code == 0, log[-4000:]
-    return log

@@ -1,6 +1,6 @@
 """The questions that every engine is asked, and its answers as JSON. As a script: asks vLLM in this process.
 
-python tests/generation/asking.py OUTPUT [adapter]
+python -m tests.generation.ask_engine OUTPUT [adapter]
 """
 
 import json
