@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "swift_kd_plugin"
+from tests.paths import ROOT
+
+PACKAGE = ROOT / "swift_kd_plugin"
 ROOMS = {
     # room: the rooms it may import
     "cli": {"cli", "recipes", "host", "data", "generation", "evaluation", "teacher", "losses"},

@@ -4,11 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-INSTALLER = Path(__file__).parents[1] / "scripts" / "dev" / "install.sh"
+from tests.paths import ROOT
+
+INSTALLER = ROOT / "scripts" / "dev" / "install.sh"
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="with a GPU the installer takes GPU builds")

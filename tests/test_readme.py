@@ -21,8 +21,8 @@ from swift_kd_plugin.losses import DIVERGENCES
 from swift_kd_plugin.recipes.plan import make_plan
 from swift_kd_plugin.recipes.source import read_recipe
 from tests.launching.commands import environment, free_port, run_command
-from tests.parity.table import LAYOUTS, WRONG_IN_STOCK
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.parity.layouts import LAYOUTS, WRONG_IN_STOCK
 from tests.servers import run_server, wait_for
 
 ROOT = Path(__file__).parents[1]

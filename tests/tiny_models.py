@@ -1,6 +1,5 @@
 """The tiny models of examples/tiny_models.py with a tokenizer of sums: small enough to train in seconds on a CPU."""
 
-import json
 import random
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from examples import tiny_models
 from examples.tiny_models import make_adapter, make_pictures
+from tests.json_lines import write_json_lines
 
 __all__ = ["make_adapter", "make_dense", "make_moe", "make_pictures", "make_sums", "make_vision_model"]
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
@@ -55,13 +55,13 @@ def make_vision_model(folder: Path, kind: str, hidden: int = 64, seed: int = 0) 
 def make_sums(file: Path, rows: int = 32, seed: int = 0) -> Path:
     """Questions and answers of unequal lengths, as ms-swift `messages` rows."""
     rng = random.Random(seed)
-    with file.open("w", encoding="utf-8") as out:
-        for _ in range(rows):
-            terms = [rng.randint(0, 59) for _ in range(rng.randint(2, 6))]
-            question = f"What is {' plus '.join(map(str, terms))}?"
-            messages = [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": f"The answer is {sum(terms)}."},
-            ]
-            out.write(json.dumps({"messages": messages}) + "\n")
-    return file
+    pairs = []
+    for _ in range(rows):
+        terms = [rng.randint(0, 59) for _ in range(rng.randint(2, 6))]
+        question = f"What is {' plus '.join(map(str, terms))}?"
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": f"The answer is {sum(terms)}."},
+        ]
+        pairs.append({"messages": messages})
+    return write_json_lines(file, pairs)

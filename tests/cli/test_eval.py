@@ -1,12 +1,12 @@
 """What `swift-kd eval` refuses, each time in one sentence."""
 
-import json
-
 import pytest
 
-from tests.evaluation.running import BASE_MODEL, QUESTIONS, read_report, run_eval, try_eval
-from tests.generation.running import run_generate, write_rows
-from tests.runs.recording import needs_cpu_backend
+from tests.evaluation.eval_command import QUESTIONS, read_report, run_eval, try_eval
+from tests.generation.generate_command import run_generate
+from tests.json_lines import read_json_lines, write_json_lines
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 
 pytestmark = needs_cpu_backend
 PLAIN = {"messages": [{"role": "user", "content": "say BE"}]}
@@ -47,9 +47,9 @@ def test_bad_input_is_said_in_one_sentence(changes, said, tmp_path):
 
 
 def test_rows_without_the_experience_are_counted_or_refused(tmp_path):
-    row = json.loads(QUESTIONS.read_text().splitlines()[0])
-    plain = write_rows(tmp_path / "plain.jsonl", [{**PLAIN, "gold": "1"}] * 2)
-    mixed = write_rows(tmp_path / "mixed.jsonl", [row, {**PLAIN, "gold": "1"}, row])
+    row = read_json_lines(QUESTIONS)[0]
+    plain = write_json_lines(tmp_path / "plain.jsonl", [{**PLAIN, "gold": "1"}] * 2)
+    mixed = write_json_lines(tmp_path / "mixed.jsonl", [row, {**PLAIN, "gold": "1"}, row])
     assert "--view with: no row has the experience in view" in error_of(tmp_path / "out", dataset=plain, view="with")
     log = run_eval(tmp_path / "mixed", dataset=mixed).output
     assert "note: 1 x no experience" in log
@@ -61,7 +61,7 @@ def test_rows_without_the_experience_are_counted_or_refused(tmp_path):
 
 def test_gold_answers_without_a_number_are_counted_or_refused(tmp_path):
     golds = ["7", "seven", None, "eight"]
-    rows = write_rows(tmp_path / "rows.jsonl", [{**PLAIN, "gold": gold} for gold in golds])
+    rows = write_json_lines(tmp_path / "rows.jsonl", [{**PLAIN, "gold": gold} for gold in golds])
     log = run_eval(tmp_path / "out", dataset=rows, metric=["numeric", "exact"]).output
     assert "note: 2 x gold answer without a number" in log
     assert "rows.jsonl, line 4: --metric numeric leaves it out" in log
@@ -69,13 +69,13 @@ def test_gold_answers_without_a_number_are_counted_or_refused(tmp_path):
     assert "rows.jsonl, line 3: it has no column 'gold'" in log
     figures = read_report(tmp_path / "out")["cells"][0]["figures"]
     assert (figures["numeric"]["n"], figures["exact"]["n"]) == (1, 3)
-    words = write_rows(tmp_path / "words.jsonl", [{**PLAIN, "gold": "seven"}])
+    words = write_json_lines(tmp_path / "words.jsonl", [{**PLAIN, "gold": "seven"}])
     assert "no gold answer has a number" in error_of(tmp_path / "words", dataset=words, metric="numeric")
 
 
 def test_a_prompt_that_is_too_long_is_counted(tmp_path):
     long = {"messages": [{"role": "user", "content": "say " + "BE " * 300}], "gold": "1"}
-    rows = write_rows(tmp_path / "rows.jsonl", [{**PLAIN, "gold": "1"}, long])
+    rows = write_json_lines(tmp_path / "rows.jsonl", [{**PLAIN, "gold": "1"}, long])
     log = run_eval(tmp_path / "out", dataset=rows, metric=["exact", "bleu", "rouge", "ppl"]).output
     assert "note: 1 x prompt is not answered" in log
     assert "the context ends at 512" in log

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import BIN, environment, run_command
 
 
@@ -18,13 +19,9 @@ def folder(tmp_path):
     system = turn("system", "X is 4")
     exp = [{"id": n, "messages": [system, turn("user", f"{n}?"), turn("assistant", f"{n}.")]} for n in range(5)]
     noexp = [{"id": n, "messages": [turn("user", f"{n}?")], "topic": "七"} for n in range(1, 6)]
-    write(tmp_path / "exp.jsonl", exp)
-    write(tmp_path / "noexp.jsonl", noexp)
+    write_json_lines(tmp_path / "exp.jsonl", exp)
+    write_json_lines(tmp_path / "noexp.jsonl", noexp)
     return tmp_path
-
-
-def write(file, rows) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def swift_kd(folder, *arguments: str) -> tuple[int, str]:
@@ -38,7 +35,7 @@ FILES = ("--exp", "exp.jsonl", "--noexp", "noexp.jsonl", "-o", "out/pairs.jsonl"
 def test_it_writes_pairs_and_says_what_is_missing(folder):
     code, log = swift_kd(folder, "pair", *FILES, "--report", "report.json")
     assert code == 0, log
-    rows = [json.loads(line) for line in (folder / "out/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(folder / "out/pairs.jsonl")
     assert [row["id"] for row in rows] == [1, 2, 3, 4]
     assert rows[0] == {
         "id": 1,
@@ -130,10 +127,9 @@ def test_empty_files_make_an_empty_file(folder):
 
 def test_other_kinds_of_files_are_paired(folder):
     (folder / "noexp.csv").write_text("id,query,topic\n" + "".join(f"{n},{n}?,七\n" for n in range(1, 6)))
-    rows = [json.loads(line) for line in (folder / "exp.jsonl").read_text().splitlines()]
+    rows = read_json_lines(folder / "exp.jsonl")
     pq.write_table(pa.Table.from_pylist(rows), folder / "exp.parquet")
     assert swift_kd(folder, "pair", *FILES)[0] == 0
     assert swift_kd(folder, "pair", "--exp", "exp.parquet", "--noexp", "noexp.csv", "-o", "other.jsonl")[0] == 0
-    pages = [(folder / name).read_text(encoding="utf-8").splitlines() for name in ("out/pairs.jsonl", "other.jsonl")]
-    first, second = ([json.loads(line) for line in page] for page in pages)
+    first, second = (read_json_lines(folder / name) for name in ("out/pairs.jsonl", "other.jsonl"))
     assert [{**row, "id": int(row["id"])} for row in second] == first

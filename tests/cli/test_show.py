@@ -1,7 +1,6 @@
 """`swift-kd show`: both views of a row, as text and as tokens."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,16 @@ import yaml
 from rich.console import Console
 
 from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
+from tests.json_lines import write_json_lines
 from tests.launching.commands import BIN, environment, run_command
+from tests.paths import BASE_MODEL, DATA, ROOT
 
-ROOT = Path(__file__).parents[2]
-DATA = ROOT / "examples" / "data" / "data.yaml"
-MODEL = ("--model", str(ROOT / "examples" / "base_model"), "--model_type", "qwen3", "--template", "qwen3")
+DATASETS = DATA / "data.yaml"
+MODEL = ("--model", str(BASE_MODEL), "--model_type", "qwen3", "--template", "qwen3")
 BOOK = "N2 X9 A8 J2 L5 G1 I8 S6 Z9 F8 V2 B2 R3 U1 E3 T5"
 
 
-def run_show(*arguments: str, file: Path = DATA) -> tuple[int, str]:
+def run_show(*arguments: str, file: Path = DATASETS) -> tuple[int, str]:
     code, log, _ = run_command([str(BIN / "swift-kd"), "show", str(file), *arguments], ROOT, environment(None))
     return code, log
 
@@ -79,7 +79,7 @@ def test_text_views_know_the_teachers_own_turns():
     ("arguments", "message"),
     [
         (["pears"], "has no dataset 'pears' (did you mean 'pairs'?)"),
-        (["pairs", "--model", str(ROOT / "examples" / "base_model"), "--model_type", "qwen3"], "has no template here"),
+        (["pairs", "--model", str(BASE_MODEL), "--model_type", "qwen3"], "has no template here"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message):
@@ -105,7 +105,7 @@ def odd(tmp_path_factory) -> Path:
         "noexp": [{"id": 1, "query": hint["query"] + "Now."}],
     }
     for name, lines in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_json_lines(folder / f"{name}.jsonl", lines)
     nodes = {name: {"type": "rows", "source": f"{name}.jsonl"} for name in ("odd", "image", "empty")}
     nodes["huge"] = {"type": "exp_noexp", "exp": "exp.jsonl", "noexp": "noexp.jsonl"}
     (folder / "data.yaml").write_text(yaml.safe_dump(nodes))

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from tests.launching.commands import BIN, environment, run_command
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.paths import EXAMPLES
 
 
 def train(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:

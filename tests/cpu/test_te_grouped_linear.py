@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from swift_kd_plugin.cpu.transformer_engine.grouped_linear import GroupedLinear
 from swift_kd_plugin.cpu.transformer_engine.unsupported import NotOnCPUBackend
-from tests.cpu.test_te_linear import close, fill, leaf
+from tests.cpu.reference_layers import close, fill, leaf
 
 IN, OUT = 6, 10
 SIZES = [3, 0, 4]

@@ -8,24 +8,7 @@ from swift_kd_plugin.cpu.transformer_engine.layernorm_linear import LayerNormLin
 from swift_kd_plugin.cpu.transformer_engine.linear import Linear
 from swift_kd_plugin.cpu.transformer_engine.rng import CudaRNGStatesTracker
 from swift_kd_plugin.cpu.transformer_engine.unsupported import NotOnCPUBackend
-
-S, B, IN, OUT = 4, 3, 6, 10
-F64 = torch.float64
-
-
-def leaf(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=F64, generator=generator).requires_grad_()
-
-
-def close(actual, expected, name=""):
-    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11, msg=lambda text: f"{name}: {text}")
-
-
-def fill(layer, **values):
-    with torch.no_grad():
-        for name, value in values.items():
-            getattr(layer, name).copy_(torch.as_tensor(value))
+from tests.cpu.reference_layers import F64, IN, OUT, B, S, close, fill, leaf, naive_norm
 
 
 @pytest.mark.parametrize(("bias", "return_bias"), [(True, False), (True, True), (False, False), (False, True)])
@@ -81,13 +64,6 @@ def test_layernorm_linear_on_one_rank(normalization, zero_centered_gamma):
     close(x.grad, x2.grad)
     for name, p in layer.named_parameters():
         close(p.grad, copies[name].grad, name)
-
-
-def naive_norm(x, weight, bias, eps):
-    if bias is None:
-        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
-    centered = x - x.mean(-1, keepdim=True)
-    return centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
 
 
 def test_layernorm_linear_returns_in_transformer_engines_order():

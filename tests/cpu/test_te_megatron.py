@@ -2,7 +2,7 @@
 
 from torch import distributed as dist
 
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 
 HIDDEN, WIDE, ROWS, BATCH = 8, 12, 4, 3
 
@@ -92,7 +92,7 @@ def check_mlp(rank):
     import torch
     from torch.nn import functional as F
 
-    from tests.cpu.test_te_linear import close, leaf
+    from tests.cpu.reference_layers import close, leaf
 
     for sequence_parallel in (False, True):
         settings = tp_config(sequence_parallel)
@@ -157,7 +157,7 @@ def check_lora(rank):
     from mcore_bridge.tuners.lora import LoraParallelLinear
     from torch.nn import functional as F
 
-    from tests.cpu.test_te_linear import close, leaf
+    from tests.cpu.reference_layers import close, leaf
 
     for sequence_parallel in (False, True):
         base = column_layer(tp_config(sequence_parallel))
@@ -212,7 +212,7 @@ def check_experts(rank):
     from megatron.core.extensions.transformer_engine import TEColumnParallelGroupedLinear
     from torch.nn import functional as F
 
-    from tests.cpu.test_te_linear import close, leaf
+    from tests.cpu.reference_layers import close, leaf
 
     settings = config(num_moe_experts=4, expert_model_parallel_size=2, moe_grouped_gemm=True)
     layer = {"config": settings, "init_method": settings.init_method, "is_expert": True}

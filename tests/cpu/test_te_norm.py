@@ -5,7 +5,7 @@ import torch
 
 from swift_kd_plugin.cpu.transformer_engine.norm import LayerNorm, RMSNorm
 from swift_kd_plugin.cpu.transformer_engine.unsupported import NotOnCPUBackend
-from tests.cpu.test_te_linear import close, fill, leaf, naive_norm
+from tests.cpu.reference_layers import close, fill, leaf, naive_norm
 
 H = 7
 LAYERS = [LayerNorm, RMSNorm]

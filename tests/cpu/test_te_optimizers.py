@@ -12,7 +12,7 @@ from swift_kd_plugin.cpu.transformer_engine.multi_tensor import (
 )
 from swift_kd_plugin.cpu.transformer_engine.optimizers import FusedAdam, FusedSGD
 from swift_kd_plugin.cpu.transformer_engine.unsupported import NotOnCPUBackend
-from tests.cpu.test_te_linear import close, leaf
+from tests.cpu.reference_layers import close, leaf
 
 SHAPES = [(3, 4), (5,)]
 SETTINGS = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.3}

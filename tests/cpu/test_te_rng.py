@@ -11,7 +11,7 @@ from swift_kd_plugin.cpu.transformer_engine.checkpoint import (
 )
 from swift_kd_plugin.cpu.transformer_engine.rng import CudaRNGStatesTracker, get_all_rng_states
 from swift_kd_plugin.cpu.transformer_engine.unsupported import NotOnCPUBackend
-from tests.cpu.test_te_linear import leaf
+from tests.cpu.reference_layers import leaf
 
 
 @pytest.fixture

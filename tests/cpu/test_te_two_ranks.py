@@ -15,9 +15,9 @@ from swift_kd_plugin.cpu.transformer_engine.attention import DotProductAttention
 from swift_kd_plugin.cpu.transformer_engine.layernorm_linear import LayerNormLinear
 from swift_kd_plugin.cpu.transformer_engine.linear import Linear
 from swift_kd_plugin.cpu.transformer_engine.unsupported import NotOnCPUBackend
-from tests.cpu.test_te_attention import HEADS, D, band, cumulative, layer, packed_naive, per_sample, qkv
-from tests.cpu.test_te_linear import F64, IN, OUT, B, S, close, fill, leaf, naive_norm
-from tests.distributed import run_distributed
+from tests.cpu.reference_attention import HEADS, D, band, cumulative, layer, packed_naive, per_sample, qkv
+from tests.cpu.reference_layers import F64, IN, OUT, B, S, close, fill, leaf, naive_norm
+from tests.gloo_ranks import run_distributed
 
 
 def split(x, rank, dim):

@@ -13,7 +13,8 @@ from swift_kd_plugin.data.config import read_config
 from swift_kd_plugin.data.report import from_ranges
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
-from tests.data.test_rows_properties import BROKEN
+from tests.data.broken_rows import BROKEN
+from tests.json_lines import read_json_lines
 from tests.launching.commands import BIN, environment, run_command
 
 GOOD, BAD, LONG = 500, 10_000, 50 << 20
@@ -109,7 +110,7 @@ def test_swift_kd_pair_reports_every_row(broken, tmp_path):
     code, log = pair(folder, tmp_path / "pairs.jsonl", "--report", str(tmp_path / "report.json"))
     assert code == 0, log
     assert "Traceback" not in log
-    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(tmp_path / "pairs.jsonl")
     assert sorted(row["id"] for row in rows) == list(range(GOOD))
     assert f"{GOOD} rows are in {tmp_path / 'pairs.jsonl'}" in log
     assert_complete(json.loads((tmp_path / "report.json").read_text(encoding="utf-8")), numbers)

@@ -1,14 +1,13 @@
 """What a data.yaml may say, and how a mistake in it is said."""
 
-from pathlib import Path
-
 import pytest
 
 from swift_kd_plugin.data.config import read_config, read_node
 from swift_kd_plugin.data.nodes import DatasetId, Experienced, File, Mix, Pairs, Rows, ThinkingMix
 from swift_kd_plugin.errors import KDError
+from tests.paths import DATA
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "data" / "data.yaml"
+EXAMPLE = DATA / "data.yaml"
 
 
 @pytest.fixture

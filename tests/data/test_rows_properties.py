@@ -18,6 +18,8 @@ from swift_kd_plugin.data.sources import read_rows
 from swift_kd_plugin.data.turns import ALIASES
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.errors import KDError
+from tests.data.broken_rows import BROKEN, good
+from tests.json_lines import write_json_lines
 
 FAST = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 
@@ -80,7 +82,7 @@ def test_a_row_is_made_or_refused(raw: dict):
 @given(st.lists(ROW.map(without_own_place), max_size=8))
 def test_every_row_of_a_jsonl_file_is_given_or_reported(tmp_path_factory, raws: list[dict]):
     file = tmp_path_factory.mktemp("rows") / "x.jsonl"
-    file.write_text("".join(json.dumps(raw) + "\n" for raw in raws), encoding="utf-8")
+    write_json_lines(file, raws)
     report = Report()
     assert_complete(list(read_rows(file, report)), report, list(range(1, len(raws) + 1)))
     bad = counted(report)
@@ -117,49 +119,6 @@ def test_any_text_comes_back_from_a_csv_file(tmp_path_factory, texts: list[str])
     report = Report()
     assert [row["messages"][0]["content"] for row in read_rows(file, report)] == texts
     assert report.left_out == {}
-
-
-def good(number: int) -> bytes:
-    turns = [{"role": "user", "content": f"q {number}"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\na"}]
-    return json.dumps({"messages": turns, "id": number}).encode()
-
-
-def turns(*pairs: tuple) -> bytes:
-    return json.dumps({"messages": [{"role": role, "content": content} for role, content in pairs]}).encode()
-
-
-def nested(levels: int) -> bytes:
-    return b'{"messages": ' + b"[" * levels + b"]" * levels + b"}"
-
-
-BROKEN = {
-    "wrong type": b'{"messages": 5}',
-    "missing keys": b'{"messages": [{"role": "user"}]}',
-    "no columns": b"{}",
-    "other columns": b'{"topic": "x"}',
-    "invalid UTF-8": b'{"messages": "\xff\xfe"}',
-    "null": b'{"messages": null}',
-    "null content": turns(("user", "q"), ("assistant", None), ("user", "r")),
-    "no messages": b'{"messages": []}',
-    "wrong order": turns(("assistant", "a"), ("user", "q")),
-    "two users": turns(("user", "q"), ("user", "r"), ("assistant", "a")),
-    "late system": turns(("user", "q"), ("system", "s")),
-    "unclosed thought": turns(("user", "q"), ("assistant", "<think>hm")),
-    "unopened thought": turns(("user", "q"), ("assistant", "hm</think>a")),
-    "NaN": b'{"prompt": "q", "think_loss": NaN}',
-    "Infinity": b'{"prompt": "q", "think_loss": Infinity}',
-    "deep": nested(100_000),
-    "rather deep": nested(300),
-    "lone surrogate": b'{"prompt": "q\\ud800"}',
-    "truncated": good(1)[:-20],
-    "array": b'[{"prompt": "q"}]',
-    "number as content": turns(("user", 5)),
-    "empty response": b'{"prompt": "q", "completion": ""}',
-    "two answers": b'{"prompt": "q", "answer": "a", "solution": "b"}',
-    "huge number": b'{"prompt": "q", "n": ' + b"9" * 5000 + b"}",
-    "unknown role": turns(("wizard", "q")),
-    "no image": b'{"prompt": "q", "images": [{"path": null}]}',
-}
 
 
 def test_ten_thousand_broken_rows_among_good_ones(tmp_path: Path):

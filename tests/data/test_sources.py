@@ -15,6 +15,7 @@ from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.rows import FEATURES, Place
 from swift_kd_plugin.data.sources import read_file, read_rows
 from swift_kd_plugin.errors import KDError
+from tests.json_lines import write_json_lines
 
 GOOD = {"prompt": "q", "completion": "a"}
 GOOD_LINE = json.dumps(GOOD).encode() + b"\n"
@@ -325,7 +326,7 @@ def test_an_empty_file_has_no_rows(tmp_path: Path):
 
 def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path):
     table = [{"prompt": "q", "completion": "a", "topic": "t"}, {"prompt": "r", "completion": "b", "topic": "é"}]
-    write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in table))
+    write_json_lines(tmp_path / "x.jsonl", table)
     write(tmp_path / "x.json", json.dumps(table))
     write(tmp_path / "x.csv", "prompt,completion,topic\nq,a,t\nr,b,é\n")
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "x.parquet")
@@ -341,7 +342,7 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path):
 
 def test_rows_name_what_is_wrong_with_them(tmp_path: Path):
     table = [GOOD, {"topic": 1}, {"messages": []}, {"prompt": "q", "completion": "<think>a"}, GOOD]
-    file = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in table))
+    file = write_json_lines(tmp_path / "x.jsonl", table)
     report = Report()
     assert [row["kd_row"] for row in read_rows(file, report, name="x.jsonl")] == [1, 5]
     assert left_out(report) == {

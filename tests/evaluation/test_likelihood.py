@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from swift_kd_plugin.evaluation.likelihood import Likelihood, measure_likelihoods, takes_logits_to_keep
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import PromptError
-from tests.generation.asking import BASE_MODEL, MAX_LENGTH, load_base_template, make_prompts, too_long
-from tests.runs.recording import needs_cpu_backend
+from tests.generation.ask_engine import MAX_LENGTH, load_base_template, make_prompts, too_long
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 
 pytestmark = needs_cpu_backend
 ANSWERS = ["5332", "7", "1 2 3 and more words", "<think>\nN2X9\n</think>\n\n41", "", "say BE E3 " * 9]

@@ -1,7 +1,6 @@
 """The whole command on the small model: its figures against an independent count, and every file that it writes."""
 
 import csv
-import json
 import math
 import re
 import sys
@@ -12,8 +11,7 @@ import torch
 from swift_kd_plugin.evaluation import measuring
 from swift_kd_plugin.evaluation.scoring import answer_of
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from tests.evaluation.running import (
-    BASE_MODEL,
+from tests.evaluation.eval_command import (
     QUESTIONS,
     entry_of,
     read_answers,
@@ -21,8 +19,9 @@ from tests.evaluation.running import (
     run_eval,
     without_times,
 )
-from tests.generation.running import write_rows
-from tests.runs.recording import needs_cpu_backend
+from tests.json_lines import read_json_lines, write_json_lines
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 from tests.tiny_models import make_adapter
 
 pytestmark = needs_cpu_backend
@@ -33,9 +32,9 @@ PER_TASK = 16
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
     """As many of each task."""
-    rows = [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
+    rows = read_json_lines(QUESTIONS)
     some = [row for task in ("say", "sum") for row in [row for row in rows if row["task"] == task][:PER_TASK]]
-    return write_rows(tmp_path_factory.mktemp("rows") / "some.jsonl", some)
+    return write_json_lines(tmp_path_factory.mktemp("rows") / "some.jsonl", some)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,7 @@ def test_the_figures_are_those_of_an_independent_count(whole):
 
 def test_the_perplexity_of_a_cell_is_that_of_its_tokens(whole):
     folder, _ = whole
-    lines = (folder / "cells" / "base.with.non_thinking" / "likelihoods.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines[1:]]
+    rows = read_json_lines(folder / "cells" / "base.with.non_thinking" / "likelihoods.jsonl")[1:]
     assert len(rows) == 32
     figures = entry_of(read_report(folder), view="with", thinking="non_thinking")["figures"]
     total = math.fsum(row["nll"] for row in rows)
@@ -100,22 +98,22 @@ def test_gold_without_a_thought_is_not_measured_in_thinking_mode(whole):
 
 def test_gold_with_a_thought_is_measured_with_it(tmp_path):
     file = QUESTIONS.with_name("thoughts.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()[:6]]
+    rows = read_json_lines(file)[:6]
     for row in rows:
         row["teacher_messages"] = [
             {"role": "system", "content": row.pop("experience")},
             {"role": "user", "content": row["query"]},
         ]
-    rows_file = write_rows(tmp_path / "rows.jsonl", rows)
+    rows_file = write_json_lines(tmp_path / "rows.jsonl", rows)
     run_eval(tmp_path / "out", dataset=rows_file, gold=None, view="with", thinking="both", metric=["ppl", "exact"])
     report = read_report(tmp_path / "out")
-    lines = {
-        mode: (tmp_path / "out" / "cells" / f"base.with.{mode}" / "likelihoods.jsonl").read_text().splitlines()[1:]
+    rows = {
+        mode: read_json_lines(tmp_path / "out" / "cells" / f"base.with.{mode}" / "likelihoods.jsonl")[1:]
         for mode in ("thinking", "non_thinking")
     }
-    counts = {mode: [json.loads(line)["tokens"] for line in found] for mode, found in lines.items()}
+    counts = {mode: [row["tokens"] for row in found] for mode, found in rows.items()}
     assert counts == {"thinking": [14] * 6, "non_thinking": [5] * 6}
-    for mode in lines:
+    for mode in rows:
         figures = entry_of(report, thinking=mode)["figures"]
         assert figures["exact"]["value"] == 1
         assert figures["ppl"]["value"] < 1.1

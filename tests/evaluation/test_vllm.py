@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.evaluation.running import BASE_MODEL, FLAGS, entry_of, read_answers, read_report, run_eval
-from tests.generation.running import run_script
+from tests.evaluation.eval_command import FLAGS, entry_of, read_answers, read_report, run_eval
 from tests.launching.commands import flags_to_argv
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
+from tests.vllm_script import run_script
 
 pytestmark = needs_cpu_backend
 

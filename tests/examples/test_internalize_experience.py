@@ -2,7 +2,7 @@
 
 from recipes import run_tiny
 
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 FOLDER = "internalize_experience"

@@ -3,8 +3,8 @@
 import pytest
 from recipes import NEEDS_GPUS, recipes_of, run_tiny
 
-from tests.runs.conftest import BASE_MODEL
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 from tests.servers import swift_deploy, wait_for
 
 pytestmark = needs_cpu_backend

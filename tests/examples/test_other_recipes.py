@@ -5,7 +5,7 @@ import json
 import pytest
 from recipes import run_tiny
 
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 

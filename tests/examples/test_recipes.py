@@ -14,7 +14,7 @@ from recipes import EXAMPLES, GIVEN, NEEDS_GPUS, RECIPES, ROOT, SCRIPTS, command
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.cli.train import train
 from tests.launching.commands import BIN
-from tests.recipes.asking import real_parser
+from tests.recipes.swift_parser import real_parser
 
 SHELL = {file.name: file for file in sorted(SCRIPTS.glob("*.sh")) if file.name != "tiny.sh"}
 STAGED = {"strong_to_weak.sh": "strong_to_weak/run.yaml", "qwen25_lora_to_small.sh": "qwen25_lora_to_small/run.yaml"}

@@ -1,6 +1,5 @@
 """Who writes, drawn from seed and row: the shares that were asked for, in every order and layout."""
 
-import math
 from collections import Counter
 
 import pytest
@@ -9,14 +8,9 @@ from hypothesis import strategies as st
 
 from swift_kd_plugin.generation.draws import Mix, uniform
 from swift_kd_plugin.losses.schedules import Schedule
+from tests.binomial_interval import is_within
 
 KEYS = [("rows.jsonl", number, 0) for number in range(2000)]
-QUANTILE_99 = 2.576
-
-
-def is_within(count: int, total: int, share: float) -> bool:
-    """Whether a count lies in the 99 % interval of the binomial distribution (normal approximation, half a count)."""
-    return abs(count - total * share) <= QUANTILE_99 * math.sqrt(total * share * (1 - share)) + 0.5
 
 
 def mix(lmbda, teacher=0.0, seed=42, **settings) -> Mix:

@@ -14,10 +14,9 @@ from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.teacher.transport import Limits
-from tests.evaluation.running import entry_of, read_answers, run_eval
-from tests.evaluation.running import read_report as read_evaluation
-from tests.generation.asking import (
-    BASE_MODEL,
+from tests.evaluation.eval_command import entry_of, read_answers, run_eval
+from tests.evaluation.eval_command import read_report as read_evaluation
+from tests.generation.ask_engine import (
     GREEDY,
     MAX_LENGTH,
     QUESTIONS,
@@ -27,10 +26,12 @@ from tests.generation.asking import (
     make_prompts,
     too_long,
 )
-from tests.generation.running import read_rows, run_generate, run_script
-from tests.runs.recording import needs_cpu_backend
+from tests.generation.generate_command import read_rows, run_generate
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 from tests.servers import swift_deploy, vllm_server, wait_for
 from tests.teacher.fake_vllm import serve
+from tests.vllm_script import run_script
 
 pytestmark = needs_cpu_backend
 # In float32: in bfloat16 the engines round at other places.
@@ -64,7 +65,7 @@ def template():
 def answers(servers, template, tmp_path_factory) -> dict[str, dict]:
     """What every engine answers to the same questions; the servers get ready meanwhile."""
     folder = tmp_path_factory.mktemp("answers")
-    log = run_script("python", "-m", "tests.generation.asking", str(folder / "vllm.json"), folder=folder)
+    log = run_script("python", "-m", "tests.generation.ask_engine", str(folder / "vllm.json"), folder=folder)
     for noise in ("Invalid process group", "Traceback", "Exception ignored", "core dumped"):
         assert noise not in log
     found = {"in process": json.loads((folder / "vllm.json").read_text())}
@@ -271,14 +272,20 @@ def test_an_adapter_writes(template, tmp_path):
         adapted = ask(engine)
     with TransformersEngine(BASE_MODEL, template, max_model_len=MAX_LENGTH) as engine:
         assert engine.generate(make_prompts(4), GREEDY) != adapted["greedy"][:4]
-    run_script("python", "-m", "tests.generation.asking", "vllm.json", str(tmp_path / "adapter"), folder=tmp_path)
+    run_script("python", "-m", "tests.generation.ask_engine", "vllm.json", str(tmp_path / "adapter"), folder=tmp_path)
     found = json.loads((tmp_path / "vllm.json").read_text())
     assert found["greedy"] == adapted["greedy"]
 
 
 def test_an_engine_that_cannot_start_is_said_in_one_sentence(tmp_path):
     run_script(
-        "python", "-m", "tests.generation.starting", str(tmp_path), folder=tmp_path, without=["VLLM_CPU_KVCACHE_SPACE"]
+        "python",
+        "-m",
+        "tests.generation.failing_vllm_engines",
+        str(tmp_path),
+        folder=tmp_path,
+        without=["VLLM_CPU_KVCACHE_SPACE"],
+        literal=True,
     )
     found = json.loads((tmp_path / "found.json").read_text())
     assert "head_dim=16" in found["head size"]

@@ -8,9 +8,10 @@ import pytest
 from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.sources import read_rows as read_checked
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from tests.generation.running import QUESTIONS, read_report, read_rows, run_generate, try_generate, write_rows
+from tests.generation.generate_command import QUESTIONS, read_report, read_rows, run_generate, try_generate
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import free_port
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 SOME = {"limit": 12}
@@ -36,7 +37,7 @@ def whole(tmp_path_factory):
 def test_it_writes_a_dataset_in_the_order_of_the_input(whole):
     folder, _ = whole
     rows = read_rows(folder)
-    asked = [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
+    asked = read_json_lines(QUESTIONS)
     order = [next(n for n, row in enumerate(asked) if row["id"] == found["id"]) for found in rows]
     assert order == sorted(order)
     assert 100 < len(rows) < 360
@@ -154,7 +155,7 @@ def test_a_verifier_that_raises_loses_nothing(tmp_path, monkeypatch):
     module.write_text(
         "def check(row, response):\n    assert row['id'] != 'train-say-JGFF', 'no mood'\n    return True\n"
     )
-    ids = [json.loads(line)["id"] for line in QUESTIONS.read_text().splitlines()[:12]]
+    ids = [row["id"] for row in read_json_lines(QUESTIONS)[:12]]
     module.write_text(module.read_text().replace("train-say-JGFF", ids[7]))
     said = error_of(tmp_path / "out", **SOME, verifier="moody_checks:check", shard_size=4)
     assert said.startswith("The verifier moody_checks:check failed on ")
@@ -177,7 +178,7 @@ def test_a_verifier_that_raises_loses_nothing(tmp_path, monkeypatch):
 
 def test_a_verifier_that_raises_may_refuse(tmp_path):
     rows = [{"query": "say BE", "right": "1"}, {"query": "say TT"}]
-    file = write_rows(tmp_path / "rows.jsonl", rows)
+    file = write_json_lines(tmp_path / "rows.jsonl", rows)
     changes = {"dataset": file, "verifier": "exact", "gold": "right", "max_new_tokens": 4, "finish": "any"}
     run_generate(tmp_path / "out", **changes, verifier_errors="reject")
     refused = read_report(tmp_path / "out")["refused"]
@@ -186,14 +187,14 @@ def test_a_verifier_that_raises_may_refuse(tmp_path):
 
 def test_rows_of_every_form_and_both_views(tmp_path):
     """A thinking teacher with the book in view writes for a student without it who does not think."""
-    book = json.loads(QUESTIONS.read_text().splitlines()[0])["messages"][0]
+    book = read_json_lines(QUESTIONS)[0]["messages"][0]
     view = [book, {"role": "user", "content": "say ILFF"}]
     row = {"query": "say ILFF", "teacher_messages": view, "topic": "letters"}
     modes = {
         "chat_template_kwargs": {"enable_thinking": False},
         "teacher_chat_template_kwargs": {"enable_thinking": True},
     }
-    file = write_rows(
+    file = write_json_lines(
         tmp_path / "rows.jsonl", [{**row, **modes}, {"instruction": "say", "input": "BE"}, {"no": "thing"}]
     )
     log = run_generate(tmp_path / "out", dataset=file, temperature=0)
@@ -215,13 +216,13 @@ def test_names_of_a_data_yaml_and_several_datasets(tmp_path):
 
 
 def test_an_empty_dataset_makes_an_empty_file(tmp_path):
-    run_generate(tmp_path / "out", dataset=write_rows(tmp_path / "none.jsonl", []))
+    run_generate(tmp_path / "out", dataset=write_json_lines(tmp_path / "none.jsonl", []))
     assert read_rows(tmp_path / "out") == []
     assert "<svg" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_prompts_longer_than_the_context_are_refused_alone(tmp_path):
-    file = write_rows(tmp_path / "rows.jsonl", [{"query": "say " + "BE " * 300}, {"query": "say BE"}])
+    file = write_json_lines(tmp_path / "rows.jsonl", [{"query": "say " + "BE " * 300}, {"query": "say BE"}])
     run_generate(tmp_path / "out", dataset=file, temperature=0, finish="any")
     refused = read_report(tmp_path / "out")["refused"]["prompt is not answered"]
     assert refused["count"] == 1

@@ -9,7 +9,7 @@ from swift_kd_plugin.generation.filters import Filters
 from swift_kd_plugin.generation.judging import Judge
 from swift_kd_plugin.generation.quotas import Quotas
 from swift_kd_plugin.generation.verifiers import Gold, Scorer, VerifierError
-from tests.generation.rows import make_row, make_sample, make_task
+from tests.generation.row_factories import make_row, make_sample, make_task
 
 
 def fails(row, response):

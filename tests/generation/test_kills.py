@@ -1,11 +1,11 @@
 """SIGKILL at random moments: a run that is started again makes the rows of one that nothing disturbed."""
 
-import json
 
 import pytest
 
-from tests.generation.running import read_rows, run_script
-from tests.runs.recording import needs_cpu_backend
+from tests.generation.generate_command import read_rows
+from tests.machine import needs_cpu_backend
+from tests.vllm_script import last_json_line, run_script
 
 pytestmark = needs_cpu_backend
 
@@ -14,9 +14,16 @@ pytestmark = needs_cpu_backend
 def test_a_killed_run_makes_the_same_rows(engine, kills, longest, tmp_path):
     """Most kills fall on transformers, which starts in a tenth of a second; vLLM draws by its own generators."""
     log = run_script(
-        "python", "-m", "tests.generation.killing", str(tmp_path), engine, str(kills), str(longest), folder=tmp_path
+        "python",
+        "-m",
+        "tests.generation.kill_generate",
+        str(tmp_path),
+        engine,
+        str(kills),
+        str(longest),
+        folder=tmp_path,
     )
-    result = json.loads(log.splitlines()[-1])
+    result = last_json_line(log)
     assert sum(part["kills"] for part in result["folders"]) == kills
     assert all(part["same"] for part in result["folders"])
     assert result["rows"] > 100

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from swift_kd_plugin.data.rows import RowError
 from swift_kd_plugin.generation.tasks import Task, mode_of, tasks_of, write_response
-from tests.generation.rows import make_row
+from tests.generation.row_factories import make_row
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n4"
 OFF, ON = {"enable_thinking": False}, {"enable_thinking": True}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.verifiers import Gold, Scorer, VerifierError, extract, find_number
-from tests.generation.rows import make_row
+from tests.generation.row_factories import make_row
 
 
 def score(name: str, response: str, gold: str, pattern: str | None = None) -> float:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.json_lines import write_json_lines
+
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 VIEW = [{"role": "system", "content": "book"}, {"role": "user", "content": "q"}]
@@ -23,7 +25,7 @@ def load(tmp_path, monkeypatch):
 
     def load_rows(rows, strict=True, **kwargs):
         file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json_lines(file, rows)
         kwargs = {"load_from_cache_file": False, "remove_unused_columns": False, **kwargs}
         with locate_bad_row([str(file)]):
             return load_dataset([str(file)], strict=strict, **kwargs)[0]
@@ -83,7 +85,7 @@ def test_whole_and_fractional_weights_of_two_files_mix(load, tmp_path):
     files = []
     for number, columns in enumerate(({"think_loss": 0}, {"think_loss": 0.5}, {"teacher_thought": "a"}, {})):
         files.append(str(tmp_path / f"{number}.jsonl"))
-        (tmp_path / f"{number}.jsonl").write_text(json.dumps({**GOOD, **columns}) + "\n")
+        write_json_lines(tmp_path / f"{number}.jsonl", [{**GOOD, **columns}])
     rows = load_dataset(files, strict=True, load_from_cache_file=False)[0]
     assert [row.get("think_loss") for row in rows] == [0, 0.5, None, None]
     assert [row.get("teacher_thought") for row in rows] == [None, None, "a", None]
@@ -157,7 +159,7 @@ def test_stock_drops_the_teacher_column(tmp_path):
     from swift.dataset import load_dataset
 
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({**GOOD, "teacher_messages": VIEW}) + "\n")
+    write_json_lines(file, [{**GOOD, "teacher_messages": VIEW}])
     rows = load_dataset([str(file)], load_from_cache_file=False)[0]
     assert "teacher_messages" not in rows.column_names
 

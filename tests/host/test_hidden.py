@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 from tests.launching.commands import HAS_GPU
 
 pytestmark = pytest.mark.skipif(HAS_GPU, reason="ranks without a GPU of their own")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from swift_kd_plugin.host.memory_table import Plan, Row, loss_bytes, memory_table, payload_bytes, render, total
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 from tests.host.small_gpt import FFN as F
 from tests.host.small_gpt import GROUPS, HEAD, HEADS, LAYERS, measure
 from tests.host.small_gpt import HIDDEN as H

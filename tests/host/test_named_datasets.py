@@ -5,6 +5,7 @@ import json
 import pytest
 
 from swift_kd_plugin.errors import KDError
+from tests.json_lines import write_json_lines
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 ROWS = 40
@@ -21,13 +22,15 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     system = {"role": "system", "content": "Add them one by one."}
     answers = [{"role": "assistant", "content": str(number + 1)} for number in range(ROWS)]
-    write(
+    write_json_lines(
         tmp_path / "exp.jsonl",
         [{"id": n, "level": n % 3, "messages": [system, *question(n), answers[n]]} for n in range(ROWS)],
     )
-    write(tmp_path / "noexp.jsonl", [{"id": n, "level": n % 3, "messages": question(n)} for n in range(ROWS)])
+    write_json_lines(
+        tmp_path / "noexp.jsonl", [{"id": n, "level": n % 3, "messages": question(n)} for n in range(ROWS)]
+    )
     rows = [{"query": f"{n}?", "response": str(n)} for n in range(ROWS)]
-    write(tmp_path / "plain.jsonl", [*rows, {"query": "?", "response": 3}])
+    write_json_lines(tmp_path / "plain.jsonl", [*rows, {"query": "?", "response": 3}])
     (tmp_path / "data.yaml").write_text("""
         pairs: {type: exp_noexp, exp: exp.jsonl, noexp: noexp.jsonl, on: id}
         plain: {type: rows, source: plain.jsonl}
@@ -36,10 +39,6 @@ def folder(tmp_path, monkeypatch):
         thinking: {type: thinking_mix, source: pairs, mode: non_thinking}
     """)
     return tmp_path
-
-
-def write(file, rows) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -170,7 +169,9 @@ def test_reports_are_written(load, tmp_path, monkeypatch):
 def test_an_id_is_loaded_by_ms_swift(load, folder):
     """A folder is what a hub's dataset is after its download."""
     (folder / "hub" / "own").mkdir(parents=True)
-    write(folder / "hub" / "own" / "train.jsonl", [{"instruction": "a", "input": "b", "output": "c", "id": "x"}])
+    write_json_lines(
+        folder / "hub" / "own" / "train.jsonl", [{"instruction": "a", "input": "b", "output": "c", "id": "x"}]
+    )
     (folder / "data.yaml").write_text(f"ids: {{type: rows, source: '{folder}/hub/own'}}")
     (row,) = load("ids")[0]
     assert [turn["content"] for turn in row["messages"]] == ["a\nb", "c"]
@@ -188,7 +189,9 @@ def test_preprocessors_can_be_taken_one_by_one(load, folder, monkeypatch):
     from swift_kd_plugin.host import preprocessors as p
 
     monkeypatch.chdir(folder)
-    write(folder / "hints.jsonl", [{"query": "2 + 2?", "hint": "Add.", "response": "<think>\nhm\n</think>\n\n4"}])
+    write_json_lines(
+        folder / "hints.jsonl", [{"query": "2 + 2?", "hint": "Add.", "response": "<think>\nhm\n</think>\n\n4"}]
+    )
     cases = [
         (p.RowsPreprocessor(), "hints.jsonl", {}),
         (p.ExperiencePreprocessor(experience="hint"), "hints.jsonl", {"teacher_messages": ["Add.", "2 + 2?"]}),

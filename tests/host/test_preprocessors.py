@@ -1,6 +1,5 @@
 """Preprocessors that a user registers from Python, as ms-swift calls them: copied, on several ranks, with streams."""
 
-import json
 import os
 import pickle
 import time
@@ -9,7 +8,8 @@ from copy import deepcopy
 import pytest
 from datasets import Dataset
 
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
+from tests.json_lines import write_json_lines
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 COUNT = 6
@@ -21,17 +21,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "noexp.jsonl", [{"id": n, "query": f"{n}?"} for n in range(COUNT)])
-    write(tmp_path / "exp.jsonl", rows("A"))
+    write_json_lines(tmp_path / "noexp.jsonl", [{"id": n, "query": f"{n}?"} for n in range(COUNT)])
+    write_json_lines(tmp_path / "exp.jsonl", rows("A"))
     return tmp_path
 
 
 def rows(answer: str) -> list[dict]:
     return [{"id": n, "query": f"{n}?", "hint": "Add.", "response": f"{THOUGHT}{answer}{n}"} for n in range(COUNT)]
-
-
-def write(file, lines) -> None:
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def make(name: str):

@@ -2,24 +2,25 @@
 
 import pytest
 
-from tests.host.test_thinking import (
+from tests.host.thinking_views import (
+    BARE,
     END,
+    IGNORED,
     OTHER,
     OWN_BLOCK,
+    STOP,
+    THOUGHT,
     encode,
     make_sample,
-    make_template,
-    processor,
-    template,
+    prompt,
+    text_of,
     tokens,
+    trained,
     weights,
 )
-from tests.host.test_views import BARE, IGNORED, QUESTION, THOUGHT, text_of, trained
 from tests.tiny_models import SPECIAL_TOKENS, make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
-STOP = "<|im_end|>"
-__all__ = ["make_template", "processor", "template"]
 
 
 def make_sampled(template, response, nested=False, thinking=False, mask=None, **columns):
@@ -30,12 +31,6 @@ def make_sampled(template, response, nested=False, thinking=False, mask=None, **
     if mask is not None:
         sample.response_loss_mask = [mask] if nested else mask
     return sample
-
-
-def prompt(template, thinking):
-    return template.tokenizer.apply_chat_template(
-        QUESTION, enable_thinking=thinking, tokenize=False, add_generation_prompt=True
-    )
 
 
 @pytest.mark.parametrize("nested", [False, True])

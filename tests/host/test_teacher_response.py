@@ -2,15 +2,23 @@
 
 import pytest
 
-from tests.host.test_sampled_thinking import STOP, prompt
-from tests.host.test_thinking import encode, make_sample, make_template, processor, template, tokens
-from tests.host.test_views import BARE, QUESTION, THOUGHT, text_of, trained
+from tests.host.thinking_views import (
+    BARE,
+    EMPTY,
+    QUESTION,
+    STOP,
+    THOUGHT,
+    encode,
+    make_sample,
+    prompt,
+    text_of,
+    tokens,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
-__all__ = ["make_template", "processor", "template"]
 BOOK = {"role": "system", "content": "Two and two make four."}
 IN_PLACE = THOUGHT.removesuffix(BARE)
-EMPTY = "<think>\n\n</think>\n\n"
 
 
 def write(template, text, student=False, teacher=False, reason="stop", stop=STOP, **columns):

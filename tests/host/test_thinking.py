@@ -3,64 +3,30 @@
 import pytest
 
 from swift_kd_plugin.errors import KDError
-from tests.host.test_views import BARE, CHAT_TEMPLATE, HINTED, IGNORED, QUESTION, THOUGHT, rendered, text_of, trained
-from tests.tiny_models import make_dense
+from tests.host.thinking_views import (
+    BARE,
+    EMPTY,
+    END,
+    HINTED,
+    IGNORED,
+    OTHER,
+    OWN_BLOCK,
+    QUESTION,
+    THOUGHT,
+    encode,
+    make_sample,
+    rendered,
+    text_of,
+    tokens,
+    trained,
+    weights,
+)
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
-OWN_BLOCK, EMPTY = "<think>\nTwo and two.\n</think>\n\n", "<think>\n\n</think>\n\n"
-OTHER = "One more than three."
-END = "<|im_end|>\n"
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory):
-    from swift.model import get_processor
-
-    made = get_processor(str(make_dense(tmp_path_factory.mktemp("thinking") / "model")), model_type="qwen3")
-    made.chat_template = CHAT_TEMPLATE
-    return made
-
-
-@pytest.fixture(scope="module")
-def make_template(processor):
-    from swift.template import get_template
-
-    def make(kind="qwen3", loss_scale="last_round", **settings):
-        made = get_template(processor, template_type=kind, loss_scale=loss_scale, **settings)
-        made.set_mode("train")
-        return made
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def template(make_template):
-    return make_template()
-
-
-def make_sample(response, before=QUESTION, **columns):
-    from swift_kd_plugin.host.sample import KDSample
-
-    return KDSample.from_row({"messages": [*before, {"role": "assistant", "content": response}], **columns})
-
-
-def encode(template, *samples):
-    from swift_kd_plugin.host.views import encode_views
-
-    return encode_views(list(samples), template)
 
 
 def encode_student(template, response, **columns):
     return encode(template, make_sample(response, **columns))[0][0]
-
-
-def tokens(template, text):
-    return template.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def weights(view):
-    """Of the trained tokens, in order."""
-    return [weight for weight, label in zip(view["loss_scale"], view["labels"], strict=True) if label != IGNORED]
 
 
 def test_stock_drops_the_weight_of_a_message(make_template):

@@ -1,6 +1,5 @@
 """Rows of a data.yaml's thinking_mix as tokens, in both modes and for both sides, beside Qwen3's own chat template."""
 
-import json
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +7,8 @@ import yaml
 
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.config import read_config
-from tests.host.test_views import IGNORED, text_of, trained
+from tests.host.thinking_views import IGNORED, text_of, trained
+from tests.json_lines import write_json_lines
 from tests.tiny_models import make_dense
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
@@ -130,7 +130,7 @@ def build_sample(folder, options, turns, experience="pairs", response="exp"):
         "plain": {"mode": "non_thinking", "experience": SYSTEM["content"], "messages": exp[1:]},
     }
     for name, row in rows.items():
-        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        write_json_lines(folder / f"{name}.jsonl", [row])
     source = {
         "pairs": {"type": "exp_noexp", "exp": "exp.jsonl", "noexp": "noexp.jsonl", "response": response},
         "column": {"type": "exp_noexp", "source": "plain.jsonl", "response": response},

@@ -16,8 +16,8 @@ import yaml
 
 from tests.launching.commands import Run, environment, flags_to_argv, free_port, megatron_rlhf
 from tests.launching.warm_client import WarmCommand, run_warm, warm_process
+from tests.machine import needs_cpu_backend
 from tests.paths import ROOT
-from tests.runs.recording import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 LAYOUTS = {

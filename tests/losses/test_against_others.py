@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
-from tests.losses.cases import F64, assert_close, random_logits, random_pair, random_topk
+from tests.losses.loss_checks import assert_close
+from tests.losses.random_logits import F64, random_logits, random_pair, random_topk
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 TOKENS, VOCAB = 12, 101

@@ -4,17 +4,9 @@ import pytest
 import torch
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
-from tests.losses.cases import (
-    DENSE_CASES,
-    F64,
-    ONE_OF_EACH,
-    assert_close,
-    name_of,
-    random_logits,
-    random_pair,
-    random_topk,
-    value_and_gradient,
-)
+from tests.losses.divergence_cases import DENSE_CASES, ONE_OF_EACH, name_of
+from tests.losses.loss_checks import assert_close, value_and_gradient
+from tests.losses.random_logits import F64, random_logits, random_pair, random_topk
 
 TAILS = ("bucket", "ignore", "renormalise")
 

@@ -7,8 +7,9 @@ import torch
 from torch import distributed as dist
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
-from tests.distributed import run_distributed
-from tests.losses.cases import assert_close, random_logits, random_pair
+from tests.gloo_ranks import run_distributed
+from tests.losses.loss_checks import assert_close
+from tests.losses.random_logits import random_logits, random_pair
 
 TOKENS = 16
 

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swift_kd_plugin.losses import fused_linear_divergence, token_divergence
 from swift_kd_plugin.losses.request import block_tokens
-from tests.distributed import run_distributed
-from tests.losses import fused as heads
-from tests.losses.cases import DENSE_CASES, ONE_OF_EACH, assert_close, name_of
-from tests.losses.fused import fused, naive, random_inputs, upstreams
+from tests.gloo_ranks import run_distributed
+from tests.losses import fused_heads
+from tests.losses.divergence_cases import DENSE_CASES, ONE_OF_EACH, name_of
+from tests.losses.fused_heads import fused, naive, random_inputs, upstreams
+from tests.losses.loss_checks import assert_close
 
 SMOOTH = [case for case in ONE_OF_EACH if case[0] != "tvd"]
 
@@ -63,8 +64,8 @@ def test_no_tokens():
     inputs = random_inputs(0, 9)
     value, hidden, weight = fused(inputs, inputs.upstream)
     assert value.shape == (0,)
-    assert hidden.shape == (0, heads.HIDDEN)
-    assert weight.shape == (9, heads.HIDDEN)
+    assert hidden.shape == (0, fused_heads.HIDDEN)
+    assert weight.shape == (9, fused_heads.HIDDEN)
     assert not weight.any()
 
 
@@ -93,7 +94,7 @@ def test_backward_again():
 
 def products(hidden_learns: bool, weight_learns: bool, upstream: str = "sum") -> float:
     """How many products of [T, H] with [v, H] a loss and its backward take; both sides have the same H."""
-    inputs = random_inputs(8, 16, hidden=heads.TEACHER_HIDDEN)
+    inputs = random_inputs(8, 16, hidden=fused_heads.TEACHER_HIDDEN)
     inputs.hidden.requires_grad_(hidden_learns)
     inputs.weight.requires_grad_(weight_learns)
     in_place = {torch.ops.aten.addmm_: lambda _, a, b, out_shape=None: 2 * a[0] * a[1] * b[1]}
@@ -103,7 +104,7 @@ def products(hidden_learns: bool, weight_learns: bool, upstream: str = "sum") ->
         )
         if value.requires_grad:
             value.backward(upstreams(inputs)[upstream])
-    return counter.get_total_flops() / (2 * 8 * 16 * heads.TEACHER_HIDDEN)
+    return counter.get_total_flops() / (2 * 8 * 16 * fused_heads.TEACHER_HIDDEN)
 
 
 def test_one_pass_and_nothing_for_what_is_frozen():
@@ -179,7 +180,7 @@ def test_logits_of_all_tokens_are_never_there(case):
     for upstream in upstreams(inputs).values():
         with Largest() as largest:
             fused(inputs, upstream, divergence=name, chunk_size=chunk, **params)
-        assert largest.found <= max(2 * chunk * vocab, vocab * heads.HIDDEN) < tokens * vocab / 4
+        assert largest.found <= max(2 * chunk * vocab, vocab * fused_heads.HIDDEN) < tokens * vocab / 4
 
 
 def test_blocks_that_nobody_chose_are_bounded():
@@ -213,15 +214,15 @@ def test_chunk_sizes_that_are_refused(chunk_size):
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["TP2", "TP4"])
 def ranks(request) -> list[dict]:
-    return run_distributed(heads.run_rank, request.param, request.param)
+    return run_distributed(fused_heads.run_rank, request.param, request.param)
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=name_of)
 def test_ranks(ranks, case):
     name, params = case
-    for layout in heads.layouts(len(ranks)):
-        inputs = heads.whole(layout)
-        for kind in heads.kinds(case):
+    for layout in fused_heads.layouts(len(ranks)):
+        inputs = fused_heads.whole(layout)
+        for kind in fused_heads.kinds(case):
             upstream = upstreams(inputs)[kind]
             value, hidden, weight = naive(inputs, upstream, name, **params)
             found = [rank["losses"][layout.name, name_of(case), kind] for rank in ranks]

@@ -11,8 +11,10 @@ from swift_kd_plugin.losses.overlap import topk_overlap
 from swift_kd_plugin.losses.policies import POLICIES
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import TAILS, teacher_topk
-from tests.distributed import run_distributed
-from tests.losses.cases import ONE_OF_EACH, assert_close, name_of, random_logits
+from tests.gloo_ranks import run_distributed
+from tests.losses.divergence_cases import ONE_OF_EACH, name_of
+from tests.losses.loss_checks import assert_close
+from tests.losses.random_logits import random_logits
 
 TOKENS, STUDENT, TEACHER = 9, 40, 33  # and numbers of ids
 SIZES = {"student_vocab": STUDENT, "teacher_vocab": TEACHER}

@@ -5,14 +5,9 @@ import math
 import pytest
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
-from tests.losses.cases import (
-    DENSE_CASES,
-    assert_close,
-    name_of,
-    random_logits,
-    random_pair,
-    value_and_gradient,
-)
+from tests.losses.divergence_cases import DENSE_CASES, name_of
+from tests.losses.loss_checks import assert_close, value_and_gradient
+from tests.losses.random_logits import random_logits, random_pair
 
 SEEDS = range(20)
 

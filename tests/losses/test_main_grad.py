@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from swift_kd_plugin.losses import fused_linear_divergence, token_divergence
-from tests.losses.cases import F64, assert_close
-from tests.losses.fused import random_inputs
+from tests.losses.fused_heads import random_inputs
+from tests.losses.loss_checks import assert_close
+from tests.losses.random_logits import F64
 
 IDS = torch.tensor([0, 3, 3, 12, 5, 1])
 HOOK = """

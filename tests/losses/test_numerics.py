@@ -5,7 +5,9 @@ import torch
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
 from tests.losses import reference
-from tests.losses.cases import DENSE_CASES, name_of, random_logits, value_and_gradient
+from tests.losses.divergence_cases import DENSE_CASES, name_of
+from tests.losses.loss_checks import value_and_gradient
+from tests.losses.random_logits import random_logits
 
 TOKENS = 8
 ULP = torch.finfo(torch.float32).eps  # how far apart probabilities near 1 lie

@@ -8,7 +8,7 @@ import torch
 from swift_kd_plugin.losses.objective import Objective, Settings, TokenPolicy, Tokens, TopK, objective_loss
 from swift_kd_plugin.losses.policies import top_rho_weights
 from swift_kd_plugin.losses.schedules import Schedule
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 
 N, V = 9, 13
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.losses import measuring, reference
-from tests.losses.cases import F64, assert_close, random_pair, value_and_gradient
+from tests.losses import measured_losses, reference
+from tests.losses.loss_checks import assert_close, value_and_gradient
+from tests.losses.random_logits import F64, random_pair
 
 TOKENS, COLUMNS, ENTRIES = 20, 48, 5
 VOCABULARIES = [(40, 40), (40, 33), (33, 40)]  # of student and teacher; the other columns are padding
@@ -32,7 +33,7 @@ def compare(ours, naive, student, upstream, rows=slice(None)):
 
 
 def compare_parts(found, expected, ce, student_vocab):
-    labelled = measuring.labels_and_weights(len(ce), student_vocab)[0] >= 0
+    labelled = measured_losses.labels_and_weights(len(ce), student_vocab)[0] >= 0
     assert_close(found["ce"][labelled], ce[labelled])
     assert found.keys() == {"ce", *expected}
     for name, value in expected.items():
@@ -43,22 +44,22 @@ def compare_parts(found, expected, ce, student_vocab):
 @pytest.mark.parametrize("vocabularies", VOCABULARIES)
 def test_dense(vocabularies, chunk_size):
     student, teacher, upstream = correlated(vocabularies)
-    divergence = reference.dense(student, teacher, "jsd", measuring.TEMPERATURE, *vocabularies)
+    divergence = reference.dense(student, teacher, "jsd", measured_losses.TEMPERATURE, *vocabularies)
 
     def ours(logits):
-        return measuring.dense(logits, teacher, *vocabularies, chunk_size=chunk_size)
+        return measured_losses.dense(logits, teacher, *vocabularies, chunk_size=chunk_size)
 
     def naive(logits):
-        divergence = reference.dense(logits, teacher, "jsd", measuring.TEMPERATURE, *vocabularies)
-        return measuring.naive_loss(divergence, logits, vocabularies[0])
+        divergence = reference.dense(logits, teacher, "jsd", measured_losses.TEMPERATURE, *vocabularies)
+        return measured_losses.naive_loss(divergence, logits, vocabularies[0])
 
     compare(ours, naive, student, upstream)
-    expected = measuring.naive_statistics(student, teacher, *vocabularies)
+    expected = measured_losses.naive_statistics(student, teacher, *vocabularies)
     assert 0 < expected["top1_agreement"].mean() < 1
     compare_parts(ours(student)[1], {"divergence": divergence, **expected}, naive(student)[1], vocabularies[0])
 
 
-@pytest.mark.parametrize("teacher_temperature", [1.0, measuring.TEMPERATURE])
+@pytest.mark.parametrize("teacher_temperature", [1.0, measured_losses.TEMPERATURE])
 @pytest.mark.parametrize("vocabularies", VOCABULARIES)
 def test_sparse(vocabularies, teacher_temperature):
     student, teacher, upstream = correlated(vocabularies)
@@ -67,20 +68,20 @@ def test_sparse(vocabularies, teacher_temperature):
 
     def ours(logits):
         options = {"teacher_temperature": teacher_temperature, "chunk_size": 3}
-        return measuring.sparse(logits, log_probs, ids, *vocabularies, **options)
+        return measured_losses.sparse(logits, log_probs, ids, *vocabularies, **options)
 
     def naive(logits):
-        options = {"temperature": measuring.TEMPERATURE, "teacher_temperature": teacher_temperature}
+        options = {"temperature": measured_losses.TEMPERATURE, "teacher_temperature": teacher_temperature}
         sizes = {"student_vocab": vocabularies[0], "teacher_vocab": vocabularies[1]}
         divergence = reference.topk(logits, log_probs, ids, "jsd", **options, **sizes)
-        return measuring.naive_loss(divergence, logits, vocabularies[0])
+        return measured_losses.naive_loss(divergence, logits, vocabularies[0])
 
     compare(ours, naive, student, upstream)
     loss, ce = naive(student)
-    weights = measuring.labels_and_weights(TOKENS, vocabularies[0])[1]
-    expected = measuring.naive_sparse_statistics(student, log_probs, ids, min(vocabularies), teacher_temperature)
+    weights = measured_losses.labels_and_weights(TOKENS, vocabularies[0])[1]
+    expected = measured_losses.naive_sparse_statistics(student, log_probs, ids, min(vocabularies), teacher_temperature)
     assert 0 < expected["top1_agreement"].mean() < 1
-    expected["divergence"] = (loss - weights * ce) / measuring.WEIGHT
+    expected["divergence"] = (loss - weights * ce) / measured_losses.WEIGHT
     compare_parts(ours(student)[1], expected, ce, vocabularies[0])
 
 
@@ -94,14 +95,14 @@ def test_picked_rows(chunk_size, inplace):
 
     def ours(logits):
         copy = logits * 1
-        return measuring.dense(copy, teacher, *sizes, chunk_size=chunk_size, inplace=inplace, **ROWS)
+        return measured_losses.dense(copy, teacher, *sizes, chunk_size=chunk_size, inplace=inplace, **ROWS)
 
     def naive(logits):
-        divergence = reference.dense(logits, teacher[ROWS["teacher_rows"]], "jsd", measuring.TEMPERATURE, *sizes)
-        return measuring.naive_loss(divergence, logits, sizes[0])
+        divergence = reference.dense(logits, teacher[ROWS["teacher_rows"]], "jsd", measured_losses.TEMPERATURE, *sizes)
+        return measured_losses.naive_loss(divergence, logits, sizes[0])
 
     compare(ours, naive, student, upstream, rows=ROWS["student_rows"])
-    picked = measuring.dense(student[ROWS["student_rows"]], teacher[ROWS["teacher_rows"]], *sizes)[1]
+    picked = measured_losses.dense(student[ROWS["student_rows"]], teacher[ROWS["teacher_rows"]], *sizes)[1]
     for name, value in ours(student)[1].items():
         assert_close(value, picked[name], note=name)
 
@@ -111,10 +112,10 @@ def test_picked_rows_of_a_top_k_teacher():
     log_probs, ids = teacher[:, :40].log_softmax(-1).topk(ENTRIES, dim=-1)
     rows, teacher_rows = ROWS.values()
     found = value_and_gradient(
-        lambda logits: measuring.sparse(logits, log_probs, ids, 40, 40, **ROWS)[0], student, upstream=upstream[:6]
+        lambda logits: measured_losses.sparse(logits, log_probs, ids, 40, 40, **ROWS)[0], student, upstream=upstream[:6]
     )
     expected = value_and_gradient(
-        lambda logits: measuring.sparse(logits[rows], log_probs[teacher_rows], ids[teacher_rows], 40, 40)[0],
+        lambda logits: measured_losses.sparse(logits[rows], log_probs[teacher_rows], ids[teacher_rows], 40, 40)[0],
         student,
         upstream=upstream[:6],
     )
@@ -124,7 +125,7 @@ def test_picked_rows_of_a_top_k_teacher():
 
 def test_fp32_statistics():
     student, teacher, _ = correlated(VOCABULARIES[1])
-    exact = measuring.dense(student.float().double(), teacher.float().double(), *VOCABULARIES[1])[1]
-    for name, value in measuring.dense(student.float(), teacher.float(), *VOCABULARIES[1])[1].items():
+    exact = measured_losses.dense(student.float().double(), teacher.float().double(), *VOCABULARIES[1])[1]
+    for name, value in measured_losses.dense(student.float(), teacher.float(), *VOCABULARIES[1])[1].items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.to(F64), exact[name], rtol=2e-6, atol=1e-6)

@@ -6,26 +6,22 @@ import torch
 from swift_kd_plugin.losses import token_divergence
 from swift_kd_plugin.losses.shards import VocabShard
 from swift_kd_plugin.losses.topk import teacher_topk
-from tests.distributed import run_distributed
-from tests.losses import sharded
-from tests.losses.cases import (
-    ONE_OF_EACH,
-    assert_close,
-    name_of,
-    random_logits,
-    value_and_gradient,
-)
-from tests.losses.counting import count_collectives
+from tests.gloo_ranks import run_distributed
+from tests.losses import sharded_losses
+from tests.losses.collective_counts import count_collectives
+from tests.losses.divergence_cases import ONE_OF_EACH, name_of
+from tests.losses.loss_checks import assert_close, value_and_gradient
+from tests.losses.random_logits import random_logits
 
 
 def run_rank(rank: int, size: int) -> dict:
     return {
-        "losses": sharded.all_losses(rank, size),
+        "losses": sharded_losses.all_losses(rank, size),
         "counts": count_collectives(rank, size),
-        "many": sharded.many_tokens(rank, size),
-        "head": sharded.uneven_head(rank, size),
-        "errors": sharded.unequal_tokens(rank),
-        "TP x CP": sharded.with_context_parallelism(rank) if size == 4 else None,
+        "many": sharded_losses.many_tokens(rank, size),
+        "head": sharded_losses.uneven_head(rank, size),
+        "errors": sharded_losses.unequal_tokens(rank),
+        "TP x CP": sharded_losses.with_context_parallelism(rank) if size == 4 else None,
     }
 
 
@@ -46,26 +42,26 @@ def compare(ranks, key, layout, expected):
     assert not whole[:, layout.student_vocab :].any(), f"{key}: padding has a gradient"
 
 
-@pytest.fixture(params=sharded.LAYOUTS)
-def layout(ranks, request) -> sharded.Layout:
-    return next(layout for layout in sharded.layouts(len(ranks)) if layout.name == request.param)
+@pytest.fixture(params=sharded_losses.LAYOUTS)
+def layout(ranks, request) -> sharded_losses.Layout:
+    return next(layout for layout in sharded_losses.layouts(len(ranks)) if layout.name == request.param)
 
 
 def test_dense(ranks, layout):
     for case in layout.dense_cases:
-        expected = sharded.dense(layout, case, layout.logits("student"), layout.logits("teacher"))
+        expected = sharded_losses.dense(layout, case, layout.logits("student"), layout.logits("teacher"))
         compare(ranks, ("dense", layout.name, name_of(case)), layout, expected)
 
 
 def test_sparse(ranks, layout):
     for case, tail in layout.sparse_cases:
-        expected = sharded.sparse(layout, case, tail, layout.logits("student"))
+        expected = sharded_losses.sparse(layout, case, tail, layout.logits("student"))
         compare(ranks, (tail, layout.name, name_of(case)), layout, expected)
 
 
 def test_entries_are_the_largest_of_all_ranks(ranks, layout):
     one = VocabShard((layout.student_vocab,), 0, layout.student_vocab)
-    log_probs, ids = teacher_topk(layout.logits("student"), sharded.ENTRIES, one, temperature=1.7)
+    log_probs, ids = teacher_topk(layout.logits("student"), sharded_losses.ENTRIES, one, temperature=1.7)
     for rank in ranks:
         found = rank["losses"]["entries", layout.name]
         assert_close(found[0], log_probs)
@@ -73,10 +69,10 @@ def test_entries_are_the_largest_of_all_ranks(ranks, layout):
 
 
 def test_cross_entropy_and_statistics(ranks):
-    for layout in sharded.layouts(len(ranks)):
+    for layout in sharded_losses.layouts(len(ranks)):
         if not layout.thorough:
             continue
-        expected = sharded.statistics(layout, layout.logits("student"), layout.logits("teacher"))
+        expected = sharded_losses.statistics(layout, layout.logits("student"), layout.logits("teacher"))
         for kind in (0, 1):
             found = [rank["losses"]["statistics", layout.name][kind] for rank in ranks]
             assert 0 < expected[kind]["top1_agreement"].mean() < 1

@@ -5,16 +5,9 @@ import torch
 
 from swift_kd_plugin.losses import DIVERGENCES, token_divergence
 from tests.losses import reference
-from tests.losses.cases import (
-    CLIPPED_CASES,
-    DENSE_CASES,
-    ONE_OF_EACH,
-    assert_close,
-    name_of,
-    random_logits,
-    random_pair,
-    value_and_gradient,
-)
+from tests.losses.divergence_cases import CLIPPED_CASES, DENSE_CASES, ONE_OF_EACH, name_of
+from tests.losses.loss_checks import assert_close, value_and_gradient
+from tests.losses.random_logits import random_logits, random_pair
 
 SHAPES = [(1, 2), (3, 5), (17, 301)]
 

@@ -7,18 +7,9 @@ from swift_kd_plugin.losses import token_divergence, topk_divergence
 from swift_kd_plugin.losses.shards import VocabShard
 from swift_kd_plugin.losses.topk import TAILS, teacher_topk
 from tests.losses import reference
-from tests.losses.cases import (
-    CLIPPED_CASES,
-    DENSE_CASES,
-    F64,
-    ONE_OF_EACH,
-    assert_close,
-    name_of,
-    random_logits,
-    random_pair,
-    random_topk,
-    value_and_gradient,
-)
+from tests.losses.divergence_cases import CLIPPED_CASES, DENSE_CASES, ONE_OF_EACH, name_of
+from tests.losses.loss_checks import assert_close, value_and_gradient
+from tests.losses.random_logits import F64, random_logits, random_pair, random_topk
 
 SHAPES = [(1, 2, 1), (3, 5, 4), (6, 301, 20)]  # tokens, vocabulary, K
 

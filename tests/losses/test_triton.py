@@ -16,8 +16,9 @@ import torch
 
 from swift_kd_plugin.losses import dense, token_divergence, triton_dense
 from swift_kd_plugin.losses.api import dense_request
-from tests.distributed import run_distributed
-from tests.losses.cases import DENSE_CASES, name_of, random_logits
+from tests.gloo_ranks import run_distributed
+from tests.losses.divergence_cases import DENSE_CASES, name_of
+from tests.losses.random_logits import random_logits
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 CASES = [case for case in DENSE_CASES if case[0] in triton_dense.KINDS]

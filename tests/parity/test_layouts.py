@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import Run, megatron_rlhf
-from tests.parity.compare import Distance, compare
-from tests.parity.table import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
+from tests.parity.distance import Distance, compare
+from tests.parity.layouts import FAMILIES, LAYOUTS, TP, WRONG_IN_STOCK, Layout
+from tests.paths import BASE_MODEL, DATA, EXAMPLES, ROOT
 from tests.tiny_models import make_adapter, make_dense, make_moe, make_pictures, make_sums, make_vision_model
 
-RECORDER = Path(__file__).with_name("record_gradients.py")
-WITHOUT_TORCHVISION = Path(__file__).parents[2] / "examples" / "without_torchvision.py"
+RECORDER = ROOT / "tests" / "recorders" / "record_gradients.py"
+WITHOUT_TORCHVISION = EXAMPLES / "without_torchvision.py"
 VISION = {"Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl"}
-BASE_MODEL = Path(__file__).parents[2] / "examples" / "base_model"
 COMMON = {
     "rlhf_type": "gkd",
     "external_plugins": ["swift_kd_plugin", RECORDER],
@@ -75,11 +76,11 @@ def figures():
 
 def make_views(file: Path, sums: Path) -> None:
     """The teacher alone sees a system prompt, of 8 or of 200 tokens (each " 7" is one)."""
-    with file.open("w", encoding="utf-8") as out:
-        for index, line in enumerate(sums.read_text(encoding="utf-8").splitlines()):
-            messages = json.loads(line)["messages"]
-            hint = {"role": "system", "content": " 7" * (8, 200)[index % 2]}
-            out.write(json.dumps({"messages": messages, "teacher_messages": [hint, messages[0]]}) + "\n")
+    rows = read_json_lines(sums)
+    for index, row in enumerate(rows):
+        hint = {"role": "system", "content": " 7" * (8, 200)[index % 2]}
+        row["teacher_messages"] = [hint, row["messages"][0]]
+    write_json_lines(file, rows)
 
 
 def make_confident_pairs(file: Path, rows: int = 128) -> None:
@@ -88,12 +89,13 @@ def make_confident_pairs(file: Path, rows: int = 128) -> None:
     Both are sure of their answers: neither what the student writes nor the teacher's top-k hangs on the last bit.
     """
     shifted = str.maketrans("0123456789", "3456789012")
-    with file.open("w", encoding="utf-8") as out:
-        for line in (BASE_MODEL.parent / "data" / "exp.jsonl").read_text(encoding="utf-8").splitlines()[:rows]:
-            messages = json.loads(line)["messages"]
-            system, question = messages[0], messages[-2]
-            other = {**system, "content": system["content"].translate(shifted)}
-            out.write(json.dumps({"messages": messages, "teacher_messages": [other, question]}) + "\n")
+    pairs = []
+    for row in read_json_lines(DATA / "exp.jsonl")[:rows]:
+        messages = row["messages"]
+        system, question = messages[0], messages[-2]
+        other = {**system, "content": system["content"].translate(shifted)}
+        pairs.append({"messages": messages, "teacher_messages": [other, question]})
+    write_json_lines(file, pairs)
 
 
 def train(material: Path, layout: Layout) -> tuple[Run, Path]:

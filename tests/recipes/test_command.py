@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.recipes.command import Command, check_keys, megatron_command
-from tests.recipes.asking import real_parser
+from tests.recipes.swift_parser import real_parser
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 OURS = ("rlhf_type", "external_plugins")

@@ -1,6 +1,5 @@
 """What a stage has written: logs that were cut, checkpoints that were not finished, and the best of them."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from swift_kd_plugin.recipes.progress import (
     read_rows,
     step_of,
 )
+from tests.json_lines import write_json_lines
 
 
 def checkpoint(folder: Path, step: int, suffix: str = "") -> None:
@@ -32,8 +32,7 @@ def point_to(folder: Path, step: int) -> None:
 
 def log(folder: Path, *divergences: tuple[int, float]) -> None:
     rows = [{"iteration": f"{step}/6", "eval_divergence": value} for step, value in divergences]
-    text = "".join(json.dumps(row) + "\n" for row in [{"loss": 1, "iteration": "1/6"}, *rows, {"best_metric": 1}])
-    (folder / "logging.jsonl").write_text(text)
+    write_json_lines(folder / "logging.jsonl", [{"loss": 1, "iteration": "1/6"}, *rows, {"best_metric": 1}])
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.runs.recording import REPOSITORY
+from tests.paths import BASE_MODEL
 from tests.tiny_models import make_dense, make_sums
-
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
 
 
 @pytest.fixture(scope="session")

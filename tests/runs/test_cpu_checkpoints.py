@@ -5,14 +5,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.runs.recording import (
-    Recorded,
-    assert_same_weights,
-    needs_cpu_backend,
-    read_probe,
-    relative_distance,
-    train_and_record,
-)
+from tests.machine import needs_cpu_backend
+from tests.recorders.recorded_runs import Recorded, assert_same_weights, read_probe, relative_distance, train_and_record
 
 pytestmark = needs_cpu_backend
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from tests.runs.recording import Recorded, assert_same_weights, needs_cpu_backend, train_and_record
+from tests.machine import needs_cpu_backend
+from tests.recorders.recorded_runs import Recorded, assert_same_weights, train_and_record
 
 pytestmark = needs_cpu_backend
 

@@ -19,13 +19,8 @@ from transformers import Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from tests.launching.commands import megatron_rlhf
-from tests.runs.recording import (
-    Recorded,
-    needs_cpu_backend,
-    read_probe,
-    relative_distance,
-    train_and_record,
-)
+from tests.machine import needs_cpu_backend
+from tests.recorders.recorded_runs import Recorded, read_probe, relative_distance, train_and_record
 
 pytestmark = needs_cpu_backend
 

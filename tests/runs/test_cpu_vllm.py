@@ -1,21 +1,21 @@
 """vLLM on the CPU: inside the training process as the student's pen, and behind `swift deploy` as the teacher."""
 
 import itertools
-import json
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from tests.json_lines import read_json_lines
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, Recorded, needs_cpu_backend, train_and_record
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL, DATA
+from tests.recorders.recorded_runs import Recorded, train_and_record
 from tests.servers import swift_deploy, wait_for
 
 pytestmark = needs_cpu_backend
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-DATA = REPOSITORY / "examples" / "data"
 STEPS, BATCH, TOP_K = 3, 4, 20
 
 
@@ -48,9 +48,9 @@ def test_rollouts_end_in_silence(rollouts):
 
 
 def test_completions_are_written(rollouts):
-    rows = [json.loads(line) for line in (rollouts.run.output / "completions.jsonl").read_text().splitlines()]
+    rows = read_json_lines(rollouts.run.output / "completions.jsonl")
     assert [row["gen_step"] for row in rows] == [[step] * BATCH for step in range(STEPS)]
-    questions = {json.loads(line)["messages"][0]["content"] for line in (DATA / "noexp.jsonl").open()}
+    questions = {row["messages"][0]["content"] for row in read_json_lines(DATA / "noexp.jsonl")}
     for row in rows:
         assert len(row["completion"]) == BATCH
         assert all(row["completion"])

@@ -1,26 +1,17 @@
 """The real trainer's loss and the gradient in its logits, against the definition in float64, in several layouts."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
 from tests.losses import reference
+from tests.recorders.recorded_runs import train_and_record_losses
 from tests.tiny_models import make_dense
 
-RECORDER = Path(__file__).with_name("loss_recorder.py")
 TP = "tensor_model_parallel_size"
-
-
-def record(folder: Path, flags: dict, processes: int = 1, **changes):
-    """A finished run and for each rank the list of its losses, in order. The student's logits are held, so that they
-    and the gradient in them can be looked at, unless the changes say otherwise."""
-    folder.mkdir(parents=True)
-    flags = {**flags, "external_plugins": ["swift_kd_plugin", RECORDER], "kd_fused_loss": False, **changes}
-    run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}).expect_success()
-    return run, [torch.load(folder / f"losses{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 def whole(shards: list[torch.Tensor]) -> torch.Tensor:
@@ -85,7 +76,7 @@ def topk(name: str, tail: str):
 def test_the_fused_loss_from_hidden_states(flags, tmp_path, processes, layout):
     """Loss and gradient in the hidden states; both logits are rounded to bf16 on the way, as an output layer's are."""
     changes = {"kd_fused_loss": True, "kd_divergence": "reverse_kl", "kd_ce_alpha": 0.3, "kd_temperature": 2.0}
-    _, ranks = record(tmp_path / "run", flags, processes, **changes, **layout)
+    _, ranks = train_and_record_losses(tmp_path / "run", flags, processes, **changes, **layout)
     for shards in zip(*ranks, strict=True):
         first = shards[0]
         batch, length = first["labels"].shape
@@ -104,7 +95,7 @@ def test_the_fused_loss_from_hidden_states(flags, tmp_path, processes, layout):
 
 
 def test_without_flags_it_is_stocks_loss(flags, tmp_path):
-    run, ranks = record(tmp_path / "ours", flags, kd_metrics=False)
+    run, ranks = train_and_record_losses(tmp_path / "ours", flags, kd_metrics=False)
     assert_right(ranks, dense("jsd", beta=0.5))
     assert ranks[0][0]["student"].dtype == torch.float32
     assert ranks[0][0]["teacher"]["kind"] == "hidden"
@@ -112,11 +103,11 @@ def test_without_flags_it_is_stocks_loss(flags, tmp_path):
 
 
 def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    rows = read_json_lines(material / "sums.jsonl")
     for index, row in enumerate(rows):
         row["messages"][-1]["loss_scale"] = 0.5 + index % 2
     scaled = tmp_path / "scaled.jsonl"
-    scaled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(scaled, rows)
     changes = {
         "dataset": scaled,
         "is_binary_loss_scale": False,
@@ -143,7 +134,7 @@ def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
     def weight(iteration):
         return (1 - alpha(iteration)) * temperature(iteration) ** 2
 
-    run, ranks = record(tmp_path / "run", flags, **changes)
+    run, ranks = train_and_record_losses(tmp_path / "run", flags, **changes)
     for step in ranks[0]:
         for number in range(2):
             scale = step["loss_scale"][(step["labels"] != -100) & (step["index"] == number)]
@@ -153,7 +144,9 @@ def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
     assert_right(ranks, dense("skew_kl", lam=0.3), temperature, weight, alpha)
     assert [step["temperature"] for step in run.steps] == pytest.approx(temperatures, abs=1e-6)
 
-    resumed, _ = record(tmp_path / "resumed", flags, **changes, mcore_model=run.output / "checkpoint-3", finetune=False)
+    resumed, _ = train_and_record_losses(
+        tmp_path / "resumed", flags, **changes, mcore_model=run.output / "checkpoint-3", finetune=False
+    )
     keys = ("loss", "ce", "divergence", "temperature", "ce_alpha", "grad_norm")
     assert [[s[k] for k in keys] for s in resumed.steps] == [[s[k] for k in keys] for s in run.steps[3:]]
 
@@ -166,7 +159,7 @@ def larger_teacher(tmp_path_factory):
 
 def test_unequal_vocabularies_under_tensor_parallelism(flags, larger_teacher, tmp_path):
     changes = {"teacher_model": larger_teacher, "kd_divergence": "forward_kl", "tensor_model_parallel_size": 2}
-    run, ranks = record(tmp_path / "tp2", flags, 2, **changes, kd_allow_removed_mass=True)
+    run, ranks = train_and_record_losses(tmp_path / "tp2", flags, 2, **changes, kd_allow_removed_mass=True)
     assert ranks[0][0]["vocabularies"] == (384, 390)
     assert_right(ranks, dense("forward_kl"))
     assert 1e-3 < run.steps[0]["removed_teacher_mass"] < 0.1
@@ -177,14 +170,14 @@ def test_unequal_vocabularies_under_tensor_parallelism(flags, larger_teacher, tm
 
 def test_a_topk_teacher_under_tensor_parallelism(flags, tmp_path):
     changes = {"kd_topk": 6, "kd_divergence": "reverse_kl", "tensor_model_parallel_size": 2}
-    run, ranks = record(tmp_path / "run", flags, 2, **changes)
+    run, ranks = train_and_record_losses(tmp_path / "run", flags, 2, **changes)
     assert_right(ranks, topk("reverse_kl", "bucket"))
     assert 0.2 < run.steps[0]["teacher_tail_mass"] < 1
 
 
 def test_padding_and_interleaved_stages_change_nothing(flags, tmp_path):
     changes = {"kd_divergence": "adaptive_kl", "padding_free": False, "kd_fused_loss": False}
-    single, ranks = record(tmp_path / "single", flags, **changes)
+    single, ranks = train_and_record_losses(tmp_path / "single", flags, **changes)
     assert_right(ranks, dense("adaptive_kl"))
     staged = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
     interleaved = megatron_rlhf(tmp_path / "vpp", {**flags, **changes, **staged}, 2).expect_success()
@@ -218,16 +211,16 @@ def test_another_tokenizer_is_refused(flags, material, tmp_path):
 def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags, material, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    rows = read_json_lines(material / "sums.jsonl")
     for row in rows:
         row["teacher_prompt"] = "Add up. " + row["messages"][0]["content"]
     for row in rows[::2]:
         row["messages"][-1]["content"] = "<think>\nAdd.\n</think>\n\n" + row["messages"][-1]["content"]
-    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(tmp_path / "mixed.jsonl", rows)
     changes = {"teacher_model": material / "student", "tuner_type": "lora", "split_dataset_ratio": 0.25}
     changes |= {"dataset": tmp_path / "mixed.jsonl", "eval_steps": 2, "lr": 1e-2}
     run = megatron_rlhf(tmp_path, {**flags, **changes}).expect_success()
-    evaluated = [json.loads(line) for line in (run.output / "logging.jsonl").read_text().splitlines()]
+    evaluated = read_json_lines(run.output / "logging.jsonl")
     assert next(row["eval_divergence"] for row in evaluated if "eval_divergence" in row) > 1e-3
     (events,) = run.output.rglob("events.out.tfevents.*")
     logged = EventAccumulator(str(events.parent)).Reload().Tags()["scalars"]
@@ -238,11 +231,11 @@ def test_self_distillation_is_evaluated_and_its_metrics_reach_tensorboard(flags,
 
 
 def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_path):
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    rows = read_json_lines(material / "sums.jsonl")
     file = tmp_path / "gold.jsonl"
-    file.write_text("".join(json.dumps({**row, "gold": index % 2 == 0}) + "\n" for index, row in enumerate(rows)))
+    write_json_lines(file, ({**row, "gold": index % 2 == 0} for index, row in enumerate(rows)))
     changes = {"dataset": file, "kd_ce_alpha": 0.5, "kd_ce_column": "gold"}
-    _, ranks = record(tmp_path / "run", flags, **changes)
+    _, ranks = train_and_record_losses(tmp_path / "run", flags, **changes)
     counts = [step["metrics"]["ce"][1] / step["count"] for step in ranks[0]]
     assert 0 < sum(counts) < len(counts)
 
@@ -250,11 +243,11 @@ def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_pat
 def test_fault_10_stock_drops_loss_scale(flags, material, tmp_path):
     losses = {"stock": [], "jsd": []}
     for scale in (0.2, 0.8):
-        rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+        rows = read_json_lines(material / "sums.jsonl")
         for row in rows:
             row["messages"][-1]["loss_scale"] = scale
         file = tmp_path / f"scaled-{scale}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json_lines(file, rows)
         changes = {"dataset": file, "is_binary_loss_scale": False, "train_iters": 1}
         for name, found in losses.items():
             folder = tmp_path / f"{name}-{scale}"

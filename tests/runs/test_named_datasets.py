@@ -1,21 +1,20 @@
 """Datasets of a data.yaml through the real command."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from tests.json_lines import write_json_lines
 from tests.launching.commands import megatron_rlhf
+from tests.paths import BASE_MODEL, DATA
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 BATCH = {"train_iters": 2, "micro_batch_size": 2, "global_batch_size": 8}
 
 
 @pytest.fixture(scope="module")
 def example_flags(flags):
     """The quickstart's model on the example's datasets."""
-    base = EXAMPLES / "base_model"
-    return {**flags, "model": base, "teacher_model": base, "kd_datasets": EXAMPLES / "data" / "data.yaml", **BATCH}
+    return {**flags, "model": BASE_MODEL, "teacher_model": BASE_MODEL, "kd_datasets": DATA / "data.yaml", **BATCH}
 
 
 def run(flags, folder, processes=1, **changes):
@@ -45,8 +44,8 @@ def test_what_swift_kd_pair_writes_is_the_same_dataset(example_flags, alone, tmp
 
     from swift_kd_plugin.cli.main import app
 
-    data, file = EXAMPLES / "data", tmp_path / "pairs.jsonl"
-    arguments = ["--exp", str(data / "exp.jsonl"), "--noexp", str(data / "noexp.jsonl"), "-o", str(file)]
+    file = tmp_path / "pairs.jsonl"
+    arguments = ["--exp", str(DATA / "exp.jsonl"), "--noexp", str(DATA / "noexp.jsonl"), "-o", str(file)]
     assert CliRunner().invoke(app, ["pair", *arguments]).exit_code == 0
     written = run(example_flags, tmp_path / "run", dataset=file, kd_datasets=None).expect_success()
     assert written.losses == alone.losses
@@ -63,7 +62,7 @@ def test_a_stream_and_a_mix_of_modes_train(example_flags, tmp_path):
 def test_a_bad_row_ends_the_run_in_one_sentence(example_flags, tmp_path):
     good = {"query": "say BE", "response": "23"}
     rows = [good] * 15 + [{**good, "response": None, "messages": "?"}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(tmp_path / "rows.jsonl", rows)
     (tmp_path / "data.yaml").write_text("rows: {type: rows, source: rows.jsonl}")
     changes = {"kd_datasets": tmp_path / "data.yaml", "dataset": "rows"}
     ended = run(example_flags, tmp_path / "ended", processes=2, **changes)

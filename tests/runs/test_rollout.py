@@ -1,6 +1,5 @@
 """Who writes the responses: the student, the teacher or the dataset, by the real command with real engines."""
 
-import json
 import re
 import shutil
 import time
@@ -11,15 +10,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.json_lines import read_json_lines
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL, DATA
 from tests.servers import kill_server, swift_deploy, vllm_server, wait_for
 from tests.tiny_models import make_adapter, make_dense
 
 pytestmark = needs_cpu_backend
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-DATA = REPOSITORY / "examples" / "data"
 BATCH, STEPS = 8, 3
 WITHOUT_VLLM = {"use_vllm": False, "vllm_mode": None}
 
@@ -54,14 +53,13 @@ def mixed(flags, blurred) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def truth() -> dict[str, str]:
     """The answer of every question."""
-    rows = [json.loads(line) for line in (DATA / "exp.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(DATA / "exp.jsonl")
     return {row["messages"][-2]["content"]: row["messages"][-1]["content"] for row in rows}
 
 
 def written(run: Run) -> list[tuple[str, str, str]]:
     """Question, writer and response of all that models wrote, sorted."""
-    lines = (run.output / "completions.jsonl").read_text(encoding="utf-8").splitlines()
-    tables = [json.loads(line) for line in lines]
+    tables = read_json_lines(run.output / "completions.jsonl")
     rows = [row for t in tables for row in zip(t["prompt"], t["written_by"], t["completion"], strict=True)]
     return sorted((question_of(prompt), writer, response) for prompt, writer, response in rows)
 

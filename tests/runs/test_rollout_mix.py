@@ -1,18 +1,18 @@
 """The realised mix of 2,000 samples, and a resumed run: the same draws in every layout and after every stop."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.generation.test_draws import is_within
+from tests.binomial_interval import is_within
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL
 
 pytestmark = needs_cpu_backend
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
 SAMPLES, STUDENT, TEACHER, THINKING = 2000, 0.4, 0.5, 0.3
 CLOSED_BLOCK = "<think>\n\n</think>\n\n"
 
@@ -25,7 +25,7 @@ def questions(tmp_path_factory) -> Path:
         {"messages": [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": "0"}]}
         for number in range(SAMPLES)
     ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(file, rows)
     return file
 
 
@@ -51,8 +51,7 @@ def writing(flags, questions) -> dict[str, object]:
 def written(run: Run) -> list[tuple[str, str, bool, str]]:
     """Question, writer, whether in thinking mode, and response of all that models wrote, sorted."""
     rows = []
-    for line in (run.output / "completions.jsonl").read_text(encoding="utf-8").splitlines():
-        table = json.loads(line)
+    for table in read_json_lines(run.output / "completions.jsonl"):
         for prompt, writer, response in zip(table["prompt"], table["written_by"], table["completion"], strict=True):
             question = prompt.rpartition("user\n")[2].partition("<|im_end|>")[0]
             rows.append((question, writer, not prompt.endswith(CLOSED_BLOCK), response))

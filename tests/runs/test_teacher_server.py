@@ -16,7 +16,7 @@ from swift_kd_plugin.losses import token_divergence, topk_divergence
 from swift_kd_plugin.teacher.protocol import Sequence
 from swift_kd_plugin.teacher.server import TeacherServer
 from tests.launching.commands import megatron_rlhf
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 from tests.servers import swift_deploy, vllm_server, wait_for
 from tests.tiny_models import VOCABULARY
 

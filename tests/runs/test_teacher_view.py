@@ -1,20 +1,17 @@
 """The teacher_messages column through the real command: the teacher sees its own view of the same response."""
 
-import json
-
 import pytest
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
 
 HINT = "Add the numbers one by one."
 
 
 def write_rows(file, material, make_columns):
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
-    with file.open("w") as out:
-        for index, row in enumerate(rows):
-            out.write(json.dumps({**row, **make_columns(index, row["messages"][0]["content"])}) + "\n")
-    return file
+    rows = read_json_lines(material / "sums.jsonl")
+    made = [{**row, **make_columns(index, row["messages"][0]["content"])} for index, row in enumerate(rows)]
+    return write_json_lines(file, made)
 
 
 def run_with(flags, material, folder, make_columns, **changes):

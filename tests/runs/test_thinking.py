@@ -1,11 +1,10 @@
 """think_loss and teacher_thought through the real command."""
 
-import json
-
 import pytest
 
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
-from tests.runs.test_loss import record
+from tests.recorders.recorded_runs import train_and_record_losses
 
 BLOCK = "<think>\nAdd the numbers one by one.\n</think>\n\n"
 
@@ -13,13 +12,12 @@ BLOCK = "<think>\nAdd the numbers one by one.\n</think>\n\n"
 def write_rows(file, material, change):
     """The sums with a thought before every answer, as `change(index, row, answer)` leaves them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as out:
-        for index, line in enumerate((material / "sums.jsonl").read_text().splitlines()):
-            row = json.loads(line)
-            answer = row["messages"][-1]["content"]
-            row["messages"][-1]["content"] = BLOCK + answer
-            out.write(json.dumps({**row, **change(index, row, answer)}) + "\n")
-    return file
+    rows = []
+    for index, row in enumerate(read_json_lines(material / "sums.jsonl")):
+        answer = row["messages"][-1]["content"]
+        row["messages"][-1]["content"] = BLOCK + answer
+        rows.append({**row, **change(index, row, answer)})
+    return write_json_lines(file, rows)
 
 
 def with_weight(weight):
@@ -47,7 +45,7 @@ def test_weights_between_0_and_1_are_those_of_the_loss(flags, material, tmp_path
     for weight in (0, 0.25, 1):
         data = write_rows(tmp_path / f"{weight}.jsonl", material, with_weight(weight))
         changes = {"dataset": data, "train_iters": 1, "kd_fused_loss": True}
-        _, (records,) = record(tmp_path / f"run-{weight}", flags, **changes)
+        _, (records,) = train_and_record_losses(tmp_path / f"run-{weight}", flags, **changes)
         sums[weight] = [step["loss"].item() for step in records]
     for none, quarter, whole in zip(sums[0], sums[0.25], sums[1], strict=True):
         assert quarter == pytest.approx(0.75 * none + 0.25 * whole, rel=1e-4)

@@ -16,7 +16,7 @@ import yaml
 from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.recipes.progress import read_divergences, read_rows, step_of
 from tests.launching.commands import BIN, environment, run_command
-from tests.runs.recording import needs_cpu_backend
+from tests.machine import needs_cpu_backend
 from tests.tiny_models import make_sums
 
 pytestmark = needs_cpu_backend

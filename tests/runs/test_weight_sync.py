@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.launching.commands import Run, megatron_rlhf
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL, DATA, ROOT
 from tests.tiny_models import make_moe
 
 pytestmark = needs_cpu_backend
 
-RECORDER = Path(__file__).with_name("sync_recorder.py")
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-DATA = REPOSITORY / "examples" / "data" / "exp.jsonl"
+RECORDER = ROOT / "tests" / "recorders" / "record_weight_sync.py"
+ROWS = DATA / "exp.jsonl"
 QUESTIONS, SYNCS = 24, 200
 # By how much the logit of a token that vLLM took may lie below the largest, in standard deviations of the logits: bf16
 # here, float32 there.
@@ -41,14 +41,14 @@ CASES = {
 def train(case: str, flags, moe: Path, folder: Path) -> Run:
     processes, changes = CASES[case]
     folder.mkdir()
-    with DATA.open(encoding="utf-8") as lines:
+    with ROWS.open(encoding="utf-8") as lines:
         (folder / "asked.jsonl").write_text("".join(islice(lines, QUESTIONS)), encoding="utf-8")
     model = moe if case == "EP2" else BASE_MODEL
     own = {
         "external_plugins": ["swift_kd_plugin", RECORDER],
         "model": model,
         "teacher_model": model,
-        "dataset": DATA,
+        "dataset": ROWS,
         "lr": 1e-3,
         "lmbda": 1,
         "temperature": 0.0,

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from tests.launching.commands import environment, run_command
-from tests.runs.recording import REPOSITORY, needs_cpu_backend
+from tests.machine import needs_cpu_backend
+from tests.paths import ROOT as REPOSITORY
 from tests.servers import CPU
 
 

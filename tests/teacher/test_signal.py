@@ -7,7 +7,7 @@ from torch import distributed as dist
 from swift_kd_plugin.losses.head import Head
 from swift_kd_plugin.losses.objective import TopK
 from swift_kd_plugin.teacher.signal import TeacherSignal, store
-from tests.distributed import run_distributed
+from tests.gloo_ranks import run_distributed
 
 HIDDEN = 3
 

@@ -1,19 +1,17 @@
-"""Runs of generate in this process with transformers' engine, which starts at once; and what a user sees of a run."""
+"""Runs of generate in this process with transformers' engine, which starts at once, and what they wrote."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
 from swift_kd_plugin.cli.main import app
-from tests.launching.commands import environment, flags_to_argv, run_tool
-from tests.runs.recording import REPOSITORY
-from tests.servers import CPU
+from tests.json_lines import read_json_lines
+from tests.launching.commands import flags_to_argv
+from tests.paths import BASE_MODEL, DATA
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-QUESTIONS = REPOSITORY / "examples" / "data" / "exp.jsonl"
+QUESTIONS = DATA / "exp.jsonl"
 FLAGS = {
     "model": BASE_MODEL,
     "model_type": "qwen3",
@@ -27,13 +25,8 @@ FLAGS = {
 }
 
 
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "responses.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(folder / "responses.jsonl")
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -54,13 +47,3 @@ def try_generate(folder: Path, *switches: str, **changes: Any) -> tuple[int, str
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
-
-
-def run_script(*argv: str, folder: Path, without: Sequence[str] = ()) -> str:
-    """Runs `python -m NAME …` or `swift-kd …` in a process of its own, where vLLM meets the machine as it is."""
-    env = environment(None, **CPU, PYTHONPATH=str(REPOSITORY))
-    for name in ("SWIFT_KD_DEVICE", *without):
-        env.pop(name, None)
-    code, log, _ = run_tool(list(argv), folder, env)
-    assert code == 0, log[-4000:]
-    return log

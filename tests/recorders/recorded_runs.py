@@ -1,17 +1,14 @@
-"""Runs of the real command on the CPU backend with `recorder.py` as a second plugin, and what the recorder wrote."""
+"""Runs of the real command with a recorder as a second plugin, and what the recorder wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
 
-from tests.launching.commands import HAS_GPU, Run, megatron_rlhf
+from tests.launching.commands import Run, megatron_rlhf
 
-RECORDER = Path(__file__).with_name("recorder.py")
-REPOSITORY = Path(__file__).parents[2]
-
-needs_cpu_backend = pytest.mark.skipif(HAS_GPU, reason="the CPU backend is for machines without a GPU")
+MODEL_RECORDER = Path(__file__).with_name("record_model.py")
+LOSS_RECORDER = Path(__file__).with_name("record_losses.py")
 
 
 def probe_tokens() -> torch.Tensor:
@@ -21,7 +18,7 @@ def probe_tokens() -> torch.Tensor:
 
 @dataclass
 class Recorded:
-    """A finished run and the recorder's dictionary of each rank."""
+    """A finished run and what `record_model.py` wrote of each rank."""
 
     run: Run
     ranks: list[dict]
@@ -33,12 +30,21 @@ class Recorded:
 
 
 def train_and_record(folder: Path, flags: dict[str, object], processes: int = 1, **changes) -> Recorded:
-    """Trains with `flags` and `changes` and the recorder; the run must succeed."""
+    """Trains with `flags`, `changes` and `record_model.py`; the run must succeed."""
     folder.mkdir(parents=True)
-    flags = {**flags, "external_plugins": ["swift_kd_plugin", RECORDER], **changes}
+    flags = {**flags, "external_plugins": ["swift_kd_plugin", MODEL_RECORDER], **changes}
     torch.save(probe_tokens(), folder / "probe.pt")
     run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}).expect_success()
     return Recorded(run, [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)])
+
+
+def train_and_record_losses(folder: Path, flags: dict, processes: int = 1, **changes):
+    """A finished run and for each rank the list of its losses, in order. The student's logits are held, so that they
+    and the gradient in them can be looked at, unless the changes say otherwise."""
+    folder.mkdir(parents=True)
+    flags = {**flags, "external_plugins": ["swift_kd_plugin", LOSS_RECORDER], "kd_fused_loss": False, **changes}
+    run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}).expect_success()
+    return run, [torch.load(folder / f"losses{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 def assert_same_weights(found: Recorded, truth: Recorded) -> None:

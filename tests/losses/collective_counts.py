@@ -6,8 +6,9 @@ from functools import wraps
 from torch import distributed as dist
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
-from tests.losses.cases import ONE_OF_EACH, random_logits, random_topk
-from tests.losses.sharded import Layout, padded, same
+from tests.losses.divergence_cases import ONE_OF_EACH
+from tests.losses.random_logits import random_logits, random_topk
+from tests.losses.sharded_losses import Layout, padded, same
 
 TALKING = (
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all", "all_to_all_single",

@@ -9,16 +9,10 @@ from torch import distributed as dist
 from swift_kd_plugin.losses import token_divergence, topk_divergence
 from swift_kd_plugin.losses.shards import VocabShard
 from swift_kd_plugin.losses.topk import TAILS, teacher_topk
-from tests.losses import measuring
-from tests.losses.cases import (
-    CLIPPED_CASES,
-    DENSE_CASES,
-    F64,
-    ONE_OF_EACH,
-    name_of,
-    random_logits,
-    value_and_gradient,
-)
+from tests.losses import measured_losses
+from tests.losses.divergence_cases import CLIPPED_CASES, DENSE_CASES, ONE_OF_EACH, name_of
+from tests.losses.loss_checks import value_and_gradient
+from tests.losses.random_logits import F64, random_logits
 
 ENTRIES = 6  # of a top-k teacher
 
@@ -147,7 +141,7 @@ def sparse(layout: Layout, case, tail, student, group=None):
 def statistics(layout: Layout, student, teacher, group=None) -> tuple[dict, dict]:
     """The loss with cross-entropy and everything that is measured beside it, of a dense and of a top-k teacher."""
     found = []
-    for loss, other in ((measuring.dense, (teacher,)), (measuring.sparse, layout.entries())):
+    for loss, other in ((measured_losses.dense, (teacher,)), (measured_losses.sparse, layout.entries())):
         sizes = (layout.student_vocab, layout.teacher_vocab)
 
         def measured(logits, loss=loss, other=other, sizes=sizes):

@@ -5,16 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 @contextmanager
 def real_parser() -> Iterator[Callable[[list[str]], dict[str, Any]]]:
     """Yields a function from the words behind `megatron rlhf` to every flag's value; it starts once, in seconds."""
-    argv = [sys.executable, "-m", "tests.recipes.real_parser"]
+    argv = [sys.executable, "-m", "tests.recipes.swift_parser_process"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen(argv, cwd=ROOT, **pipes) as process:
         while (line := process.stdout.readline()) != "ready\n":

@@ -1,6 +1,6 @@
 """Starts generate again and again and kills it with SIGKILL at random moments, until it has finished.
 
-python -m tests.generation.killing FOLDER ENGINE KILLS LONGEST
+python -m tests.generation.kill_generate FOLDER ENGINE KILLS LONGEST
 
 A kill comes at most LONGEST seconds after the start; with vLLM, which takes longer to start, after its next shard.
 Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON line: for each folder
@@ -12,13 +12,12 @@ import os
 import random
 import signal
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
-from tests.generation.running import FLAGS
+from tests.forked_runs import kill, start
+from tests.generation.generate_command import FLAGS
 from tests.launching.commands import flags_to_argv
 
 QUESTIONS = 60
@@ -30,34 +29,8 @@ def generate(folder: Path, engine: str, limit: int) -> None:
     app(["generate", *flags_to_argv(flags), "--dedup"], standalone_mode=False)
 
 
-def start(run: Callable[[], None]) -> int:
-    """The process id of a run that has just been started."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        run()
-        os._exit(0)
-    except BaseException as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(1)
-
-
 def shards_in(folder: Path) -> int:
     return len(list(folder.glob("shards/*.jsonl")))
-
-
-def kill(process: int, seconds: float, count: Callable[[], int] | None = None) -> int:
-    """Kills a run after some seconds, which begin when `count` counts something new. Returns its status."""
-    before = count() if count else None
-    while count and count() == before:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return status
-        time.sleep(0.005)
-    time.sleep(seconds)
-    os.kill(process, signal.SIGKILL)
-    return os.waitpid(process, 0)[1]
 
 
 def main() -> None:

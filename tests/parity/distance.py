@@ -33,7 +33,7 @@ def relative(value: float, truth: float) -> float:
 
 
 def compare(run, truth, gradients: Path, true_gradients: Path) -> Distance:
-    """Compares two finished runs of `launch.Run` and their recorded gradients."""
+    """Compares two finished runs and their recorded gradients."""
     assert len(run.losses) == len(truth.losses) > 0, f"{len(run.losses)} steps against {len(truth.losses)}"
     norms, cosines = compare_gradients(load_file(gradients), load_file(true_gradients))
     norm_of, cosine_of = max(norms, key=norms.get), min(cosines, key=cosines.get)

@@ -1,6 +1,6 @@
 """Starts eval again and again and kills it with SIGKILL at random moments, until it has finished.
 
-python -m tests.evaluation.killing FOLDER KILLS
+python -m tests.evaluation.kill_eval FOLDER KILLS
 
 A kill comes soon after something new was stored. All is imported once, by a small run: each start is a fork of this
 process. Prints one JSON line: the files that were stored at each kill, and whether the files of the last run are those
@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
-from tests.evaluation.running import FLAGS, read_report, without_times
-from tests.generation.killing import kill, start
+from tests.evaluation.eval_command import FLAGS, read_report, without_times
+from tests.forked_runs import kill, start
 from tests.launching.commands import flags_to_argv
 
 LONGEST = 0.03

@@ -8,7 +8,7 @@ from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.task import Task
 from swift_kd_plugin.losses.topk import topk_losses
 from tests.losses import reference
-from tests.losses.cases import F64, random_logits
+from tests.losses.random_logits import F64, random_logits
 
 WEIGHT, TEMPERATURE = 1.4, 1.7
 

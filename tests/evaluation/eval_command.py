@@ -9,11 +9,11 @@ from typer.testing import CliRunner, Result
 # Imported here, as transformers' logger keeps the stream that it meets first: within a CliRunner it is soon closed.
 import swift_kd_plugin.generation.codec  # noqa: F401
 from swift_kd_plugin.cli.main import app
+from tests.json_lines import read_json_lines
 from tests.launching.commands import flags_to_argv
-from tests.runs.recording import REPOSITORY
+from tests.paths import BASE_MODEL, DATA
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
-QUESTIONS = REPOSITORY / "examples" / "data" / "test.jsonl"
+QUESTIONS = DATA / "test.jsonl"
 FLAGS = {
     "model": f"base={BASE_MODEL}",
     "model_type": "qwen3",
@@ -47,7 +47,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(folder / "answers.jsonl")
 
 
 def entry_of(report: dict[str, Any], **wanted: Any) -> dict[str, Any]:

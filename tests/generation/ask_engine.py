@@ -1,6 +1,6 @@
 """The questions that every engine is asked, and its answers as JSON. As a script: asks vLLM in this process.
 
-python tests/generation/asking.py OUTPUT [adapter]
+python -m tests.generation.ask_engine OUTPUT [adapter]
 """
 
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from swift_kd_plugin.generation.codec import load_template
 from swift_kd_plugin.generation.engines import Engine, Prompt, PromptError, Sampling
-from tests.runs.recording import REPOSITORY
+from tests.json_lines import read_json_lines
+from tests.paths import BASE_MODEL, DATA
 
-BASE_MODEL = REPOSITORY / "examples" / "base_model"
 QUESTIONS = 24
 MAX_LENGTH = 256
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
@@ -33,10 +33,9 @@ def load_base_template(model: Path = BASE_MODEL):
 
 def make_prompts(count: int = QUESTIONS) -> list[Prompt]:
     """Questions of unequal length, every second one to be thought about."""
-    lines = (REPOSITORY / "examples" / "data" / "exp.jsonl").read_text().splitlines()[:count]
     prompts = []
-    for number, line in enumerate(lines):
-        messages = json.loads(line)["messages"][:-1]
+    for number, row in enumerate(read_json_lines(DATA / "exp.jsonl")[:count]):
+        messages = row["messages"][:-1]
         if number % 3 == 0:
             # An earlier round makes the prompt longer.
             messages[1:1] = [{"role": "user", "content": "say TT"}, {"role": "assistant", "content": "55"}]

@@ -1,6 +1,6 @@
 """Engines of vLLM that cannot start or answer, and what is said of each.
 
-python -m tests.generation.starting FOLDER
+python -m tests.generation.failing_vllm_engines FOLDER
 """
 
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.vllm_engine import VllmEngine
-from tests.generation.asking import BASE_MODEL, GREEDY, load_base_template, make_prompts
+from tests.generation.ask_engine import GREEDY, load_base_template, make_prompts
+from tests.paths import BASE_MODEL
 from tests.tiny_models import make_dense
 
 

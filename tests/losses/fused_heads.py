@@ -8,9 +8,10 @@ from torch import distributed as dist
 
 from swift_kd_plugin.losses import fused_linear_divergence
 from tests.losses import reference
-from tests.losses.cases import F64, ONE_OF_EACH, name_of, random_logits
-from tests.losses.counting import counted
-from tests.losses.sharded import Layout, padded, same
+from tests.losses.collective_counts import counted
+from tests.losses.divergence_cases import ONE_OF_EACH, name_of
+from tests.losses.random_logits import F64, random_logits
+from tests.losses.sharded_losses import Layout, padded, same
 
 HIDDEN, TEACHER_HIDDEN = 5, 7
 
