@@ -1,6 +1,6 @@
 """Internalises an experience: a small model learns a code book that stood in its teacher's system prompt.
 
-python examples/quickstart/quickstart.py    # about 2 minutes on two CPU cores; GPUs are used if there are any
+python -m examples.quickstart.quickstart    # about 2 minutes on two CPU cores; GPUs are used if there are any
 
 It distils the pairs of examples/data/data.yaml with `megatron rlhf`, off-policy and then on-policy, measures the
 held-out questions before and after, and leaves summary.json and the checkpoint in its output folder.
@@ -18,10 +18,11 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from evaluate import TEST_FILE, accuracy, load_checkpoint, read_rows
-from stages import Machine, QuickstartError, Stage, StageResult, run_stage
-from summary import Accuracy, accuracy_table, as_json, cost_table, last_line
 from transformers import AutoTokenizer
+
+from examples.quickstart.evaluate import TEST_FILE, accuracy, load_checkpoint, read_rows
+from examples.quickstart.stages import Machine, QuickstartError, Stage, StageResult, run_stage
+from examples.quickstart.summary import Accuracy, accuracy_table, as_json, cost_table, last_line
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from code_book import TASKS
-from stages import StageResult
+from examples.quickstart.code_book import TASKS
+from examples.quickstart.stages import StageResult
 
 Accuracy = dict[str, float]
 

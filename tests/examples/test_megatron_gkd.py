@@ -1,9 +1,9 @@
 """The recipes of examples/megatron_gkd on a laptop, through the real command."""
 
 import pytest
-from recipes import NEEDS_GPUS, recipes_of, run_tiny
 
-from tests.runs.conftest import BASE_MODEL
+from tests.examples.recipes import NEEDS_GPUS, recipes_of, run_tiny
+from tests.paths import BASE_MODEL
 from tests.runs.recording import needs_cpu_backend
 from tests.servers import swift_deploy, wait_for
 

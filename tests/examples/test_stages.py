@@ -4,12 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-import quickstart
-import stages
 import yaml
-from quickstart import MANY_GPUS, check_learned, make_stage, many_gpu_command, prepare_folder, read_config
-from stages import Machine, QuickstartError, Stage, StageResult, run_stage
-from summary import accuracy_table, as_json, cost_table
+
+from examples.quickstart import quickstart, stages
+from examples.quickstart.quickstart import (
+    MANY_GPUS,
+    check_learned,
+    make_stage,
+    many_gpu_command,
+    prepare_folder,
+    read_config,
+)
+from examples.quickstart.stages import Machine, QuickstartError, Stage, StageResult, run_stage
+from examples.quickstart.summary import accuracy_table, as_json, cost_table
 
 CPU = Machine(on_gpu=False, processes=2)
 

@@ -1,10 +1,11 @@
 """The YAML files' template renders, token by token, what the model's own chat template renders."""
 
 import pytest
-import quickstart
 import yaml
-from code_book import Question, prompt
-from evaluate import load_checkpoint
+
+from examples.quickstart import quickstart
+from examples.quickstart.code_book import Question, prompt
+from examples.quickstart.evaluate import load_checkpoint
 
 BOOK = {"A": 7, "B": 5}
 RESPONSE = "7557"
