@@ -15,8 +15,8 @@ from tests.launching.commands import BIN, environment, free_port, run_command
 from tests.paths import EXAMPLES, ROOT
 
 SCRIPTS = ROOT / "scripts"
-# quickstart's files are for `megatron rlhf FILE`, the proof's get rows from its driver, and data.yaml names datasets.
-OTHERS = ("quickstart", "proof", "data")
+# The proof's files get rows from its driver, and data.yaml names datasets.
+OTHERS = ("proof", "data")
 RECIPES = [
     str(file.relative_to(EXAMPLES))
     for file in sorted(EXAMPLES.glob("*/*.yaml"))
