@@ -43,17 +43,17 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: install
-	$(BIN)/python scripts/dev/bench_losses.py
-	$(BIN)/python scripts/dev/bench_fused.py
-	$(BIN)/python scripts/dev/bench_data.py
-	$(BIN)/python scripts/dev/bench_rollout.py --check
-	$(BIN)/python scripts/dev/bench_generate.py
+	$(BIN)/python -m scripts.dev.bench_losses
+	$(BIN)/python -m scripts.dev.bench_fused
+	$(BIN)/python -m scripts.dev.bench_data
+	$(BIN)/python -m scripts.dev.bench_rollout --check
+	$(BIN)/python -m scripts.dev.bench_generate
 
 quickstart: install
-	$(BIN)/python examples/quickstart/quickstart.py
+	$(BIN)/python -m examples.quickstart.quickstart
 
 proof: install
-	$(BIN)/python examples/proof/proof.py
+	$(BIN)/python -m examples.proof.proof
 
 clean:
 	rm -rf $(VENV) build output .pytest_cache .ruff_cache

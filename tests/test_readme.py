@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.dev.make_flag_table import flag_table, put
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.cli.train import generate_flags
 from swift_kd_plugin.data.build import Builder
@@ -23,12 +24,8 @@ from swift_kd_plugin.recipes.source import read_recipe
 from tests.launching.commands import environment, free_port, run_command
 from tests.machine import needs_cpu_backend
 from tests.parity.layouts import LAYOUTS, WRONG_IN_STOCK
+from tests.paths import ROOT
 from tests.servers import run_server, wait_for
-
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "scripts" / "dev"))
-
-from make_flag_table import flag_table, put  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
@@ -76,7 +73,7 @@ def test_the_table_has_every_divergence():
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
 def test_the_table_of_flags_is_made_of_the_code(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert put(text, flag_table(page)) == text, "run scripts/dev/make_flag_table.py"
+    assert put(text, flag_table(page)) == text, "run python -m scripts.dev.make_flag_table"
     flags = {field.name for field in fields(KDArguments)}
     rows = re.findall(r"^\| `--(kd_\w+)` \|", flag_table(page), re.MULTILINE)
     assert sorted(rows) == sorted(flags)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluate import Row, accuracy, load_checkpoint
-from scenarios import Material
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from examples.proof.scenarios import Material
+from examples.quickstart.evaluate import Row, accuracy, load_checkpoint
 
 Accuracy = dict[str, float]
 # Of the validation questions on other books; a checkpoint below it is chosen only where none is above.

@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from measure import Accuracy, mean
 
+from examples.proof.measure import Accuracy, mean
 from swift_kd_plugin.data.files import write_atomically
 
 Page = dict[str, Any]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scenarios import DIRECT, Row
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from examples.proof.scenarios import DIRECT, Row
 
 CLIP, BETAS, WEIGHT_DECAY = 1.0, (0.9, 0.95), 0.1
 LONGEST_ANSWER = 8

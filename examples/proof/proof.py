@@ -1,6 +1,6 @@
 """Proves, from rows to table, that distillation internalises an experience (`make proof`, 40 minutes on two cores).
 
-python examples/proof/proof.py [--output_dir output/proof]
+python -m examples.proof.proof [--output_dir output/proof]
 
 Every method trains with `megatron rlhf`, on every teacher and seed. The validation questions choose the learning rate
 (on one teacher's first seed) and the checkpoint of each run; the test questions are asked once. A proof
@@ -19,18 +19,27 @@ from typing import Annotated, Any
 
 import torch
 import typer
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "quickstart"))
-
-from evaluate import load_checkpoint, read_rows
-from measure import Measured, as_taught, asked, mean
-from page import missed_targets, write_page
-from plain import Settings
-from plain import train as train_plainly
-from runs import BASE_MODEL, BATCH, GOLD, METHODS, SWIFT_KD, WRITTEN, ProofError, Run, call, measured, rows_file
-from scenarios import SCENARIOS, SEEDS, Material, Row, Scenario, make_material, to_train_on
 from tqdm import tqdm
 
+from examples.proof.measure import Measured, as_taught, asked, mean
+from examples.proof.page import missed_targets, write_page
+from examples.proof.plain import Settings
+from examples.proof.plain import train as train_plainly
+from examples.proof.runs import (
+    BASE_MODEL,
+    BATCH,
+    GOLD,
+    METHODS,
+    SWIFT_KD,
+    WRITTEN,
+    ProofError,
+    Run,
+    call,
+    measured,
+    rows_file,
+)
+from examples.proof.scenarios import SCENARIOS, SEEDS, Material, Row, Scenario, make_material, to_train_on
+from examples.quickstart.evaluate import load_checkpoint, read_rows
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.evaluation.report import versions
 

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluate import read_rows
-from measure import measure_checkpoints
-from scenarios import SCENARIOS, Scenario, make_material
 from transformers import AutoTokenizer
 
+from examples.proof.measure import measure_checkpoints
+from examples.proof.scenarios import SCENARIOS, Scenario, make_material
+from examples.quickstart.evaluate import read_rows
 from swift_kd_plugin.data.files import write_atomically
 
 HERE = Path(__file__).resolve().parent

@@ -8,7 +8,17 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from code_book import BOOK_LETTERS, KEYS, TASKS, Book, Question, answer, prompt, random_book, random_question
+from examples.quickstart.code_book import (
+    BOOK_LETTERS,
+    KEYS,
+    TASKS,
+    Book,
+    Question,
+    answer,
+    prompt,
+    random_book,
+    random_question,
+)
 
 SEEDS = (0, 1, 2)
 BOOK_SEED = 12345

@@ -1,7 +1,7 @@
 """Exact-match accuracy of a checkpoint on the held-out questions, by greedy generation with transformers.
 
-python examples/quickstart/evaluate.py CHECKPOINT                    # without the experience
-python examples/quickstart/evaluate.py CHECKPOINT --with-experience  # the code book stands in the system prompt
+python -m examples.quickstart.evaluate CHECKPOINT                    # without the experience
+python -m examples.quickstart.evaluate CHECKPOINT --with-experience  # the code book stands in the system prompt
 """
 
 import json
@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from code_book import Messages, final_answer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from examples.quickstart.code_book import Messages, final_answer
 
 TEST_FILE = Path(__file__).resolve().parents[1] / "data" / "test.jsonl"
 MAX_NEW_TOKENS = 8

@@ -1,11 +1,22 @@
-"""The quickstart's last page: what was learned, what it cost, and how to go on."""
+"""The quickstart's last page: what was learned and what it cost."""
 
+from pathlib import Path
 from typing import Any
 
-from code_book import TASKS
-from stages import StageResult
+from examples.quickstart.code_book import TASKS
+from swift_kd_plugin.recipes.progress import read_rows, step_of
 
 Accuracy = dict[str, float]
+Page = dict[str, Any]
+LABELS = {
+    "steps": "steps",
+    "first_loss": "loss, first step",
+    "last_loss": "loss, last step",
+    "tokens_per_second": "tokens per second",
+    "peak_memory_gib": "peak memory of a process, GiB",
+    "seconds": "seconds, start to end",
+}
+FORMATS = {"first_loss": ".4f", "last_loss": ".4f", "tokens_per_second": ",.0f", "peak_memory_gib": ".2f"}
 
 
 def accuracy_table(accuracies: dict[str, Accuracy]) -> str:
@@ -22,32 +33,29 @@ def last_line(accuracies: dict[str, Accuracy]) -> str:
     return f"{name}: " + ", ".join(f"{task} {accuracy[task]:.2f}" for task in TASKS)
 
 
-def cost_table(results: dict[str, StageResult], tokens_per_step: float) -> str:
+def with_costs(page: Page, folder: Path, tokens_per_step: float) -> Page:
+    """What `swift-kd train` says about its stages, with losses, speed and memory of their logs."""
+    stages = [stage | _costs(folder / stage["stage"], tokens_per_step) for stage in page["stages"]]
+    return page | {"stages": stages}
+
+
+def _costs(folder: Path, tokens_per_step: float) -> Page:
+    """Of one stage. Memory is the largest of all processes'."""
+    rows = [row for row in read_rows(folder) if step_of(row)]
+    seconds_per_step = rows[-1]["train_speed(s/it)"]
+    return {
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "seconds_per_step": seconds_per_step,
+        "tokens_per_second": round(tokens_per_step / seconds_per_step),
+        "peak_memory_gib": max(row["memory(GiB)"] for row in rows),
+    }
+
+
+def cost_table(stages: list[Page]) -> str:
     """Losses, speed and memory, one column per stage."""
-    rows = {
-        "steps": [f"{r.steps}" for r in results.values()],
-        "loss, first step": [f"{r.first_loss:.4f}" for r in results.values()],
-        "loss, last step": [f"{r.last_loss:.4f}" for r in results.values()],
-        "tokens per second": [f"{tokens_per_step / r.seconds_per_step:,.0f}" for r in results.values()],
-        "peak memory of a process, GiB": [f"{r.peak_memory_gib:.2f}" for r in results.values()],
-        "seconds, start to end": [f"{r.wall_seconds:.0f}" for r in results.values()],
-    }
-    width = max(map(len, rows)) + 2
-    lines = [" " * width + "".join(f"{name:>12}" for name in results)]
-    lines += [f"{label:<{width}}" + "".join(f"{value:>12}" for value in values) for label, values in rows.items()]
+    width = max(map(len, LABELS.values())) + 2
+    lines = [" " * width + "".join(f"{stage['stage']:>12}" for stage in stages)]
+    for name, label in LABELS.items():
+        lines.append(f"{label:<{width}}" + "".join(f"{stage[name]:>12{FORMATS.get(name, '.0f')}}" for stage in stages))
     return "\n".join(lines)
-
-
-def as_json(
-    results: dict[str, StageResult], accuracies: dict[str, Accuracy], tokens_per_step: float, **more: Any
-) -> dict[str, Any]:
-    """The same figures for summary.json."""
-    stages = {
-        name: {
-            **vars(result),
-            "checkpoint": str(result.checkpoint),
-            "tokens_per_second": round(tokens_per_step / result.seconds_per_step),
-        }
-        for name, result in results.items()
-    }
-    return {"accuracy": accuracies, "stages": stages, **more}

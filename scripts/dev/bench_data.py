@@ -1,14 +1,12 @@
 """Rows of files to datasets: ours against ms-swift's MessagesPreprocessor on the same rows, and the join's memory.
 
-python scripts/dev/bench_data.py [--rows N] [--join N] [--check]
-python scripts/dev/bench_data.py --rows 0 --join 1000000    # two files of 2 GB, 8 GB of disk, some ten minutes
+python -m scripts.dev.bench_data [--rows N] [--join N] [--check]
+python -m scripts.dev.bench_data --rows 0 --join 1000000    # two files of 2 GB, 8 GB of disk, some ten minutes
 """
 
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,7 +15,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from bench_tools import describe_machine, table, write_json
+
+from scripts.dev.bench_tools import describe_machine, run_anew, table, write_json
 
 # What ours takes at most, from files to stored rows, of what ms-swift takes from the same files to a dataset.
 # It has no join to be compared with.
@@ -104,11 +103,7 @@ def anonymous_memory() -> float:
 
 
 def measure(road: str, folder: Path, name: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", f"{road}:{name}", "--folder", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(run.stderr)
-    return json.loads(run.stdout.splitlines()[-1])
+    return run_anew("scripts.dev.bench_data", measure=f"{road}:{name}", folder=folder)
 
 
 def compare(folder: Path, rows: int) -> list[dict]:

@@ -1,12 +1,10 @@
 """Hidden states to gradients of hidden states and head: the fused losses against ms-swift's road over whole logits.
 
-python scripts/dev/bench_fused.py [--tokens N] [--vocab N] [--hidden N] [--device cpu|cuda] [--check]
+python -m scripts.dev.bench_fused [--tokens N] [--vocab N] [--hidden N] [--device cpu|cuda] [--check]
 """
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +13,19 @@ from typing import Annotated
 
 import torch
 import typer
-from bench_losses import BETAS, Device, has_liger, stock
-from bench_tools import MIB, PAGE, describe_machine, process_memory, relative_difference, table, write_json
 from torch import Tensor
 
+from scripts.dev.bench_losses import BETAS, Device, has_liger, stock
+from scripts.dev.bench_tools import (
+    MIB,
+    PAGE,
+    describe_machine,
+    process_memory,
+    relative_difference,
+    run_anew,
+    table,
+    write_json,
+)
 from swift_kd_plugin.losses import fused_linear_divergence
 
 DIVERGENCES = ("jsd", "forward_kl")
@@ -105,14 +112,10 @@ def measure_here(name: str, divergence: str, shape: Shape) -> dict[str, float]:
 
 
 def measure(name: str, divergence: str, shape: Shape, repeats: int) -> dict[str, float]:
-    """Medians over processes of their own, this script with --measure."""
-    sizes = {"--tokens": shape.tokens, "--vocab": shape.vocab, "--hidden": shape.hidden}
-    command = [sys.executable, __file__, "--measure", f"{name}/{divergence}", "--threads", str(torch.get_num_threads())]
-    command += [str(part) for option in sizes.items() for part in option]
-    runs = []
-    for _ in range(repeats):
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        runs.append(json.loads(result.stdout.splitlines()[-1]))
+    """Medians over processes of their own, this module with --measure."""
+    options = {"tokens": shape.tokens, "vocab": shape.vocab, "hidden": shape.hidden}
+    options |= {"measure": f"{name}/{divergence}", "threads": torch.get_num_threads()}
+    runs = [run_anew("scripts.dev.bench_fused", **options) for _ in range(repeats)]
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 

@@ -1,6 +1,6 @@
 """Tokens per second of `swift-kd generate` against plain vLLM on the same prompts.
 
-python scripts/dev/bench_generate.py [--prompts N] [--repeats N] [--model FOLDER] [--check]
+python -m scripts.dev.bench_generate [--prompts N] [--repeats N] [--model FOLDER] [--check]
 
 Both engines have the same weights and settings and live in this process. `ours` is everything between rows and stored
 samples: templating, generation, decoding, checks, shards. `vllm` is LLM.generate on the token ids of the same prompts
@@ -11,7 +11,6 @@ that what else the machine does is not counted.
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -152,8 +151,7 @@ def main(
         for name, value in {**ON_CPU, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
             os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    sys.path.append(str(Path(__file__).parent))
-    from bench_tools import describe_machine, table, write_json
+    from scripts.dev.bench_tools import describe_machine, table, write_json
 
     result: dict[str, Any] = {"machine": describe_machine(), "runs": []}
     with tempfile.TemporaryDirectory() as work:

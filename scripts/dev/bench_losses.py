@@ -1,12 +1,9 @@
 """Time, extra memory and exactness of the losses, against ms-swift's, TRL's and Liger's on the same tensors.
 
-python scripts/dev/bench_losses.py [--tokens N] [--vocab N] [--device cpu|cuda] [--check]
+python -m scripts.dev.bench_losses [--tokens N] [--vocab N] [--device cpu|cuda] [--check]
 """
 
-import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import partial
@@ -15,7 +12,9 @@ from typing import Annotated
 
 import torch
 import typer
-from bench_tools import (
+from torch import Tensor
+
+from scripts.dev.bench_tools import (
     Loss,
     Shape,
     copy_bandwidth,
@@ -23,12 +22,11 @@ from bench_tools import (
     extra_memory_here,
     make_logits,
     relative_difference,
+    run_anew,
     run_interleaved,
     table,
     write_json,
 )
-from torch import Tensor
-
 from swift_kd_plugin.losses import DIVERGENCES, token_divergence
 
 BETAS = {"jsd": 0.5, "forward_kl": 0.0, "reverse_kl": 1.0}
@@ -88,15 +86,12 @@ def find_loss(name: str, divergence: str) -> Loss:
 
 
 def extra_memory(cases: list[tuple[str, str]], shape: Shape) -> dict[tuple[str, str], float]:
-    """MiB of each (loss, divergence) in a process of its own, this script with --memory-of; two at a time, which share
+    """MiB of each (loss, divergence) in a process of its own, this module with --memory-of; two at a time, which share
     the threads."""
 
     def measure(case: tuple[str, str]) -> float:
-        command = [sys.executable, __file__, "--memory-of", "/".join(case)]
-        sizes = {"--tokens": shape.tokens, "--vocab": shape.vocab, "--threads": max(1, torch.get_num_threads() // 2)}
-        command += [str(part) for option in sizes.items() for part in option]
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return json.loads(result.stdout.splitlines()[-1])
+        options = {"tokens": shape.tokens, "vocab": shape.vocab, "threads": max(1, torch.get_num_threads() // 2)}
+        return run_anew("scripts.dev.bench_losses", memory_of="/".join(case), **options)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(cases, pool.map(measure, cases), strict=True))

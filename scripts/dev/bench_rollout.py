@@ -1,6 +1,6 @@
 """What a step spends from samples to responses, beside engine and weight sync: ours and stock ms-swift's.
 
-python scripts/dev/bench_rollout.py [--samples N] [--steps N] [--check]
+python -m scripts.dev.bench_rollout [--samples N] [--steps N] [--check]
 
 Both run the real `megatron rlhf` with a small model and a colocated vLLM in which the student writes every response.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from bench_tools import describe_machine, table, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.dev.bench_tools import ROOT, describe_machine, table, write_json
+
 CLOCK = Path(__file__).with_name("rollout_clock.py")
 # Of a step, at 64 samples.
 MOST_SHARE = 0.03

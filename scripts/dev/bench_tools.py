@@ -4,15 +4,19 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+ROOT = Path(__file__).resolve().parents[2]
 # (student logits, teacher logits) -> the loss summed over the tokens
 Loss = Callable[[Tensor, Tensor], Tensor]
 FAVOURITES = 32
@@ -28,6 +32,16 @@ class Shape:
     vocab: int
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+
+
+def run_anew(module: str, **options: object) -> Any:
+    """What a module prints last, as JSON, when it is started with these options in a process of its own."""
+    words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    argv = [sys.executable, "-m", module, *words]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def make_logits(shape: Shape, kind: str = "peaked") -> tuple[Tensor, Tensor]:

@@ -4,13 +4,12 @@ Every batch draws fresh random books, so the model learns to look entries up and
 lengthens the books from 3 to 16 letters as its accuracy allows. 15 in 100 samples have no book and a random answer,
 so that without an experience the model guesses and does not fall silent.
 
-python scripts/dev/make_base_model.py --out /tmp/base_model    # 3,000 steps, about 7 minutes on one core
+python -m scripts.dev.make_base_model --out /tmp/base_model    # 3,000 steps, about 7 minutes on one core
 """
 
 import json
 import math
 import random
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,15 +18,13 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from tiny_qwen3 import ENTRIES, MAX_TOKENS, build_model, build_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from examples.quickstart.code_book import DIGITS, KEYS, TASKS, answer, prompt, random_book, random_question, thought
+from examples.quickstart.evaluate import accuracy, generate
+from scripts.dev.tiny_qwen3 import ENTRIES, MAX_TOKENS, build_model, build_tokenizer
+
 REPO = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPO / "examples" / "quickstart"))
-
-from code_book import DIGITS, KEYS, TASKS, answer, prompt, random_book, random_question, thought  # noqa: E402
-from evaluate import accuracy, generate  # noqa: E402
-
 START_LETTERS, MOST_LETTERS, WARM_LETTERS = 3, 16, 6
 RAISE_AT_ACCURACY = 0.93
 WARMUP_STEPS = 50

@@ -1,22 +1,18 @@
 """Writes the rows of examples/data: training pairs, thoughts, other books, conversations and held-out questions. The
 same seed, the same bytes.
 
-python scripts/dev/make_example_data.py [--out FOLDER]
+python -m scripts.dev.make_example_data [--out FOLDER]
 """
 
 import json
 import random
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPO / "examples" / "quickstart"))
-
-from code_book import (  # noqa: E402
+from examples.quickstart.code_book import (
     BOOK_LETTERS,
     BOOK_SEED,
     TASKS,
@@ -31,6 +27,7 @@ from code_book import (  # noqa: E402
     thought,
 )
 
+REPO = Path(__file__).resolve().parents[2]
 OTHER_BOOKS = 128
 CONVERSATIONS = 128
 

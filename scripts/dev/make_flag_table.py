@@ -1,6 +1,6 @@
 """Writes the table of flags into both READMEs, from the flags themselves.
 
-python scripts/dev/make_flag_table.py
+python -m scripts.dev.make_flag_table
 """
 
 import re

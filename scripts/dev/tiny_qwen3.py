@@ -4,16 +4,10 @@ Two choices matter. A book entry such as "K3" is one token, so that looking it u
 head dimension is 32, the smallest that vLLM runs on CPU.
 """
 
-import sys
-from pathlib import Path
-
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPO / "examples" / "quickstart"))
-
-from code_book import DIGITS, KEYS, TASKS  # noqa: E402
+from examples.quickstart.code_book import DIGITS, KEYS, TASKS
 
 MAX_TOKENS = 512
 ENTRIES = [letter + digit for letter in KEYS for digit in DIGITS]

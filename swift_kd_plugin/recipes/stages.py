@@ -27,6 +27,7 @@ from swift_kd_plugin.recipes.progress import (
 )
 
 TRAIN_LOG = "train.log"
+PROGRESS_LINES = 10  # of a stage, where there is no terminal
 RANK_ERROR = re.compile(r"swift_kd_plugin(?: \[rank \d+\])?: error: (.*)")
 CONSEQUENCE = re.compile(r"ended first, with exit code|the connection to another rank is gone")
 ANY_ERROR = re.compile(r"\b\w*(?:Error|Exception)(?:: .*)?$", re.MULTILINE)
@@ -106,8 +107,8 @@ class Runner:
             return
         log = stage.folder / TRAIN_LOG
         said_before = log.stat().st_size if log.is_file() else 0
-        with _Bar(stage) as bar:
-            code = run(command, log, bar.update, self.lock)
+        with _Progress(stage, self.say) as progress:
+            code = run(command, log, progress.update, self.lock)
         if code:
             reason = "it was ended by a signal" if code > 128 else find_reason(log, said_before)
             raise StageFailed(f"{stage.name} ended with exit code {code}: {reason} (the whole log: {log})", code)
@@ -247,27 +248,37 @@ def _port(env: Mapping[str, str]) -> dict[str, str]:
         return {"MASTER_PORT": str(probe.getsockname()[1])}
 
 
-class _Bar:
-    """The progress of a training stage, read from its log."""
+class _Progress:
+    """The progress of a training stage, read from its log: a bar on a terminal, a few lines elsewhere."""
 
-    def __init__(self, stage: Stage):
-        self._folder = stage.folder
+    def __init__(self, stage: Stage, say: Say):
+        self._stage, self._say = stage, say
         self._bar = tqdm(desc=stage.name, unit="step", disable=None)
         self._shown: dict[str, str] = {}
+        self._lines = 0
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_Progress":
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
 
     def update(self) -> None:
-        if self._bar.disable:
-            return
-        for row in read_rows(self._folder):
+        for row in read_rows(self._stage.folder):
             if (at := step_of(row)) is not None:
                 self._bar.n, self._bar.total = at
                 names = {"loss": "loss", "eval_divergence": "validation divergence"}
                 self._shown |= {names[key]: f"{row[key]:.4g}" for key in names if key in row}
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.refresh()
+        if self._bar.disable:
+            self._say_line()
+        else:
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.refresh()
+
+    def _say_line(self) -> None:
+        """Says where the stage is, once in each tenth of its steps."""
+        step, steps = self._bar.n, self._bar.total
+        if steps and step * PROGRESS_LINES // steps > self._lines:
+            self._lines = step * PROGRESS_LINES // steps
+            figures = "".join(f", {name} {value}" for name, value in self._shown.items())
+            self._say(f"{self._stage.name}: step {step}/{steps}{figures}")

@@ -1,6 +1,5 @@
 """`swift-kd train`, as a process; what it starts is shown in tests/runs/test_two_stages.py."""
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import yaml
 
 from tests.launching.commands import BIN, environment, run_command
-from tests.paths import EXAMPLES
 
 
 def train(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
@@ -94,10 +92,11 @@ def test_the_tiny_section_is_asked_for_by_a_flag_or_a_variable(tmp_path, flags, 
     assert "--lr 2" in log
 
 
-@pytest.mark.parametrize("name", ["off_policy.yaml", "on_policy.yaml"])
-def test_files_of_megatron_rlhf_are_taken(tmp_path, name):
-    """The quickstart's files are for `megatron rlhf FILE`."""
-    code, log = train(tmp_path, str(EXAMPLES / "quickstart" / name), "--dry_run")
+def test_files_of_megatron_rlhf_are_taken(tmp_path):
+    """They name the kind of training and the plugin, which a recipe leaves out."""
+    write(tmp_path, rlhf_type="gkd", external_plugins="swift_kd_plugin", model="m", train_iters=80, add_version=False)
+    code, log = train(tmp_path, "run.yaml", "--dry_run")
     assert code == 0, log
-    keys = yaml.safe_load((EXAMPLES / "quickstart" / name).read_text())
-    assert json.dumps(keys["train_iters"]) in log.split("--train_iters ")[1].splitlines()[0]
+    assert log.count("--rlhf_type gkd") == log.count("--external_plugins swift_kd_plugin") == 1
+    assert "--train_iters 80" in log
+    assert "--add_version false" in log

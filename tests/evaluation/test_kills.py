@@ -1,6 +1,5 @@
 """SIGKILL at random moments: a run that is started again writes the files of one that nothing disturbed."""
 
-
 from tests.machine import needs_cpu_backend
 from tests.vllm_script import last_json_line, run_script
 

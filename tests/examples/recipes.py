@@ -12,11 +12,11 @@ from swift_kd_plugin.recipes.plan import GENERATE, has_stages, make_plan, plain_
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.stages import Runner, complete_keys
 from tests.launching.commands import BIN, environment, free_port, run_command
+from tests.paths import EXAMPLES, ROOT
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES, SCRIPTS = ROOT / "examples", ROOT / "scripts"
-# quickstart's files are for `megatron rlhf FILE`, the proof's get rows from its driver, and data.yaml names datasets.
-OTHERS = ("quickstart", "proof", "data")
+SCRIPTS = ROOT / "scripts"
+# The proof's files get rows from its driver, and data.yaml names datasets.
+OTHERS = ("proof", "data")
 RECIPES = [
     str(file.relative_to(EXAMPLES))
     for file in sorted(EXAMPLES.glob("*/*.yaml"))

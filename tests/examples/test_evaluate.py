@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from code_book import Question, prompt
-from evaluate import TEST_FILE, accuracy, generate, load_checkpoint, read_rows
-from tiny_qwen3 import build_model, build_tokenizer
 
-BASE_MODEL = Path(__file__).resolve().parents[2] / "examples" / "base_model"
+from examples.quickstart.code_book import Question, prompt
+from examples.quickstart.evaluate import TEST_FILE, accuracy, generate, load_checkpoint, read_rows
+from scripts.dev.tiny_qwen3 import build_model, build_tokenizer
+from tests.paths import BASE_MODEL
+
 BOOK = {"A": 7, "B": 5, "C": 1}
 PER_TASK = 64
 

@@ -1,7 +1,6 @@
 """The recipes of examples/internalize_experience on a laptop, through the real command."""
 
-from recipes import run_tiny
-
+from tests.examples.recipes import run_tiny
 from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend

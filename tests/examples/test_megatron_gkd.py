@@ -1,8 +1,8 @@
 """The recipes of examples/megatron_gkd on a laptop, through the real command."""
 
 import pytest
-from recipes import NEEDS_GPUS, recipes_of, run_tiny
 
+from tests.examples.recipes import NEEDS_GPUS, recipes_of, run_tiny
 from tests.machine import needs_cpu_backend
 from tests.paths import BASE_MODEL
 from tests.servers import swift_deploy, wait_for

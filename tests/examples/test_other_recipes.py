@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from recipes import run_tiny
 
+from tests.examples.recipes import run_tiny
 from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend

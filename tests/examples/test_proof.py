@@ -4,20 +4,21 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
-import page as proof_page
-import plain
 import pytest
 import torch
-from code_book import book_text, final_answer
-from evaluate import load_checkpoint, read_rows
-from measure import Measured, asked
-from proof import RATES, STEPS, choose_rates
-from runs import BASE_MODEL, METHODS, Run
-from scenarios import SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
 
-PROOF = Path(__file__).resolve().parents[2] / "examples" / "proof"
+from examples.proof import page as proof_page
+from examples.proof import plain
+from examples.proof.measure import Measured, asked
+from examples.proof.proof import RATES, STEPS, choose_rates
+from examples.proof.runs import BASE_MODEL, METHODS, Run
+from examples.proof.scenarios import SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
+from examples.quickstart.code_book import book_text, final_answer
+from examples.quickstart.evaluate import load_checkpoint, read_rows
+from tests.paths import EXAMPLES, ROOT
+
+PROOF = EXAMPLES / "proof"
 PERFECT, LONG, WRONG, THINKING = SCENARIOS
 EVERYWHERE = [(scenario, seed) for scenario in SCENARIOS for seed in SEEDS]
 
@@ -198,7 +199,7 @@ def test_the_page_has_every_figure(tmp_path):
 def test_the_committed_result_is_the_readmes_and_meets_every_target():
     page = json.loads((PROOF / "result" / "proof.json").read_text(encoding="utf-8"))
     assert proof_page.missed_targets(page) == []
-    assert proof_page.accuracy_table(page) in (PROOF.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert proof_page.accuracy_table(page) in (ROOT / "README.md").read_text(encoding="utf-8")
     runs = {(run["scenario"], run["seed"], run["method"]) for run in page["results"]}
     assert runs == {(scenario.name, seed, method) for scenario, seed in EVERYWHERE for method in METHODS}
     assert page["steps"] == STEPS
@@ -206,9 +207,9 @@ def test_the_committed_result_is_the_readmes_and_meets_every_target():
 
 
 def test_one_run_from_rows_to_page_and_again(tmp_path):
-    command = [sys.executable, str(PROOF / "proof.py"), "--output_dir", str(tmp_path), "--scenario", "perfect"]
+    command = [sys.executable, "-m", "examples.proof.proof", "--output_dir", str(tmp_path), "--scenario", "perfect"]
     command += ["--seed", "0", "--method", "skd", "--steps", "3"]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert first.returncode == 1, first.stderr[-2000:]  # three steps are too few, and it says so
     assert "proof: not met: perfect: SKD has" in first.stderr
     page = json.loads((tmp_path / "proof.json").read_text(encoding="utf-8"))
@@ -216,5 +217,5 @@ def test_one_run_from_rows_to_page_and_again(tmp_path):
     assert page["results"][0]["curve"][-1]["step"] == 3
     assert len(read_rows(tmp_path / "rows" / "perfect-seed0-teacher.jsonl")) == len(make_material(PERFECT, 0).train)
     logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("perfect-*.log")}
-    subprocess.run(command, capture_output=True, timeout=400)
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=400)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("perfect-*.log")} == logs

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from code_book import (
+
+from examples.quickstart.code_book import (
     BOOK_LETTERS,
     BOOK_SEED,
     Question,
@@ -15,11 +16,11 @@ from code_book import (
     prompt,
     thought,
 )
-from evaluate import read_rows
-from make_example_data import main as make_example_data
-from quickstart import read_pairs
+from examples.quickstart.evaluate import read_rows
+from examples.quickstart.quickstart import read_pairs
+from scripts.dev.make_example_data import main as make_example_data
+from tests.paths import DATA
 
-DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 BOOK_ENTRY = re.compile(r"[A-Z][0-9]")
 BOOK = {"A": 7, "B": 5}
 

@@ -9,11 +9,20 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from recipes import EXAMPLES, GIVEN, NEEDS_GPUS, RECIPES, ROOT, SCRIPTS, commands_of, flags_of, training_commands_of
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.cli.train import train
+from tests.examples.recipes import (
+    GIVEN,
+    NEEDS_GPUS,
+    RECIPES,
+    SCRIPTS,
+    commands_of,
+    flags_of,
+    training_commands_of,
+)
 from tests.launching.commands import BIN
+from tests.paths import EXAMPLES, ROOT
 from tests.recipes.swift_parser import real_parser
 
 SHELL = {file.name: file for file in sorted(SCRIPTS.glob("*.sh")) if file.name != "tiny.sh"}

@@ -1,36 +1,38 @@
-"""The YAML files' template renders, token by token, what the model's own chat template renders."""
+"""The quickstart's template renders, token by token, what the model's own chat template renders."""
 
 import pytest
-import quickstart
-import yaml
-from code_book import Question, prompt
-from evaluate import load_checkpoint
+
+from examples.quickstart.code_book import Question, prompt
+from examples.quickstart.evaluate import load_checkpoint
+from tests.examples.recipes import commands_of, flags_of
+from tests.paths import BASE_MODEL
 
 BOOK = {"A": 7, "B": 5}
 RESPONSE = "7557"
 IGNORED = -100
 
 
-@pytest.fixture(scope="module", params=["off_policy.yaml", "on_policy.yaml"])
+@pytest.fixture(scope="module", params=["off_policy", "on_policy"])
 def template(request):
     from swift.model import get_processor
     from swift.template import get_template
 
-    config = yaml.safe_load((quickstart.HERE / request.param).read_text())
-    processor = get_processor(str(quickstart.BASE_MODEL), model_type=config["model_type"])
+    command = commands_of("quickstart/run.yaml", tiny=True)[request.param]
+    flags = {name: value for name, (value, *_) in flags_of(list(command.argv[2:])).items()}
+    processor = get_processor(str(BASE_MODEL), model_type=flags["--model_type"])
     # The loss scale is Megatron-SWIFT's default for this template.
     return get_template(
         processor,
-        template_type=config["template"],
-        enable_thinking=config["enable_thinking"],
-        max_length=config["max_length"],
+        template_type=flags["--template"],
+        enable_thinking=flags["--enable_thinking"] == "true",
+        max_length=int(flags["--max_length"]),
         loss_scale="last_round+ignore_empty_think",
     )
 
 
 @pytest.mark.parametrize("book", [None, BOOK], ids=["student", "teacher"])
 def test_tokens_and_labels(template, book):
-    _, tokenizer = load_checkpoint(quickstart.BASE_MODEL)
+    _, tokenizer = load_checkpoint(BASE_MODEL)
     messages = prompt(Question("say", "ABBA"), book)
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False, tokenize=False)
     prompt_ids = tokenizer(text)["input_ids"]

@@ -1,6 +1,5 @@
 """SIGKILL at random moments: a run that is started again makes the rows of one that nothing disturbed."""
 
-
 import pytest
 
 from tests.generation.generate_command import read_rows

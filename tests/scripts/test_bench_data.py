@@ -1,15 +1,12 @@
 """The benchmark of datasets runs through on few rows and writes what it measured."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import typer
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "dev"))
-
-import bench_data
+from scripts.dev import bench_data
 
 
 def run_bench(output: Path, rows: int = 300, **options) -> dict:

@@ -1,17 +1,14 @@
 """The benchmark of the fused losses runs through on tiny tensors and writes what it measured."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "dev"))
-
-import bench_fused
-from bench_fused import Shape
+from scripts.dev import bench_fused
+from scripts.dev.bench_fused import Shape
 
 SHAPE = Shape(8, 60, 4)
 

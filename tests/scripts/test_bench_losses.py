@@ -9,13 +9,11 @@ import pytest
 import torch
 import typer
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "dev"))
-
-import bench_losses
-from bench_tools import Shape, make_logits, run_interleaved, table
-
+from scripts.dev import bench_losses
+from scripts.dev.bench_tools import Shape, make_logits, run_interleaved, table
 from swift_kd_plugin.losses import DIVERGENCES
 from tests.launching.commands import HAS_GPU
+from tests.paths import ROOT
 
 SHAPE = Shape(4, 60)
 
@@ -75,8 +73,9 @@ def test_a_missed_target_is_an_error_on_request(tmp_path: Path, given_memory):
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path):
     # In a process of its own: the CPU backend of other tests says that there is a GPU.
-    command = [sys.executable, bench_losses.__file__, "--device", "cuda", "--output", str(tmp_path / "bench.json")]
-    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-m", "scripts.dev.bench_losses", "--device", "cuda"]
+    argv += ["--output", str(tmp_path / "bench.json")]
+    result = subprocess.run(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 2
     assert "no CUDA device" in " ".join(result.stderr.split())
 
