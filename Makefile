@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_autoload_guard.pth
 
-.PHONY: help install lint format test bench quickstart proof clean
+.PHONY: help install lint format test test-quick bench quickstart proof clean
 
 help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
 	@echo "make quickstart  internalise an experience into a small model, about 2 minutes without a GPU"
 	@echo "make proof       every method on every teacher with three seeds, a table and a plot, about 40 minutes"
-	@echo "make test        install and run every test"
+	@echo "make test        install and run every test, about 25 minutes"
+	@echo "make test-quick  install and run what starts neither the command nor vLLM, under 5 minutes"
 	@echo "make bench       time and memory of losses, datasets and generation against others, about 12 minutes"
 	@echo "make lint        check format and style"
 	@echo "make format      mend format and style"
@@ -39,8 +40,14 @@ format: $(BIN)/ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# One thread for each worker: two that share the cores would wait for each other's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+test-quick: install
+	$(PYTEST) -m quick
 
 bench: install
 	$(BIN)/python -m scripts.dev.bench_losses

@@ -1,5 +1,39 @@
+"""Tiers of the tests, by folder, and what runs one after the other on one worker."""
+
+from pathlib import Path
+
 import pytest
 import torch
+
+HERE = Path(__file__).parent
+# The folders whose tests start `megatron`, servers or vLLM; all others are `quick`.
+LAUNCHING = ("launching", "parity", "runs")
+TIERS = {"launch": "starts the command, a server or vLLM", "quick": "starts none of these"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in TIERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.option.durations = config.option.durations or 25
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test gets its tier and its group; those that launch come first, so that small ones fill both workers' ends."""
+    for item in items:
+        item.add_marker(tier_of(item))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: item.get_closest_marker("launch") is None)
+
+
+def tier_of(item: pytest.Item) -> str:
+    return "launch" if item.path.relative_to(HERE).parts[0] in LAUNCHING else "quick"
+
+
+def group_of(item: pytest.Item) -> str:
+    """A file, as its tests share what was trained; the families of layouts each have a reference of their own."""
+    layout = getattr(item, "callspec", None) and item.callspec.params.get("layout")
+    family = getattr(layout, "reference", None)
+    return f"{item.path.relative_to(HERE)} {family or ''}".strip()
 
 
 @pytest.fixture(scope="session")

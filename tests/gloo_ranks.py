@@ -1,5 +1,6 @@
 """Runs a function on several gloo ranks, each a process of its own."""
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,9 @@ def run_distributed(fn: Callable, world_size: int, *args) -> list:
     rank is raised here, with that rank's traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank_main, (world_size, folder, fn, args), nprocs=world_size)
+        # Forked from a process that has imported torch, once for each worker of the tests.
+        multiprocessing.set_forkserver_preload(["torch", fn.__module__])
+        mp.start_processes(_rank_main, (world_size, folder, fn, args), nprocs=world_size, start_method="forkserver")
         return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world_size)]
 
 

@@ -1,12 +1,10 @@
-"""Every command of the README runs as it stands there, on tiny models and few processes; the Chinese one agrees."""
+"""The README agrees with the code, and the Chinese one with it. Its commands: tests/runs/test_readme_commands.py."""
 
 import ast
-import json
 import re
 import shutil
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import yaml
@@ -21,29 +19,13 @@ from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.losses import DIVERGENCES
 from swift_kd_plugin.recipes.plan import make_plan
 from swift_kd_plugin.recipes.source import read_recipe
-from tests.launching.commands import environment, free_port, run_command
-from tests.machine import needs_cpu_backend
+from tests.launching.commands import environment, run_command
 from tests.parity.layouts import LAYOUTS, WRONG_IN_STOCK
 from tests.paths import ROOT
-from tests.servers import run_server, wait_for
+from tests.readme_commands import COMMANDS, README, is_target
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-# Run by other means: the gate runs the targets, and an installation is what this test runs in.
 GATE = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-INSTALLATIONS = ("pip install",)
-
-
-def is_target(command: str) -> bool:
-    return command.startswith("make ")
-
-
-SERVER = next(c for c in COMMANDS if c.startswith("swift deploy"))
-ITS_USER = next(c for c in COMMANDS if "--teacher_model_server" in c)
-TOGETHER = (SERVER, ITS_USER)
-RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALLATIONS) and c not in TOGETHER]
-ON_CPU = " --template qwen3 --vllm_enforce_eager true --vllm_gpu_memory_utilization 0.1"
 
 
 def test_the_gate_runs_every_target():
@@ -114,25 +96,6 @@ def test_its_python_registers_a_dataset(tmp_path):
     code, log, _ = run_command([sys.executable, "-c", code], tmp_path, env)
     assert code == 0, log[-4000:]
     assert "Use this: Add.\\n\\n2 + 2?" in log
-
-
-def test_there_are_commands():
-    assert len(RUNNABLE) >= 3
-
-
-def make_smaller(command: str) -> list[str]:
-    smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
-    # The small model has 512 positions.
-    smaller = smaller.replace("--max_length 2048", "--max_length 256").replace("_model_len 2049", "_model_len 257")
-    fewer = "off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
-    smaller = smaller.replace("strong_to_weak/run.yaml", f"strong_to_weak/run.yaml {fewer}")
-    for flag in ("model", "teacher_model"):
-        tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
-        smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
-    models = "student=output/pairs/checkpoint-80 teacher=Qwen/Qwen3-8B"
-    tiny = "student=./examples/base_model teacher=./examples/base_model --model_type qwen3"
-    smaller = smaller.replace(models, tiny)
-    return ["bash", "-euc", smaller]
 
 
 def in_both(read) -> tuple:
@@ -208,27 +171,3 @@ def test_both_languages_have_the_same_measured_tables():
     assert english == chinese
     english, chinese = in_both(lambda page: re.findall("<!--.*?-->", page))
     assert english == chinese
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
-    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
-    return tmp_path
-
-
-@pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
-def test_command(command, folder):
-    code, log, _ = run_command(make_smaller(command), folder, environment(2))
-    assert code == 0, log[-4000:]
-
-
-@needs_cpu_backend
-def test_a_teacher_server_and_its_user(folder):
-    port = str(free_port())
-    server, user = (command.strip().replace("8000", port) for command in TOGETHER)
-    with run_server(make_smaller(server + ON_CPU), folder):
-        wait_for(f"http://127.0.0.1:{port}")
-        code, log, _ = run_command(make_smaller(user), folder, environment(2))
-    assert code == 0, log[-4000:]

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.json_lines import read_json_lines, write_json_lines
-from tests.launching.commands import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_command, run_tool
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def swift_kd(folder, *arguments: str) -> tuple[int, str]:
-    code, log, _ = run_command([str(BIN / "swift-kd"), *arguments], folder, environment(None))
+    code, log, _ = run_tool(["swift-kd", *arguments], folder, environment(None))
     return code, log
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
 from tests.json_lines import write_json_lines
-from tests.launching.commands import BIN, environment, run_command
+from tests.launching.commands import environment, run_tool
 from tests.paths import BASE_MODEL, DATA, ROOT
 
 DATASETS = DATA / "data.yaml"
@@ -18,7 +18,7 @@ BOOK = "N2 X9 A8 J2 L5 G1 I8 S6 Z9 F8 V2 B2 R3 U1 E3 T5"
 
 
 def run_show(*arguments: str, file: Path = DATASETS) -> tuple[int, str]:
-    code, log, _ = run_command([str(BIN / "swift-kd"), "show", str(file), *arguments], ROOT, environment(None))
+    code, log, _ = run_tool(["swift-kd", "show", str(file), *arguments], ROOT, environment(None))
     return code, log
 
 

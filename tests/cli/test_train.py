@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launching.commands import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_tool
 
 
 def train(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
-    code, log, _ = run_command([str(BIN / "swift-kd"), "train", *arguments], folder, environment(None, **env))
+    code, log, _ = run_tool(["swift-kd", "train", *arguments], folder, environment(None, **env))
     return code, log
 
 

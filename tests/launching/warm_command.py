@@ -12,7 +12,7 @@ import sys
 
 BIN = os.path.dirname(os.path.abspath(sys.argv[0]))
 WARM_SCRIPTS = ("deploy.py",)
-WARM_MODULES = ("tests.", "vllm.")
+WARM_MODULES = ("tests.", "vllm.", "examples.")
 
 
 def kind_of(name: str, words: list[str]) -> str | None:

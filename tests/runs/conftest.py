@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from examples.tiny_models import main as make_tiny_models
 from tests.paths import BASE_MODEL
 from tests.tiny_models import make_dense, make_sums
 
@@ -54,4 +55,12 @@ def blurred(tmp_path_factory) -> Path:
     weights = load_file(folder / "model.safetensors")
     weights = {name: weight + 0.05 * torch.randn_like(weight) for name, weight in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> Path:
+    """What examples/tiny_models.py makes."""
+    folder = tmp_path_factory.mktemp("tiny_models")
+    make_tiny_models(folder)
     return folder

@@ -15,7 +15,7 @@ import yaml
 
 from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.recipes.progress import read_divergences, read_rows, step_of
-from tests.launching.commands import BIN, environment, run_command
+from tests.launching.commands import BIN, environment, run_tool
 from tests.machine import needs_cpu_backend
 from tests.tiny_models import make_sums
 
@@ -42,8 +42,7 @@ def recipe(flags, tmp_path_factory) -> Path:
 
 
 def swift_kd_train(folder: Path, *arguments: object) -> tuple[int, str]:
-    argv = [str(BIN / "swift-kd"), "train", *map(str, arguments)]
-    code, log, _ = run_command(argv, folder, environment(None))
+    code, log, _ = run_tool(["swift-kd", "train", *map(str, arguments)], folder, environment(None))
     return code, log
 
 
@@ -183,8 +182,8 @@ def test_each_trained_student_is_the_next_ones_teacher(recipe, material, flags, 
 def test_a_check_runs_one_batch_of_each_and_leaves_nothing(recipe, tmp_path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    argv = [str(BIN / "swift-kd"), "train", str(recipe), "--stage", "check"]
-    code, log, _ = run_command(argv, tmp_path, environment(None, TMPDIR=str(temporary)))
+    argv = ["swift-kd", "train", str(recipe), "--stage", "check"]
+    code, log, _ = run_tool(argv, tmp_path, environment(None, TMPDIR=str(temporary)))
     assert code == 0, log[-4000:]
     assert "every stage loads" in log
     assert not (tmp_path / "out").exists()

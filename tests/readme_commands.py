@@ -1,0 +1,36 @@
+"""The commands of the README, and how they run on tiny models and few processes."""
+
+import re
+
+from tests.paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+# Run by other means: the gate runs the targets, and an installation is what a test runs in.
+INSTALLATIONS = ("pip install",)
+
+
+def is_target(command: str) -> bool:
+    return command.startswith("make ")
+
+
+SERVER = next(c for c in COMMANDS if c.startswith("swift deploy"))
+ITS_USER = next(c for c in COMMANDS if "--teacher_model_server" in c)
+TOGETHER = (SERVER, ITS_USER)
+RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALLATIONS) and c not in TOGETHER]
+ON_CPU = " --template qwen3 --vllm_enforce_eager true --vllm_gpu_memory_utilization 0.1"
+
+
+def make_smaller(command: str) -> list[str]:
+    smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
+    # The small model has 512 positions.
+    smaller = smaller.replace("--max_length 2048", "--max_length 256").replace("_model_len 2049", "_model_len 257")
+    fewer = "off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
+    smaller = smaller.replace("strong_to_weak/run.yaml", f"strong_to_weak/run.yaml {fewer}")
+    for flag in ("model", "teacher_model"):
+        tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
+        smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)
+    models = "student=output/pairs/checkpoint-80 teacher=Qwen/Qwen3-8B"
+    tiny = "student=./examples/base_model teacher=./examples/base_model --model_type qwen3"
+    smaller = smaller.replace(models, tiny)
+    return ["bash", "-euc", smaller]

@@ -1,0 +1,41 @@
+"""Every command of the README runs as it stands there, on tiny models and few processes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launching.commands import environment, free_port, run_command
+from tests.machine import needs_cpu_backend
+from tests.paths import ROOT
+from tests.readme_commands import ON_CPU, README, RUNNABLE, TOGETHER, make_smaller
+from tests.servers import run_server, wait_for
+
+
+def test_there_are_commands():
+    assert len(RUNNABLE) >= 3
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
+def test_command(command, folder):
+    code, log, _ = run_command(make_smaller(command), folder, environment(2))
+    assert code == 0, log[-4000:]
+
+
+@needs_cpu_backend
+def test_a_teacher_server_and_its_user(folder):
+    port = str(free_port())
+    server, user = (command.strip().replace("8000", port) for command in TOGETHER)
+    with run_server(make_smaller(server + ON_CPU), folder, literal=True):
+        wait_for(f"http://127.0.0.1:{port}")
+        code, log, _ = run_command(make_smaller(user), folder, environment(2))
+    assert code == 0, log[-4000:]
