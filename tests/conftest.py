@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.durations = config.option.durations or 25
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each test gets its tier and its group; those that launch come first, so that small ones fill both workers' ends."""
     for item in items:

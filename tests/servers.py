@@ -16,7 +16,13 @@ from tests.launching.commands import HAS_GPU, environment, flags_to_argv, free_p
 from tests.launching.warm_client import WarmCommand
 
 # What a CPU needs, as the README says.
-CPU = {"VLLM_PLUGINS": "none", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
+CPU = {
+    "VLLM_PLUGINS": "none",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 KILLS: dict[str, Callable[[], None]] = {}  # of the servers that were started, by their URL
 
 

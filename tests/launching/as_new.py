@@ -13,6 +13,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
+    """The kernel kills this process as soon as the one that forked it has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

@@ -85,15 +85,24 @@ def test_a_port_that_is_taken_is_named(flags, tmp_path):
     assert f"port {port} cannot be used (address already in use)" in run.log
 
 
+HANG = """
+import os, subprocess, time
+sleeper = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+print("process", os.getpid(), flush=True)
+print("process", sleeper.pid, flush=True)
+time.sleep(3600)
+"""
+
+
 def hanging(flags, folder: Path) -> dict:
-    """A plugin that stops rank 1 before the first step."""
-    code = "import os, time\nprint('rank', os.environ['RANK'], os.getpid(), flush=True)\n"
-    (folder / "hang.py").write_text(code + "time.sleep(3600 * int(os.environ['RANK']))\n")
+    """A plugin that starts a process of its own session in each rank and stops there."""
+    (folder / "hang.py").write_text(HANG)
     return {**flags, "external_plugins": ["swift_kd_plugin", folder / "hang.py"]}
 
 
-def ranks_in(log: str) -> list[int]:
-    return [int(line.split()[2]) for line in log.splitlines() if line.startswith("rank ")]
+def processes_in(log: str) -> list[int]:
+    """Each rank and what it has started, one after the other."""
+    return [int(line.split()[1]) for line in log.splitlines() if line.startswith("process ")]
 
 
 def wait_until_gone(processes: list[int], seconds: float = 15) -> None:
@@ -106,42 +115,42 @@ def wait_until_gone(processes: list[int], seconds: float = 15) -> None:
 def test_a_run_that_hangs_is_ended_and_shown(flags, tmp_path):
     run = megatron_rlhf(tmp_path, hanging(flags, tmp_path), 2, timeout=15)
     assert run.code == -9
-    ranks = ranks_in(run.log)
-    assert len(ranks) == 2
-    wait_until_gone(ranks)
-    with pytest.raises(AssertionError, match=f"exit code -9:\n(.*\n)*rank 1 {ranks[1]}|rank 1"):
+    processes = processes_in(run.log)
+    assert len(processes) == 4
+    wait_until_gone(processes)
+    with pytest.raises(AssertionError, match=f"exit code -9:\n(.*\n)*process {processes[0]}"):
         run.expect_success()
 
 
 def start_hanging(flags, folder: Path) -> tuple[WarmCommand, list[int]]:
-    """A started run and its ranks, when both are there."""
+    """A started run, its ranks and what they have started."""
     argv = ["megatron", "rlhf", *flags_to_argv({**hanging(flags, folder), "output_dir": folder / "output"})]
     log = folder / "log.txt"
     with log.open("wb") as output:
         command = WarmCommand(argv, folder, environment(2), output.fileno())
     end = time.monotonic() + 60
-    while len(ranks_in(log.read_text())) < 2:
+    while len(processes_in(log.read_text())) < 4:
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.1)
-    return command, ranks_in(log.read_text())
+    return command, processes_in(log.read_text())
 
 
 def test_a_dead_rank_ends_the_others(flags, tmp_path):
-    command, ranks = start_hanging(flags, tmp_path)
-    os.kill(max(ranks), signal.SIGKILL)
+    command, processes = start_hanging(flags, tmp_path)
+    os.kill(processes[0], signal.SIGKILL)
     assert command.wait(40) == 1
-    wait_until_gone(ranks)
+    wait_until_gone(processes)
     assert "ended first, with exit code -9" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_warm_process_that_dies_fails_its_run_alone(flags, tmp_path):
-    command, ranks = start_hanging(flags, tmp_path)
-    server = psutil.Process(min(ranks)).parent().parent()
+    command, processes = start_hanging(flags, tmp_path)
+    server = psutil.Process(processes[0]).parent().parent()
     assert "import serve" in " ".join(server.cmdline())
     server.kill()
     with pytest.raises(RuntimeError, match="the warm process died"):
         command.wait(20)
-    wait_until_gone(ranks)
+    wait_until_gone(processes)
     megatron_rlhf(tmp_path / "next", flags).expect_success()
 
 
@@ -160,8 +169,8 @@ WORKER = """
 import sys
 from pathlib import Path
 from tests.launching.test_warm_launch import start_hanging
-command, ranks = start_hanging(eval(sys.argv[1]), Path(sys.argv[2]))
-print(ranks, flush=True)
+command, processes = start_hanging(eval(sys.argv[1]), Path(sys.argv[2]))
+print(processes, flush=True)
 command.wait()
 """
 
@@ -170,11 +179,11 @@ def test_a_worker_that_is_killed_leaves_nothing_behind(flags, tmp_path):
     words = {name: str(value) for name, value in flags.items()}
     argv = [sys.executable, "-c", WORKER, repr(words), str(tmp_path)]
     with subprocess.Popen(argv, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, text=True) as worker:
-        ranks = eval(worker.stdout.readline())
+        processes = eval(worker.stdout.readline())
         family = psutil.Process(worker.pid).children(recursive=True)
-        assert len(family) >= 5  # root, server, launcher and two ranks
+        assert len(family) >= 7  # root, server, launcher, two ranks and what they have started
         worker.kill()
-    wait_until_gone([*ranks, *(one.pid for one in family)])
+    wait_until_gone([*processes, *(one.pid for one in family)])
 
 
 def test_tools_are_warm_and_what_they_start_is(flags, tmp_path):

@@ -17,6 +17,7 @@ A copy comes back from `serve` and runs its command in CODE, as an interpreter r
 handlers and the interpreter's end are those of a process that was started for the command.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -26,13 +27,17 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.launching.as_new import end_with_parent, renew_tool
 from tests.launching.torchrun import fork_ranks
 
+PR_SET_CHILD_SUBREAPER = 36
 CODE = """
 from tests.launching.warm_process import serve
 run, code = serve()
@@ -46,7 +51,14 @@ FREE = {
 }
 OF_TESTS = "KD_TEST_"
 # What a kind sets for itself, as the plugin does in a process that is started for a command.
-OF_KINDS = {"SWIFT_KD_DEVICE", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE", "TORCHDYNAMO_DISABLE"}
+OF_KINDS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "SWIFT_KD_DEVICE",
+    "VLLM_PLUGINS",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "TORCHDYNAMO_DISABLE",
+}
 RANKS = (
     *("swift.megatron", "swift.megatron.trainers", "swift.megatron.pipelines.train.rlhf", "mcore_bridge", "peft"),
     *("swift_kd_plugin.host.trainer", "megatron.core.dist_checkpointing", "torch.utils.tensorboard"),
@@ -91,6 +103,8 @@ class Waiting:
     """Reacts to what is readable and to the end of child processes, until a reaction returns something."""
 
     def __init__(self):
+        # What a command leaves behind becomes a child of this process.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.selector = selectors.DefaultSelector()
         self.awakened, self.wake = socket.socketpair()
         for end in (self.awakened, self.wake):
@@ -117,6 +131,12 @@ class Waiting:
 
     def ended(self, process: int, code: int) -> None:
         raise NotImplementedError
+
+    def end_others(self, mine: Iterable[int]) -> None:
+        """Kills all children but `mine`, and what descends from them."""
+        for child in psutil.Process().children():
+            if child.pid not in mine:
+                end_family(child.pid)
 
     def let_go(self) -> None:
         """In a forked copy: nothing of the waiting process is left."""
@@ -161,11 +181,14 @@ class Root(Waiting):
         return kind
 
     def ended(self, process: int, code: int) -> None:
-        """A server that has died is replaced at the next request."""
-        self.await_request(self.servers.pop(process))
+        """A server that has died is replaced at the next request; what its commands left behind has become a child."""
+        if process in self.servers:
+            self.await_request(self.servers.pop(process))
+            self.end_others(self.servers)
 
     def leave(self) -> None:
-        os._exit(0)  # every server, and what it runs, ends with its parent
+        self.end_others(())
+        os._exit(0)
 
 
 class Server(Waiting):
@@ -222,11 +245,13 @@ class Server(Waiting):
     def ended(self, process: int, code: int) -> None:
         connection = self.running.pop(process, None)
         if connection is not None:
+            self.end_others(self.running)
             self.selector.unregister(connection)
             answer(connection, code=code)
 
     def become(self, request: Request, files: list[int]) -> None:
         """The forked copy stands where the command is to run."""
+        gc.unfreeze()  # what the interpreter collects at its end
         end_with_parent()
         os.setsid()
         self.let_go()
@@ -264,8 +289,6 @@ def answer(connection: socket.socket, **page) -> None:
 
 def end_family(process: int) -> None:
     """Kills a process and all that descends from it."""
-    import psutil
-
     with suppress(psutil.NoSuchProcess):
         leader = psutil.Process(process)
         for member in [*leader.children(recursive=True), leader]:

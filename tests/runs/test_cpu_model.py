@@ -73,7 +73,7 @@ def watched(flags, tmp_path_factory) -> tuple[Recorded, Peak]:
     folder = tmp_path_factory.mktemp("model") / "run"
     changes = {"megatron_extra_kwargs": json.dumps({"normalization": "LayerNorm"}), "train_iters": 3, "lr": 1e-3}
     with watch_memory() as peak:
-        return train_and_record(folder, flags, no_save_optim=True, **changes), peak
+        return train_and_record(folder, flags, literal=True, no_save_optim=True, **changes), peak
 
 
 def test_layer_norm_computes_and_learns(material, watched):
