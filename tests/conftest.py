@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test gets its tier and its group; those that launch come first, so that small ones fill both workers' ends."""
+    """Each test gets its tier and its group; those that launch come first, so that both workers are busy to the end."""
     for item in items:
         item.add_marker(tier_of(item))
         item.add_marker(pytest.mark.xdist_group(group_of(item)))

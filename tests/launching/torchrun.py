@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -31,6 +32,8 @@ def fork_ranks(argv: list[str]) -> str:
     flags = argv[2:]
     parse_yaml_args(flags)
     count = os.environ.get("NPROC_PER_NODE")
+    if count:
+        choose_port()
     ranks = {}
     for rank in range(int(count or 1)):
         process = os.fork()
@@ -49,8 +52,15 @@ def fork_ranks(argv: list[str]) -> str:
 
 def variables_of(rank: int, count: int) -> dict[str, str]:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT", "29500")}
-    return place | {name: str(value) for name, value in numbers.items()}
+    return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in numbers.items()}
+
+
+def choose_port() -> None:
+    """As torchrun does on a single node that was not told one."""
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
 
 
 def watch(ranks: dict[int, int]) -> int:

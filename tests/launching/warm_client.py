@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.launching import warm_command
-from tests.launching.warm_process import CODE
+from tests.launching.warm_process import CODE, MODULES
 from tests.paths import ROOT
 
 NAMES = ("megatron", "swift-kd", "swift", "python")
@@ -32,6 +32,7 @@ class WarmProcess:
                 argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         atexit.register(self.end)
+        self._wait_for_sockets()
 
     def _fill_bin(self) -> None:
         self.bin.mkdir()
@@ -41,17 +42,17 @@ class WarmProcess:
             (self.bin / name).write_text(f"#!{sys.executable} -IS\n{code}", encoding="utf-8")
             (self.bin / name).chmod(0o755)
 
+    def _wait_for_sockets(self) -> None:
+        """Raises RuntimeError with the end of the log if the process does not start."""
+        while not all((self.folder / kind).exists() for kind in MODULES):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the warm process does not start:\n{self.said('root')}")
+            time.sleep(0.02)
+
     def connect(self, kind: str) -> socket.socket:
-        """Raises RuntimeError with the end of the log if there is no such process."""
         connection = socket.socket(socket.AF_UNIX)
-        while True:
-            try:
-                connection.connect(str(self.folder / kind))
-                return connection
-            except (FileNotFoundError, ConnectionRefusedError):
-                if self.process.poll() is not None:
-                    raise RuntimeError(f"the warm process does not start:\n{self.said('root')}") from None
-                time.sleep(0.02)
+        connection.connect(str(self.folder / kind))
+        return connection
 
     def said(self, kind: str) -> str:
         file = self.folder / f"{kind}.log"

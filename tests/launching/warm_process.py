@@ -30,6 +30,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -48,6 +49,8 @@ run(code, run_name="__main__")
 FREE = {
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "MASTER_PORT", "MASTER_ADDR"),
     *("OMP_NUM_THREADS", "PATH", "PYTHONPATH", "PYTEST_CURRENT_TEST", "SWIFT_CONFIG_FILE", "TEACHER", "TINY", "TMPDIR"),
+    *("PWD", "OLDPWD", "SHLVL", "_"),  # a shell's own
+    "IMAGE_MAX_TOKEN_NUM",  # read with each picture
 }
 OF_TESTS = "KD_TEST_"
 # What a kind sets for itself, as the plugin does in a process that is started for a command.
@@ -156,8 +159,9 @@ class Root(Waiting):
         self.listeners = {kind: socket.socket(socket.AF_UNIX) for kind in MODULES}
         self.servers: dict[int, str] = {}
         for kind, listener in self.listeners.items():
-            listener.bind(str(folder / kind))
+            listener.bind(str(folder / f"{kind}.new"))
             listener.listen(64)
+            (folder / f"{kind}.new").rename(folder / kind)
             self.await_request(kind)
         self.selector.register(0, selectors.EVENT_READ, self.leave)
 
@@ -202,12 +206,13 @@ class Server(Waiting):
 
     def accept(self) -> Request | None:
         connection, _ = self.listener.accept()
-        try:
-            line, files = receive(connection)
-            request = Request(**json.loads(line))
-            self.refuse_another_environment(request)
-        except (ValueError, OSError) as error:
-            answer(connection, error=str(error))
+        line, files = receive(connection)
+        request = Request(**json.loads(line)) if line else None
+        refusal = self.refusal_of(request) if request else "the request was not whole"
+        if refusal:
+            for file in files:
+                os.close(file)
+            answer(connection, error=refusal)
             return None
         sys.stdout.flush()
         sys.stderr.flush()
@@ -222,14 +227,13 @@ class Server(Waiting):
         self.selector.register(connection, selectors.EVENT_READ, lambda: self.hear(process, connection))
         return None
 
-    def refuse_another_environment(self, request: Request) -> None:
+    def refusal_of(self, request: Request) -> str | None:
         names = request.env.keys() | self.environment.keys()
         changed = {name for name in names if request.env.get(name) != self.environment.get(name)} - FREE - OF_KINDS
         changed = sorted(name for name in changed if not name.startswith(OF_TESTS))
-        if changed:
-            raise ValueError(
-                f"{', '.join(changed)} had other values when the stack was imported; start the command itself"
-            )
+        if not changed:
+            return None
+        return f"{', '.join(changed)} had other values when the stack was imported; start the command itself"
 
     def hear(self, process: int, connection: socket.socket) -> None:
         """Passes a signal on. The end of the connection is the end of the command."""
@@ -271,12 +275,12 @@ def put_in_place(file: int, number: int) -> None:
 
 
 def receive(connection: socket.socket) -> tuple[str, list[int]]:
-    """A line, and the file descriptors that came with its first bytes."""
+    """A line, empty if it was not whole, and the file descriptors that came with its first bytes."""
     data, files, _, _ = socket.recv_fds(connection, 1 << 16, 2)
     while not data.endswith(b"\n"):
         more = connection.recv(1 << 16)
         if not more:
-            raise ValueError("the connection ended within a request")
+            return "", files
         data += more
     return data.decode(), files
 
@@ -309,7 +313,7 @@ def find_code(request: Request, folder: Path) -> tuple:
     code = words[1] if by_name else words[0]
     sys.argv = [importlib.util.find_spec(code).origin if by_name else code, *words[1 + by_name :]]
     renew_tool(folder)
-    return runpy.run_module if by_name else runpy.run_path, code
+    return partial(runpy.run_module, alter_sys=True) if by_name else runpy.run_path, code
 
 
 def serve() -> tuple:

@@ -29,12 +29,15 @@ class Recorded:
         return {step["iteration"]: (step["loss"], step["grad_norm"], step["learning_rate"]) for step in self.run.steps}
 
 
-def train_and_record(folder: Path, flags: dict[str, object], processes: int = 1, **changes) -> Recorded:
+def train_and_record(
+    folder: Path, flags: dict[str, object], processes: int = 1, literal: bool = False, **changes
+) -> Recorded:
     """Trains with `flags`, `changes` and `record_model.py`; the run must succeed."""
     folder.mkdir(parents=True)
     flags = {**flags, "external_plugins": ["swift_kd_plugin", MODEL_RECORDER], **changes}
     torch.save(probe_tokens(), folder / "probe.pt")
-    run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}).expect_success()
+    run = megatron_rlhf(folder, flags, processes, {"KD_TEST_RECORD": str(folder)}, literal=literal)
+    run.expect_success()
     return Recorded(run, [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)])
 
 
