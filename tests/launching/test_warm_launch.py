@@ -155,8 +155,15 @@ def test_a_warm_process_that_dies_fails_its_run_alone(flags, tmp_path):
 
 
 def test_what_an_import_may_have_read_is_refused(flags, tmp_path):
-    with pytest.raises(RuntimeError, match="HF_HOME had other values when the stack was imported"):
-        megatron_rlhf(tmp_path, flags, env={"HF_HOME": str(tmp_path)})
+    other = {"HF_HOME": str(tmp_path)}
+    said = "HF_HOME had other values when the stack was imported"
+    with pytest.raises(RuntimeError, match=said):
+        megatron_rlhf(tmp_path, flags, env=other)
+    # The pipe is closed: this would wait for ever if the refused request's files stayed open.
+    argv = [str(warm_process({}).bin / "megatron"), "rlhf", *flags_to_argv(flags)]
+    done = subprocess.run(argv, env=environment(1, **other), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 def test_a_command_without_the_plugin_is_refused(flags, tmp_path):
