@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.dev.bench_tools import describe_machine, run_anew, table, write_json
+from scripts.dev.bench_tools import describe_machine, in_fresh_processes, table, write_json
 
 # What ours takes at most, from files to stored rows, of what ms-swift takes from the same files to a dataset.
 # It has no join to be compared with.
@@ -78,8 +78,8 @@ def ours(folder: Path, name: str) -> dict[str, float]:
 ROADS: dict[str, Callable[[Path, str], dict[str, float]]] = {"stock": stock, "ours": ours}
 
 
-def measure_here(road: str, folder: Path, name: str) -> None:
-    """Runs one road on one core and prints what it took, with the peak of memory that no file can give back."""
+def measure_here(road: str, folder: Path, name: str) -> dict[str, float]:
+    """Runs one road on one core: what it took, with the peak of memory that no file can give back."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     peak, done = [anonymous_memory()], threading.Event()
     before = peak[0]
@@ -93,7 +93,7 @@ def measure_here(road: str, folder: Path, name: str) -> None:
     found = ROADS[road](folder, name)
     done.set()
     watcher.join()
-    print(json.dumps({**found, "peak_mib": peak[0], "extra_mib": peak[0] - before}))
+    return {**found, "peak_mib": peak[0], "extra_mib": peak[0] - before}
 
 
 def anonymous_memory() -> float:
@@ -103,7 +103,7 @@ def anonymous_memory() -> float:
 
 
 def measure(road: str, folder: Path, name: str) -> dict[str, float]:
-    return run_anew("scripts.dev.bench_data", measure=f"{road}:{name}", folder=folder)
+    return in_fresh_processes(measure_here, [(road, folder, name)])[0]
 
 
 def compare(folder: Path, rows: int) -> list[dict]:
@@ -137,14 +137,8 @@ def main(
     join: Annotated[int, typer.Option(help="Rows of 2 KB of each file to join.")] = 50_000,
     check: Annotated[bool, typer.Option("--check", help="End with exit code 1 if a target is missed.")] = False,
     output: Annotated[Path, typer.Option(help="The figures as JSON.")] = Path("output/bench_data.json"),
-    folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    measure: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Time and memory of datasets, on one core."""
-    if measure:
-        road, _, name = measure.partition(":")
-        measure_here(road, folder, name)
-        return
     result = {"machine": describe_machine()}
     if rows:
         with tempfile.TemporaryDirectory() as work:

@@ -3,7 +3,6 @@
 python -m scripts.dev.bench_fused [--tokens N] [--vocab N] [--hidden N] [--device cpu|cuda] [--check]
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -15,14 +14,14 @@ import torch
 import typer
 from torch import Tensor
 
-from scripts.dev.bench_losses import BETAS, Device, has_liger, stock
+from scripts.dev.bench_losses import BETAS, MODULES, Device, has_liger, stock
 from scripts.dev.bench_tools import (
     MIB,
     PAGE,
     describe_machine,
+    in_fresh_processes,
     process_memory,
     relative_difference,
-    run_anew,
     table,
     write_json,
 )
@@ -94,11 +93,12 @@ def liger(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight
 ROADS: dict[str, Road] = {"ours": ours, "stock": stock_road, "liger": liger}
 
 
-def measure_here(name: str, divergence: str, shape: Shape) -> dict[str, float]:
+def measure_here(name: str, divergence: str, shape: Shape, threads: int) -> dict[str, float]:
     """Seconds and extra MiB of one forward and backward, in this process, which must be fresh.
 
     The gradients of hidden states and weight are what either road is for: their memory is left out of both.
     """
+    torch.set_num_threads(threads)
     small = make_inputs(replace(shape, tokens=2, vocab=64))
     ROADS[name](*small, divergence).backward()
     inputs = make_inputs(shape)
@@ -112,10 +112,9 @@ def measure_here(name: str, divergence: str, shape: Shape) -> dict[str, float]:
 
 
 def measure(name: str, divergence: str, shape: Shape, repeats: int) -> dict[str, float]:
-    """Medians over processes of their own, this module with --measure."""
-    options = {"tokens": shape.tokens, "vocab": shape.vocab, "hidden": shape.hidden}
-    options |= {"measure": f"{name}/{divergence}", "threads": torch.get_num_threads()}
-    runs = [run_anew("scripts.dev.bench_fused", **options) for _ in range(repeats)]
+    """Medians over processes of their own."""
+    call = (name, divergence, shape, torch.get_num_threads())
+    runs = in_fresh_processes(measure_here, [call] * repeats, imported=MODULES)
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
@@ -275,15 +274,11 @@ def main(
     device: Annotated[Device, typer.Option(help="auto: the CPU, and the GPU where there is one.")] = Device.auto,
     output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("output/bench_fused.json"),
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when a target does not hold.")] = False,
-    measure: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Compare the fused losses with ms-swift's road over whole logits."""
     if threads:
         torch.set_num_threads(threads)
     shape = Shape(tokens, vocab, hidden)
-    if measure:
-        print(json.dumps(measure_here(*measure.split("/"), shape)))
-        return
     result = {"machine": describe_machine(), "repeats": repeats, "payload": payload()}
     print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
     given = result["payload"]

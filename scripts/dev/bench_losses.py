@@ -4,7 +4,6 @@ python -m scripts.dev.bench_losses [--tokens N] [--vocab N] [--device cpu|cuda] 
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,9 @@ from scripts.dev.bench_tools import (
     copy_bandwidth,
     describe_machine,
     extra_memory_here,
+    in_fresh_processes,
     make_logits,
     relative_difference,
-    run_anew,
     run_interleaved,
     table,
     write_json,
@@ -36,6 +35,8 @@ RIVALS = ("stock", "trl")
 MOST_TIME = {"jsd": 0.2, "forward_kl": 0.5, "reverse_kl": 0.6}
 MOST_MEMORY = {"ours": 0.3, "ours in place": 0.1}
 LABELS = {"seconds": "time", "extra_mib": "memory"}
+# Where the rivals' losses are.
+MODULES = ("swift.rlhf_trainers.gkd_loss", "trl.experimental.gkd")
 
 
 class Device(StrEnum):
@@ -86,15 +87,15 @@ def find_loss(name: str, divergence: str) -> Loss:
 
 
 def extra_memory(cases: list[tuple[str, str]], shape: Shape) -> dict[tuple[str, str], float]:
-    """MiB of each (loss, divergence) in a process of its own, this module with --memory-of; two at a time, which share
-    the threads."""
+    """MiB of each (loss, divergence) in a process of its own; two at a time, which share the threads."""
+    threads = max(1, torch.get_num_threads() // 2)
+    found = in_fresh_processes(memory_of, [(*case, shape, threads) for case in cases], at_once=2, imported=MODULES)
+    return dict(zip(cases, found, strict=True))
 
-    def measure(case: tuple[str, str]) -> float:
-        options = {"tokens": shape.tokens, "vocab": shape.vocab, "threads": max(1, torch.get_num_threads() // 2)}
-        return run_anew("scripts.dev.bench_losses", memory_of="/".join(case), **options)
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(cases, pool.map(measure, cases), strict=True))
+def memory_of(name: str, divergence: str, shape: Shape, threads: int) -> float:
+    torch.set_num_threads(threads)
+    return extra_memory_here(find_loss(name, divergence), shape)
 
 
 def compare(names: list[str], shape: Shape, repeats: int) -> list[dict]:
@@ -262,15 +263,11 @@ def main(
     device: Annotated[Device, typer.Option(help="auto: the CPU, and the GPU where there is one.")] = Device.auto,
     output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("output/bench_losses.json"),
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when a target does not hold.")] = False,
-    memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Compare the losses with those of ms-swift, TRL and Liger."""
     if threads:
         torch.set_num_threads(threads)
     shape = Shape(tokens or 512, vocab)
-    if memory_of:
-        print(extra_memory_here(find_loss(*memory_of.split("/")), shape))
-        return
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("There is no CUDA device here.", param_hint="--device")
     result = {"machine": describe_machine(), "repeats": repeats}

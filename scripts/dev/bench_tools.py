@@ -1,13 +1,13 @@
 """What a benchmark of losses needs besides the losses: inputs, time, extra memory, the machine, tables, files."""
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,14 +34,14 @@ class Shape:
     device: str = "cpu"
 
 
-def run_anew(module: str, **options: object) -> Any:
-    """What a module prints last, as JSON, when it is started with these options in a process of its own."""
-    words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    argv = [sys.executable, "-m", module, *words]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+def in_fresh_processes(
+    function: Callable[..., Any], calls: Iterable[tuple], at_once: int = 1, imported: Iterable[str] = ()
+) -> list[Any]:
+    """What `function` returns for each call's arguments, each in a process that has done nothing but `imported`."""
+    multiprocessing.set_forkserver_preload([__name__, *imported])
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
+        return [future.result() for future in [pool.submit(function, *call) for call in calls]]
 
 
 def make_logits(shape: Shape, kind: str = "peaked") -> tuple[Tensor, Tensor]:

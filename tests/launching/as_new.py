@@ -1,5 +1,6 @@
 """What a process that was started for its command has of its own, given to a forked copy of one that was not."""
 
+import atexit
 import ctypes
 import logging
 import os
@@ -7,7 +8,9 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 
@@ -15,6 +18,31 @@ PR_SET_PDEATHSIG = 1
 def end_with_parent() -> None:
     """The kernel kills this process as soon as the one that forked it has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def end_process() -> NoReturn:
+    """Ends as an interpreter ends its script, for the exception in flight if there is one, without clearing modules."""
+    error = sys.exc_info()[1]
+    code = code_of(error)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code)
+
+
+def code_of(error: BaseException | None) -> int:
+    """The exit code; what the exception has to say is printed."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+    return int(error is not None)
 
 
 def renew_tool(folder: Path) -> None:

@@ -13,8 +13,9 @@ A request is a line of JSON ({"argv", "cwd", "env"}) with two file descriptors, 
 line with the exit code. A number in between is a signal for the command. A command whose connection is closed is killed
 with all of its processes, and everything ends when stdin does.
 
-A copy comes back from `serve` and runs its command in CODE, as an interpreter runs a script: uncaught exceptions, exit
-handlers and the interpreter's end are those of a process that was started for the command.
+A copy comes back from `serve` and runs its command in CODE, as an interpreter runs a script: exit codes, uncaught
+exceptions and exit handlers are those of a process that was started for the command. Then it is gone at once: an
+interpreter that clears its modules, or collects garbage among them, copies all of the memory that it shares.
 """
 
 import ctypes
@@ -40,9 +41,13 @@ from tests.launching.torchrun import fork_ranks
 
 PR_SET_CHILD_SUBREAPER = 36
 CODE = """
+from tests.launching.as_new import end_process
 from tests.launching.warm_process import serve
 run, code = serve()
-run(code, run_name="__main__")
+try:
+    run(code, run_name="__main__")
+finally:
+    end_process()
 """
 # Variables that no import of the stack reads: they may differ from run to run. Of any other variable an import may have
 # seen another value, so the request is refused.
@@ -64,6 +69,7 @@ OF_KINDS = {
 }
 RANKS = (
     *("swift.megatron", "swift.megatron.trainers", "swift.megatron.pipelines.train.rlhf", "mcore_bridge", "peft"),
+    *("swift.loss_scale", "scipy.io", "multiprocess.managers", "multiprocess.popen_fork"),
     *("swift_kd_plugin.host.trainer", "megatron.core.dist_checkpointing", "torch.utils.tensorboard"),
     *("transformers.models.qwen3.modeling_qwen3", "transformers.models.qwen3_moe.modeling_qwen3_moe"),
 )
@@ -255,7 +261,6 @@ class Server(Waiting):
 
     def become(self, request: Request, files: list[int]) -> None:
         """The forked copy stands where the command is to run."""
-        gc.unfreeze()  # what the interpreter collects at its end
         end_with_parent()
         os.setsid()
         self.let_go()
@@ -326,5 +331,5 @@ def serve() -> tuple:
     kind = root.wait()
     import_stack(kind)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # a collection in a copy would touch, and so copy, all of it
     return find_code(Server(root.listeners[kind], before).wait(), folder)

@@ -10,7 +10,7 @@ from scripts.dev import bench_data
 
 
 def run_bench(output: Path, rows: int = 300, **options) -> dict:
-    bench_data.main(rows=rows, join=200, output=output, folder=None, measure="", **{"check": False, **options})
+    bench_data.main(rows=rows, join=200, output=output, **{"check": False, **options})
     return json.loads(output.read_text())
 
 

@@ -19,7 +19,7 @@ SHAPE = Shape(4, 60)
 
 
 def run_bench(output: Path, **options) -> dict:
-    options = {"device": bench_losses.Device.cpu, "threads": 0, "check": False, "memory_of": ""} | options
+    options = {"device": bench_losses.Device.cpu, "threads": 0, "check": False} | options
     bench_losses.main(tokens=SHAPE.tokens, vocab=SHAPE.vocab, repeats=1, output=output, **options)
     return json.loads(output.read_text())
 
