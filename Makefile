@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_autoload_guard.pth
 
-.PHONY: help install lint format test test-quick bench quickstart proof clean
+.PHONY: help install lint format test test-quick bench bench-quick quickstart proof clean
 
 help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test        install and run every test, about 25 minutes"
 	@echo "make test-quick  install and run what starts neither the command nor vLLM, under 5 minutes"
 	@echo "make bench       time and memory of losses, datasets and generation against others, about 12 minutes"
+	@echo "make bench-quick the same at small sizes, about 3 minutes; fails where a ratio is not held"
 	@echo "make lint        check format and style"
 	@echo "make format      mend format and style"
 	@echo "make clean       remove $(VENV) and what the targets wrote"
@@ -55,6 +56,14 @@ bench: install
 	$(BIN)/python -m scripts.dev.bench_data
 	$(BIN)/python -m scripts.dev.bench_rollout --check
 	$(BIN)/python -m scripts.dev.bench_generate
+
+QUICK := --check --output output/bench_quick
+bench-quick: install
+	$(BIN)/python -m scripts.dev.bench_losses --tokens 64 --repeats 5 $(QUICK)/losses.json
+	$(BIN)/python -m scripts.dev.bench_fused --tokens 128 --hidden 64 --repeats 3 --longest 2048 $(QUICK)/fused.json
+	$(BIN)/python -m scripts.dev.bench_data --rows 5000 --join 5000 $(QUICK)/data.json
+	$(BIN)/python -m scripts.dev.bench_rollout --samples 16 --steps 4 --rounds 1 $(QUICK)/rollout.json
+	$(BIN)/python -m scripts.dev.bench_generate --prompts 48 --tokens 64 --repeats 5 $(QUICK)/generate.json
 
 quickstart: install
 	$(BIN)/python -m examples.quickstart.quickstart

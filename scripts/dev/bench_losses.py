@@ -37,6 +37,7 @@ MOST_MEMORY = {"ours": 0.3, "ours in place": 0.1}
 LABELS = {"seconds": "time", "extra_mib": "memory"}
 # Where the rivals' losses are.
 MODULES = ("swift.rlhf_trainers.gkd_loss", "trl.experimental.gkd")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 class Device(StrEnum):
@@ -57,7 +58,6 @@ def stock(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
 
 
 def trl(student: Tensor, teacher: Tensor, divergence: str, reduction: str = "sum") -> Tensor:
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.gkd import GKDTrainer
 
     return GKDTrainer.generalized_jsd_loss(

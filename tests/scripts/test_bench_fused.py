@@ -26,7 +26,7 @@ def given_roads(monkeypatch):
 
 
 def run_bench(output: Path, **options) -> dict:
-    options = {"device": bench_fused.Device.cpu, "threads": 0, "check": False} | options
+    options = {"device": bench_fused.Device.cpu, "threads": 0, "check": False, "longest": 8} | options
     bench_fused.main(tokens=SHAPE.tokens, vocab=SHAPE.vocab, hidden=SHAPE.hidden, repeats=1, output=output, **options)
     return json.loads(output.read_text())
 
