@@ -15,12 +15,13 @@ def check_launch(argv: list[str], config: dict) -> None:
 
     Args:
         argv: the command line.
-        config: what the YAML or JSON file named on it says; empty without one.
+        config: what the YAML or JSON file on it says, whose ENV ms-swift adds to the environment; empty without one.
     """
     if _wants_ray(argv) or config.get("use_ray"):
         refuse_ray()
-    if "NPROC_PER_NODE" in os.environ and int(os.environ.get("NODE_RANK", "0")) == 0:
-        _check_port()
+    env = {**{name: str(value) for name, value in (config.get("ENV") or {}).items()}, **os.environ}
+    if env.keys() & {"NPROC_PER_NODE", "NNODES"} and _number(env, "NODE_RANK", 0) == 0:
+        _check_port(env)
 
 
 RAY_IS_NOT_SUPPORTED = (
@@ -49,8 +50,19 @@ def _wants_ray(argv: list[str]) -> bool:
     return False
 
 
-def _check_port() -> None:
-    port = int(os.environ.get("MASTER_PORT", DEFAULT_PORT))
+def _number(env: dict[str, str], name: str, default: int, most: int | None = None) -> int:
+    """The value of a variable that torchrun takes as a number."""
+    value = env.get(name, str(default))
+    if not value.isdecimal() or (most is not None and int(value) > most):
+        stop(f"{name}={value} is not a number{f' up to {most}' if most else ''}.")
+    return int(value)
+
+
+def _check_port(env: dict[str, str]) -> None:
+    """Of the port that torchrun is told, or takes on several nodes; on one node it takes a free one (torch 2.13)."""
+    if "MASTER_PORT" not in env and env.get("NNODES", "1").rpartition(":")[2] == "1":
+        return
+    port = _number(env, "MASTER_PORT", DEFAULT_PORT, most=65_535)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -7,7 +7,7 @@ from types import FunctionType, ModuleType
 
 import torch
 
-from swift_kd_plugin.cpu import collectives, cuda, random_state, vllm
+from swift_kd_plugin.cpu import collectives, cuda, half_matmul, random_state, vllm
 from swift_kd_plugin.cpu.device_mode import CudaMeansCpu
 from swift_kd_plugin.cpu.flags import adapt_command_line
 from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute, undo_all
@@ -67,6 +67,13 @@ LEDGER = Ledger(
             why="device arguments that say cuda mean the CPU",
             remove_when=GPU,
             apply=rewrite_devices,
+        ),
+        Patch(
+            symbol="torch.ops.aten.mm",
+            module="torch",
+            why="mm, addmm and bmm of half precision, which torch multiplies up to 38 times slower than fp32 (AVX2)",
+            remove_when="torch multiplies bf16 on a CPU without AVX-512 as fast as fp32",
+            apply=half_matmul.replace_products,
         ),
         Patch(
             symbol="torch.distributed",

@@ -11,7 +11,7 @@ from swift_kd_plugin.recipes.command import Command, megatron_command
 from swift_kd_plugin.recipes.plan import GENERATE, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.stages import Runner, complete_keys
-from tests.launching.commands import environment, free_port, run_tool
+from tests.launching.commands import environment, free_port, run_command, run_tool
 from tests.paths import EXAMPLES, ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -75,18 +75,27 @@ class TinyRun:
     steps: dict[str, list[dict]]
 
 
-def run_tiny(folder: Path, models: Path, recipe: str, *overrides: str, **env: str) -> TinyRun:
+def tiny_command(recipe: str, *overrides: str) -> list[str]:
+    return ["swift-kd", "train", "--tiny", f"examples/{recipe}", *overrides]
+
+
+def run_tiny(folder: Path, models: Path, recipe: str, *overrides: str, script: str = "", **env: str) -> TinyRun:
     """Runs a recipe in `folder` as a user does in the checkout. It must succeed, learn from finite losses and save.
 
     Args:
         models: what examples/tiny_models.py made.
+        script: of scripts/, to be started, literally, in place of `swift-kd train`.
     """
     (folder / "examples").symlink_to(EXAMPLES)
     (folder / "output").mkdir()
     (folder / "output" / "tiny_models").symlink_to(models)
-    argv = ["swift-kd", "train", "--tiny", f"examples/{recipe}", *overrides]
     variables = {name: value for name, value in environment(None).items() if name != "TINY"}
-    code, log, seconds = run_tool(argv, folder, variables | {"MASTER_PORT": str(free_port()), **env}, timeout=400)
+    variables |= {"MASTER_PORT": str(free_port()), **env}
+    if script:
+        argv = ["bash", str(SCRIPTS / script), *overrides]
+        code, log, seconds = run_command(argv, folder, variables | {"TINY": "1"}, timeout=400)
+    else:
+        code, log, seconds = run_tool(tiny_command(recipe, *overrides), folder, variables, timeout=400)
     assert code == 0, f"exit code {code}:\n{log[-6000:]}\n{_end_of_stages(folder)}"
     logs = [file for file in folder.glob("output/**/logging.jsonl") if "tiny_models" not in file.parts]
     steps = {str(file.parent.relative_to(folder / "output")): _steps(file) for file in logs}

@@ -18,7 +18,7 @@ WARM_MODULES = ("tests.", "vllm.", "examples.")
 def kind_of(name: str, words: list[str]) -> str | None:
     """The kind of process that can run this; None if only the real program can."""
     if name == "megatron":
-        return "ranks_vllm" if any("vllm" in word for word in words) else "ranks"
+        return "ranks"
     if name == "python":
         by_name = words[:1] == ["-m"] and words[1].startswith(WARM_MODULES)
         return "tools" if by_name or os.path.basename(words[0]) in WARM_SCRIPTS else None

@@ -5,8 +5,7 @@ python -c CODE FOLDER
 CODE is below. It listens on FOLDER/KIND for each kind, and at the first request imports what the kind needs in a
 process of its own:
 
-- ranks: Megatron-SWIFT with the plugin awake and the CPU backend on, for `megatron`
-- ranks_vllm: the same with vLLM
+- ranks: Megatron-SWIFT and vLLM with the plugin awake and the CPU backend on, for `megatron`
 - tools: the libraries on the machine as it is, for `swift-kd`, servers and scripts
 
 A request is a line of JSON ({"argv", "cwd", "env"}) with two file descriptors, for stdout and stderr; the answer is a
@@ -67,18 +66,23 @@ OF_KINDS = {
     "VLLM_CPU_KVCACHE_SPACE",
     "TORCHDYNAMO_DISABLE",
 }
-RANKS = (
-    *("swift.megatron", "swift.megatron.trainers", "swift.megatron.pipelines.train.rlhf", "mcore_bridge", "peft"),
-    *("swift.loss_scale", "scipy.io", "multiprocess.managers", "multiprocess.popen_fork"),
-    *("swift_kd_plugin.host.trainer", "megatron.core.dist_checkpointing", "torch.utils.tensorboard"),
-    *("transformers.models.qwen3.modeling_qwen3", "transformers.models.qwen3_moe.modeling_qwen3_moe"),
+VLLM = (
+    *("vllm", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker", "vllm.v1.executor.uniproc_executor"),
+    *("vllm.model_executor.models.qwen3", "vllm.model_executor.warmup.kernel_warmup", "swift.infer_engine.vllm_engine"),
+    *("compressed_tensors", "transformers.models.qwen3.modeling_qwen3", "peft"),
 )
-VLLM = ("vllm", "vllm.v1.engine.llm_engine", "vllm.model_executor.models.qwen3", "swift.infer_engine.vllm_engine")
-TOOLS = ("swift_kd_plugin.cli.main", "swift_kd_plugin.generation.vllm_engine", "swift.pipelines", "peft", "uvicorn")
 MODULES = {
-    "ranks": RANKS,
-    "ranks_vllm": (*RANKS, *VLLM),
-    "tools": (*TOOLS, *VLLM, "transformers.models.qwen3.modeling_qwen3"),
+    "ranks": (
+        *("swift.megatron", "swift.megatron.trainers", "swift.megatron.pipelines.train.rlhf", "mcore_bridge"),
+        *("swift_kd_plugin.host.trainer", "megatron.core.dist_checkpointing", "torch.utils.tensorboard"),
+        *("swift.loss_scale", "scipy.io", "multiprocess.managers", "multiprocess.popen_fork"),
+        *("transformers.models.qwen3_moe.modeling_qwen3_moe", "transformers.tokenization_mistral_common"),
+        *VLLM,
+    ),
+    "tools": (
+        *("swift_kd_plugin.cli.main", "swift_kd_plugin.generation.vllm_engine", "swift.pipelines", "uvicorn"),
+        *VLLM,
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """The recipes of examples/internalize_experience on a laptop, through the real command."""
 
-from tests.examples.recipes import run_tiny
+from tests.examples.recipes import run_tiny, tiny_command
 from tests.machine import needs_cpu_backend
+from tests.readme_commands import LEARNS
 
 pytestmark = needs_cpu_backend
 FOLDER = "internalize_experience"
@@ -13,13 +14,14 @@ def only(run) -> list[dict]:
 
 
 def test_skd_learns(tmp_path, tiny_models):
+    assert tiny_command(f"{FOLDER}/skd.yaml") == LEARNS.split()
     losses = [step["loss"] for step in only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/skd.yaml"))]
     assert len(losses) == 36
     assert losses[-1] < 0.2 * losses[0]
 
 
 def test_seqkd_trains_on_what_the_teacher_writes(tmp_path, tiny_models):
-    steps = only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/seqkd.yaml"))
+    steps = only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/seqkd.yaml", script="seqkd.sh"))
     assert len(steps) == 6
     assert all(step["teacher_share"] == 1 and step["loss"] == step["ce"] for step in steps)
 

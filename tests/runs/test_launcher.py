@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from swift_kd_plugin.launcher import check_launch
+from swift_kd_plugin.launcher import DEFAULT_PORT, check_launch
 from tests.launching.commands import BIN, environment, run_command
 
 RAY = "--use_ray takes another trainer of ms-swift that the plugin does not reach"
@@ -46,6 +46,65 @@ def test_a_port_in_use_is_named(tmp_path):
     assert code == 1
     assert f"port {port} cannot be used (address already in use); set MASTER_PORT to a free port." in log
     assert "Traceback" not in log
+
+
+@pytest.fixture
+def default_port_in_use():
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("", DEFAULT_PORT))
+        taken.listen()
+        yield
+
+
+def launch_with(monkeypatch, config: dict | None = None, **variables: str) -> None:
+    for name in ("NPROC_PER_NODE", "MASTER_PORT", "NNODES", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    given = {} if config else {"NPROC_PER_NODE": "2"}
+    for name, value in {**given, **variables}.items():
+        monkeypatch.setenv(name, value)
+    check_launch(command(), config or {})
+
+
+def test_the_default_port_counts_on_several_nodes_alone(default_port_in_use, monkeypatch, capfd):
+    """On one node torchrun takes a port that is free."""
+    launch_with(monkeypatch)
+    launch_with(monkeypatch, NNODES="1:1")
+    launch_with(monkeypatch, NNODES="2", NODE_RANK="1")
+    with pytest.raises(SystemExit):
+        launch_with(monkeypatch, NNODES="1:2")
+    assert f"port {DEFAULT_PORT} cannot be used" in capfd.readouterr().err
+
+
+def test_a_port_that_a_config_file_sets_is_looked_at(default_port_in_use, monkeypatch, capfd):
+    with pytest.raises(SystemExit):
+        launch_with(monkeypatch, {"ENV": {"NPROC_PER_NODE": 2, "MASTER_PORT": DEFAULT_PORT}})
+    assert f"port {DEFAULT_PORT} cannot be used" in capfd.readouterr().err
+    launch_with(monkeypatch, {"ENV": None})
+
+
+def test_torchrun_starts_where_the_default_port_is_in_use(default_port_in_use, tmp_path):
+    env = environment(2)
+    del env["MASTER_PORT"]
+    (tmp_path / "say.py").write_text("import os\nprint('rank', os.environ['RANK'], flush=True)\nraise SystemExit(3)\n")
+    code, log, _ = run_command(command(str(tmp_path / "say.py")), tmp_path, env)
+    assert code == 1
+    assert "rank 0" in log or "rank 1" in log, log
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("MASTER_PORT", "http", "MASTER_PORT=http is not a number up to 65535."),
+        ("MASTER_PORT", "70000", "MASTER_PORT=70000 is not a number up to 65535."),
+        ("MASTER_PORT", "", "MASTER_PORT= is not a number up to 65535."),
+        ("NODE_RANK", "first", "NODE_RANK=first is not a number."),
+    ],
+)
+def test_a_variable_that_is_no_number_is_named(name, value, said, monkeypatch, capfd):
+    with pytest.raises(SystemExit):
+        launch_with(monkeypatch, **{name: value})
+    assert said in capfd.readouterr().err
 
 
 def test_a_broken_config_file_is_named(tmp_path):
