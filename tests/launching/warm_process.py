@@ -66,9 +66,9 @@ OF_KINDS = {
     "VLLM_CPU_KVCACHE_SPACE",
     "TORCHDYNAMO_DISABLE",
 }
+# Without vllm.v1.worker: vLLM's worker for the CPU replaces torch.cuda.Stream when it is imported.
 VLLM = (
-    *("vllm", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker", "vllm.v1.executor.uniproc_executor"),
-    *("vllm.model_executor.models.qwen3", "vllm.model_executor.warmup.kernel_warmup", "swift.infer_engine.vllm_engine"),
+    *("vllm", "vllm.v1.engine.llm_engine", "vllm.model_executor.models.qwen3", "swift.infer_engine.vllm_engine"),
     *("compressed_tensors", "transformers.models.qwen3.modeling_qwen3", "peft"),
 )
 MODULES = {
