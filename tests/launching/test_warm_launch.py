@@ -105,7 +105,7 @@ def processes_in(log: str) -> list[int]:
     return [int(line.split()[1]) for line in log.splitlines() if line.startswith("process ")]
 
 
-def wait_until_gone(processes: list[int], seconds: float = 15) -> None:
+def wait_until_gone(processes: list[int], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while alive := [one for one in processes if psutil.pid_exists(one)]:
         assert time.monotonic() < end, alive
@@ -128,7 +128,7 @@ def start_hanging(flags, folder: Path) -> tuple[WarmCommand, list[int]]:
     log = folder / "log.txt"
     with log.open("wb") as output:
         command = WarmCommand(argv, folder, environment(2), output.fileno())
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while len(processes_in(log.read_text())) < 4:
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.1)
@@ -138,7 +138,7 @@ def start_hanging(flags, folder: Path) -> tuple[WarmCommand, list[int]]:
 def test_a_dead_rank_ends_the_others(flags, tmp_path):
     command, processes = start_hanging(flags, tmp_path)
     os.kill(processes[0], signal.SIGKILL)
-    assert command.wait(40) == 1
+    assert command.wait(60) == 1
     wait_until_gone(processes)
     assert "ended first, with exit code -9" in (tmp_path / "log.txt").read_text()
 
@@ -149,7 +149,7 @@ def test_a_warm_process_that_dies_fails_its_run_alone(flags, tmp_path):
     assert "import serve" in " ".join(server.cmdline())
     server.kill()
     with pytest.raises(RuntimeError, match="the warm process died"):
-        command.wait(20)
+        command.wait(60)
     wait_until_gone(processes)
     megatron_rlhf(tmp_path / "next", flags).expect_success()
 

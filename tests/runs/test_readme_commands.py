@@ -27,11 +27,16 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+def starts_several(command: str) -> bool:
+    """Whether it is several commands, or a recipe whose stages are."""
+    return command.startswith("swift-kd train") or len(re.findall(r"^(?:megatron|swift-kd) ", command, re.M)) > 1
+
+
 @pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
 def test_command(command, folder):
     env = environment(2)
-    if command.startswith("swift-kd train") and not HAS_GPU:
-        # Its stages start `megatron` several times; the other commands are those that start it literally.
+    if starts_several(command) and not HAS_GPU:
+        # In forks of a warm process; the other commands are started literally.
         env["PATH"] = f"{warm_process(env).bin}{os.pathsep}{env['PATH']}"
     code, log, _ = run_command(make_smaller(command), folder, env)
     assert code == 0, log[-4000:]
