@@ -13,6 +13,8 @@ from torch import Tensor
 
 from swift_kd_plugin.ledger import Undo
 
+# Multiplications from which on it pays: those of an output layer. Smaller products keep torch's order of sums.
+LEAST = 2**26
 # Elements of the larger operand that are in fp32 at a time.
 SLAB = 2**22
 
@@ -107,13 +109,14 @@ def replace_products(module: ModuleType) -> Undo:
 
 
 def choose_kernel(name: str, kernel: Callable[..., Tensor], slow: set[torch.dtype]) -> Callable[..., Tensor]:
-    """Takes `kernel` for matrices of a slow type, and torch's own for all others and for those that it would refuse."""
+    """Takes `kernel` for large matrices of a slow type, and torch's own for others and for what it would refuse."""
     before = torch.library.get_kernel(f"aten::{name}", "CPU")
 
     def multiply_matrices(keys, *args, **kwargs):
         a, b = args[-2:]
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if a.dtype in slow and can_be_multiplied(a, b) and all(tensor.dtype is a.dtype for tensor in tensors):
+        worth_it = a.dtype in slow and a.numel() * b.shape[-1] >= LEAST
+        if worth_it and can_be_multiplied(a, b) and all(tensor.dtype is a.dtype for tensor in tensors):
             return kernel(*args, **kwargs)
         return before.call_boxed(keys, *args, **kwargs)
 

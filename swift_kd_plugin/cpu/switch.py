@@ -71,7 +71,7 @@ LEDGER = Ledger(
         Patch(
             symbol="torch.ops.aten.mm",
             module="torch",
-            why="mm, addmm and bmm of half precision, which torch multiplies up to 38 times slower than fp32 (AVX2)",
+            why="large mm, addmm and bmm of half precision, up to 38 times slower than those of fp32 (AVX2)",
             remove_when="torch multiplies bf16 on a CPU without AVX-512 as fast as fp32",
             apply=half_matmul.replace_products,
         ),

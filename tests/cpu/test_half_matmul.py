@@ -13,6 +13,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 @pytest.fixture
 def replaced(monkeypatch):
     monkeypatch.setattr(half_matmul, "slow_dtypes", lambda: set(DTYPES))
+    monkeypatch.setattr(half_matmul, "LEAST", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         undo = half_matmul.replace_products(torch)
@@ -79,6 +80,16 @@ def test_other_types_are_torchs_own(dtype, replaced, monkeypatch):
 def test_what_torch_refuses_is_refused(other, replaced):
     with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|same dtype"):
         torch.ones(3, 4, dtype=torch.bfloat16) @ other
+
+
+def test_small_products_are_torchs_own(replaced, monkeypatch):
+    monkeypatch.setattr(half_matmul, "LEAST", 4 * 5 * 6 + 1)
+    monkeypatch.setattr(half_matmul, "multiply", None)
+    a, b, _ = matrices(torch.bfloat16, 4, 5, 6)
+    assert (a @ b).dtype is torch.bfloat16
+    monkeypatch.setattr(half_matmul, "LEAST", 4 * 5 * 6)
+    with pytest.raises(TypeError):
+        a @ b
 
 
 def test_torchs_own_come_back(monkeypatch):

@@ -198,7 +198,7 @@ class Root(Waiting):
         """A server that has died is replaced at the next request; what its commands left behind has become a child."""
         if process in self.servers:
             self.await_request(self.servers.pop(process))
-            self.end_others(self.servers)
+        self.end_others(self.servers)
 
     def leave(self) -> None:
         self.end_others(())
@@ -258,8 +258,8 @@ class Server(Waiting):
 
     def ended(self, process: int, code: int) -> None:
         connection = self.running.pop(process, None)
+        self.end_others(self.running)
         if connection is not None:
-            self.end_others(self.running)
             self.selector.unregister(connection)
             answer(connection, code=code)
 
