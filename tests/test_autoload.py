@@ -50,14 +50,14 @@ def test_finds_its_name_in_a_config_file(tmp_path, plugins):
     assert not is_named(["/bin/other", "rlhf", str(config)])
 
 
-def test_without_the_name_it_costs_under_10_ms_and_changes_nothing():
+def test_without_the_name_it_costs_under_5_ms_and_changes_nothing():
     code = """
         import sys, time
         before = [type(finder).__name__ for finder in sys.meta_path]
-        start = time.process_time()
+        start = time.perf_counter()
         from swift_kd_plugin._autoload import autoload
         autoload()
-        elapsed = time.process_time() - start
+        elapsed = time.perf_counter() - start
         import torch, swift.utils.utils
         assert [type(finder).__name__ for finder in sys.meta_path] == before
         ours = {name for name in sys.modules if name.startswith("swift_kd_plugin")}
@@ -70,7 +70,7 @@ def test_without_the_name_it_costs_under_10_ms_and_changes_nothing():
     """
     runs = [run_python(code) for _ in range(2)]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
-    assert min(float(run.stdout.splitlines()[-1]) for run in runs) < 0.01
+    assert min(float(run.stdout.splitlines()[-1]) for run in runs) < 0.005
 
 
 def test_torch_loads_the_entry_point():
