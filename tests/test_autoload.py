@@ -50,14 +50,23 @@ def test_finds_its_name_in_a_config_file(tmp_path, plugins):
     assert not is_named(["/bin/other", "rlhf", str(config)])
 
 
-def test_without_the_name_it_costs_under_5_ms_and_changes_nothing():
+def test_without_the_name_it_costs_under_5_ms(tmp_path):
+    """As it is installed: in the folder of the sources, those would be compiled each time."""
     code = """
-        import sys, time
-        before = [type(finder).__name__ for finder in sys.meta_path]
+        import time
         start = time.perf_counter()
         from swift_kd_plugin._autoload import autoload
         autoload()
-        elapsed = time.perf_counter() - start
+        print(time.perf_counter() - start)
+    """
+    runs = [run_python(code, folder=tmp_path) for _ in range(2)]
+    assert min(float(run.stdout) for run in runs) < 0.005
+
+
+def test_without_the_name_it_changes_nothing():
+    code = """
+        import sys
+        before = [type(finder).__name__ for finder in sys.meta_path]
         import torch, swift.utils.utils
         assert [type(finder).__name__ for finder in sys.meta_path] == before
         ours = {name for name in sys.modules if name.startswith("swift_kd_plugin")}
@@ -66,11 +75,9 @@ def test_without_the_name_it_costs_under_5_ms_and_changes_nothing():
         assert torch.cuda.is_available.__module__ == "torch.cuda"
         from swift_kd_plugin.host.patches import LEDGER
         assert LEDGER.applied == []
-        print(elapsed)
     """
-    runs = [run_python(code) for _ in range(2)]
-    assert all(run.returncode == 0 for run in runs), runs[0].stderr
-    assert min(float(run.stdout.splitlines()[-1]) for run in runs) < 0.005
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
 
 
 def test_torch_loads_the_entry_point():

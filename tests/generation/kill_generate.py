@@ -1,9 +1,9 @@
 """Starts generate again and again and kills it with SIGKILL at random moments, until it has finished.
 
-python -m tests.generation.kill_generate FOLDER ENGINE KILLS LONGEST
+python -m tests.generation.kill_generate FOLDER ENGINE KILLS SHARE
 
-A kill comes at most LONGEST seconds after the start; with vLLM, which takes longer to start, after its next shard.
-Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON line: for each folder
+A kill comes at most SHARE of the time of an undisturbed run after the start; with vLLM, which takes longer to start,
+after its next shard. Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON line: for each folder
 that was filled, the kills and whether its rows are those of FOLDER/whole, which nothing disturbed.
 """
 
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +35,14 @@ def shards_in(folder: Path) -> int:
 
 
 def main() -> None:
-    folder, engine, kills, longest = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    folder, engine, kills, share = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     generate(folder / "warm", "transformers", 1)
     if engine == "vllm":
         import swift.infer_engine.vllm_engine  # noqa: F401
     draw = random.Random(7)
+    began = time.monotonic()
     _, status = os.waitpid(start(partial(generate, folder / "whole", engine, QUESTIONS)), 0)
+    longest = share * (time.monotonic() - began)
     assert status == 0, status
     truth = (folder / "whole" / "responses.jsonl").read_bytes()
     found, moments = [], []
@@ -57,7 +60,7 @@ def main() -> None:
         assert status == 0, status
         same = (out / "responses.jsonl").read_bytes() == truth
         found.append({"kills": len(moments) - since, "same": same})
-    print(json.dumps({"folders": found, "shards_at_kills": moments, "rows": truth.count(b"\n")}))
+    print(json.dumps({"folders": found, "shards_at_kills": moments, "longest": longest, "rows": truth.count(b"\n")}))
 
 
 if __name__ == "__main__":

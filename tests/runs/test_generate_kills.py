@@ -9,8 +9,8 @@ from tests.vllm_script import last_json_line, run_script
 pytestmark = needs_cpu_backend
 
 
-@pytest.mark.parametrize(("engine", "kills", "longest"), [("transformers", 20, 0.8), ("vllm", 2, 0.5)])
-def test_a_killed_run_makes_the_same_rows(engine, kills, longest, tmp_path):
+@pytest.mark.parametrize(("engine", "kills", "share"), [("transformers", 20, 0.25), ("vllm", 2, 0.1)])
+def test_a_killed_run_makes_the_same_rows(engine, kills, share, tmp_path):
     """Most kills fall on transformers, which starts in a tenth of a second; vLLM draws by its own generators."""
     log = run_script(
         "python",
@@ -19,7 +19,7 @@ def test_a_killed_run_makes_the_same_rows(engine, kills, longest, tmp_path):
         str(tmp_path),
         engine,
         str(kills),
-        str(longest),
+        str(share),
         folder=tmp_path,
     )
     result = last_json_line(log)
