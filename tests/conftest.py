@@ -26,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("launch") is None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node, ids: list[str]) -> None:
+    """pytest-xdist hands a group on as the end of its tests' ids, and distributes them one by one where that is lost."""
+    if node.config.getoption("dist") == "loadgroup" and not all("@" in name for name in ids):
+        pytest.exit(f"pytest {pytest.__version__} takes no groups from pytest-xdist: make install brings one that does")
+
+
 def tier_of(item: pytest.Item) -> str:
     return "launch" if item.path.relative_to(HERE).parts[0] in LAUNCHING else "quick"
 

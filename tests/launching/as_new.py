@@ -3,12 +3,14 @@
 import atexit
 import ctypes
 import logging
+import multiprocessing
 import os
 import random
 import signal
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,6 +50,7 @@ def code_of(error: BaseException | None) -> int:
 def renew_tool(folder: Path) -> None:
     """What the tool starts beside its interpreter is warm, too."""
     _renew_process()
+    _fork_engine_cores()
     sys.executable = str(folder / "bin" / "python")
     if os.environ.get("SWIFT_KD_DEVICE") == "cpu":
         from swift_kd_plugin.cpu import set_environment
@@ -87,6 +90,13 @@ def _set_levels() -> None:
     level = logger._get_log_level() if logger._is_local_master() else logging.ERROR
     for one in (logger.logger, logger.ms_logger):
         one.setLevel(level)
+
+
+def _fork_engine_cores() -> None:
+    """On a CPU vLLM spawns the process of a server's engine, which would import all of it anew."""
+    from vllm.v1.engine import utils
+
+    utils.get_mp_context = partial(multiprocessing.get_context, "fork")
 
 
 def _leave_out_pictures() -> None:
