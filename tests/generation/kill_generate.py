@@ -3,8 +3,8 @@
 python -m tests.generation.kill_generate FOLDER ENGINE KILLS SHARE
 
 A kill comes at most SHARE of the time of an undisturbed run after the start; with vLLM, which takes longer to start,
-after its next shard. Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON line: for each folder
-that was filled, the kills and whether its rows are those of FOLDER/whole, which nothing disturbed.
+after its next shard. Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON
+line: for each folder that was filled, the kills and whether its rows are those of FOLDER/whole, which nothing disturbed.
 """
 
 import json
@@ -60,7 +60,7 @@ def main() -> None:
         assert status == 0, status
         same = (out / "responses.jsonl").read_bytes() == truth
         found.append({"kills": len(moments) - since, "same": same})
-    print(json.dumps({"folders": found, "shards_at_kills": moments, "longest": longest, "rows": truth.count(b"\n")}))
+    print(json.dumps({"folders": found, "shards_at_kills": moments, "rows": truth.count(b"\n")}))
 
 
 if __name__ == "__main__":

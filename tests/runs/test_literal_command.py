@@ -17,7 +17,7 @@ def test_help_shows_the_flags(tmp_path):
 
 
 def test_trains_exactly_like_stock(flags, tmp_path):
-    run = megatron_rlhf(tmp_path / "ours", {**flags, "kd_divergence": "stock"}, 2, literal=True).expect_success()
+    run = megatron_rlhf(tmp_path / "ours", {**flags, "kd_divergence": "stock"}, 2).expect_success()
     stock_flags = {**flags, "external_plugins": None, "check_model": False}
     stock = megatron_rlhf(tmp_path / "stock", stock_flags, 2, literal=True).expect_success()
     assert "MegatronRLHFArguments" in run.log

@@ -32,12 +32,17 @@ def starts_several(command: str) -> bool:
     return command.startswith("swift-kd train") or len(re.findall(r"^(?:megatron|swift-kd) ", command, re.M)) > 1
 
 
+def environment_of_forks() -> dict[str, str]:
+    """Commands are forks of a warm process; in `environment` they are started literally."""
+    env = environment(2)
+    if not HAS_GPU:
+        env["PATH"] = f"{warm_process(env).bin}{os.pathsep}{env['PATH']}"
+    return env
+
+
 @pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
 def test_command(command, folder):
-    env = environment(2)
-    if starts_several(command) and not HAS_GPU:
-        # In forks of a warm process; the other commands are started literally.
-        env["PATH"] = f"{warm_process(env).bin}{os.pathsep}{env['PATH']}"
+    env = environment_of_forks() if starts_several(command) else environment(2)
     code, log, _ = run_command(make_smaller(command), folder, env)
     assert code == 0, log[-4000:]
 
@@ -48,5 +53,5 @@ def test_a_teacher_server_and_its_user(folder):
     server, user = (command.strip().replace("8000", port) for command in TOGETHER)
     with run_server(make_smaller(server + ON_CPU), folder, literal=True):
         wait_for(f"http://127.0.0.1:{port}")
-        code, log, _ = run_command(make_smaller(user), folder, environment(2))
+        code, log, _ = run_command(make_smaller(user), folder, environment_of_forks())
     assert code == 0, log[-4000:]

@@ -140,13 +140,8 @@ def test_two_runs_do_not_share_a_folder(recipe, undisturbed):
     assert f"{undisturbed} is in use by a run that was started as process" in log
 
 
-def test_killed_runs_end_as_if_nothing_had_been(recipe, undisturbed, tmp_path):
-    """Off-policy and with greedy sampling everything that a step depends on is in the checkpoint."""
-    out = tmp_path / "out"
-    kill_when(tmp_path, recipe, half_written(out / "off_policy", 4))
-    kill_when(tmp_path, recipe, logged(out / "on_policy", 3))
-    code, log = swift_kd_train(tmp_path, recipe)
-    assert code == 0, log[-4000:]
+def expect_the_same(out: Path, undisturbed: Path) -> None:
+    """Figures, choices and weights of a finished run."""
     for stage in STEPS:
         assert figures(out / stage) == figures(undisturbed / stage)
         assert read_divergences(out / stage, "divergence") == read_divergences(undisturbed / stage, "divergence")
@@ -155,6 +150,26 @@ def test_killed_runs_end_as_if_nothing_had_been(recipe, undisturbed, tmp_path):
     assert chosen[0] == chosen[1]
     weights = [Path(page["final"]) / "model.safetensors" for page in pages]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_run_killed_while_it_saves_ends_as_if_nothing_had_been(recipe, undisturbed, tmp_path):
+    """Off-policy everything that a step depends on is in the checkpoint."""
+    out = tmp_path / "out"
+    kill_when(tmp_path, recipe, half_written(out / "off_policy", 4))
+    code, log = swift_kd_train(tmp_path, recipe)
+    assert code == 0, log[-4000:]
+    expect_the_same(out, undisturbed)
+
+
+def test_a_run_killed_between_checkpoints_ends_as_if_nothing_had_been(recipe, undisturbed, tmp_path):
+    """On-policy the draws of sampling depend on seed and step."""
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out, symlinks=True)
+    shutil.rmtree(out / "on_policy")
+    kill_when(tmp_path, recipe, logged(out / "on_policy", 3))
+    code, log = swift_kd_train(tmp_path, recipe)
+    assert code == 0, log[-4000:]
+    expect_the_same(out, undisturbed)
 
 
 def test_each_trained_student_is_the_next_ones_teacher(recipe, material, flags, tmp_path):
