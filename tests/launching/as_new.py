@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,6 +73,7 @@ def renew_rank() -> None:
     act_as_single_process()
     _set_levels()
     _leave_out_pictures()
+    _fork_queue_of_writers()
 
 
 def _renew_process() -> None:
@@ -104,3 +105,10 @@ def _leave_out_pictures() -> None:
     from swift.megatron.pipelines.train import sft
 
     sft.plot_images = lambda *_: None
+
+
+def _fork_queue_of_writers() -> None:
+    """The queue of a checkpoint's writers lives in a process that Megatron spawns, which would import torch anew."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._get_write_results_queue = cache(lambda: multiprocessing.get_context("fork").Manager().Queue())
