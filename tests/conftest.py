@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node, ids: list[str]) -> None:
-    """pytest-xdist hands a group on as the end of its tests' ids; where that is lost, it distributes them one by one."""
+    """pytest-xdist hands a group on as the end of a test's id; where that is lost, it distributes tests one by one."""
     if node.config.getoption("dist") == "loadgroup" and not all("@" in name for name in ids):
         pytest.exit(f"pytest {pytest.__version__} takes no groups from pytest-xdist: make install brings one that does")
 

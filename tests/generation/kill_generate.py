@@ -4,7 +4,7 @@ python -m tests.generation.kill_generate FOLDER ENGINE KILLS SHARE
 
 A kill comes at most SHARE of the time of an undisturbed run after the start; with vLLM, which takes longer to start,
 after its next shard. Everything is imported once, by a small run: each start is a fork of this process. Prints one JSON
-line: for each folder that was filled, the kills and whether its rows are those of FOLDER/whole, which nothing disturbed.
+line: for each folder that was filled, the kills and whether its rows are those of FOLDER/whole, the undisturbed run.
 """
 
 import json
