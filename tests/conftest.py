@@ -1,9 +1,14 @@
 """Tiers of the tests, by folder, and what runs one after the other on one worker."""
 
+import filecmp
+from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.paths import ROOT
 
 HERE = Path(__file__).parent
 # The folders whose tests start `megatron`, servers or vLLM; all others are `quick`.
@@ -14,7 +19,7 @@ TIERS = {"launch": "starts the command, a server or vLLM", "quick": "starts none
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in TIERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
-    config.option.durations = config.option.durations or 25
+    config.option.durations = 25 if config.option.durations is None else config.option.durations
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -31,6 +36,22 @@ def pytest_xdist_node_collection_finished(node, ids: list[str]) -> None:
     """pytest-xdist hands a group on as the end of a test's id; where that is lost, it distributes tests one by one."""
     if node.config.getoption("dist") == "loadgroup" and not all("@" in name for name in ids):
         pytest.exit(f"pytest {pytest.__version__} takes no groups from pytest-xdist: make install brings one that does")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if tier_of(item) == "launch" and (other := first_that_is_not_installed()):
+        pytest.fail(
+            f"what is started would be another package than this checkout ({other}): make install", pytrace=False
+        )
+
+
+@cache
+def first_that_is_not_installed() -> Path | None:
+    """A file of the package that is not the installed one."""
+    package = distribution("swift_kd_plugin").locate_file("swift_kd_plugin")
+    files = (file.relative_to(ROOT) for file in sorted((ROOT / "swift_kd_plugin").rglob("*.py")))
+    installed = ((file, package.parent / file) for file in files)
+    return next((file for file, other in installed if not other.exists() or not filecmp.cmp(ROOT / file, other)), None)
 
 
 def tier_of(item: pytest.Item) -> str:
