@@ -53,15 +53,18 @@ def read_config(argv: list[str]) -> dict:
         return {}
     if not argv[2].endswith((".yaml", ".yml", ".json")) or not os.path.isfile(argv[2]):
         return {}
+    import json
+
     import yaml
 
+    kind, read = ("JSON", json.load) if argv[2].endswith(".json") else ("YAML", yaml.safe_load)
     try:
         with open(argv[2], encoding="utf-8") as file:
-            config = yaml.safe_load(file)
-    except yaml.YAMLError as error:
+            config = read(file)
+    except (yaml.YAMLError, ValueError) as error:
         from swift_kd_plugin.errors import stop
 
-        stop(f"{argv[2]} is not valid YAML: {' '.join(str(error).split())}.")
+        stop(f"{argv[2]} is not valid {kind}: {' '.join(str(error).split())}.")
     return config if isinstance(config, dict) else {}
 
 

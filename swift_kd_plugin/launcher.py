@@ -11,17 +11,30 @@ RANK_SCRIPTS = ("rlhf.py", "sft.py", "pt.py", "export.py")
 
 
 def check_launch(argv: list[str], config: dict) -> None:
-    """Stops with one sentence if the launch cannot work: Ray was asked for, or the rendezvous port is taken.
+    """Stops with one sentence if the launch cannot work: Ray, a number that torchrun does not take, a port in use.
 
     Args:
         argv: the command line.
         config: what the YAML or JSON file on it says, whose ENV ms-swift adds to the environment; empty without one.
     """
-    if _wants_ray(argv) or config.get("use_ray"):
+    if _wants_ray(argv) or ("use_ray" in config and _wants_ray(["--use_ray", str(config["use_ray"])])):
         refuse_ray()
-    env = {**{name: str(value) for name, value in (config.get("ENV") or {}).items()}, **os.environ}
-    if env.keys() & {"NPROC_PER_NODE", "NNODES"} and _number(env, "NODE_RANK", 0) == 0:
-        _check_port(env)
+    env = _environment(config)
+    if not env.keys() & {"NPROC_PER_NODE", "NNODES"}:
+        return
+    if not env.get("NPROC_PER_NODE", "1").isalpha():  # torchrun also takes auto and the names of devices
+        _number(env, "NPROC_PER_NODE", 1, least=1)
+    several = _may_be_several_nodes(env.get("NNODES", "1"))
+    if _number(env, "NODE_RANK", 0) == 0 and (several or "MASTER_PORT" in env):
+        _check_port(_number(env, "MASTER_PORT", DEFAULT_PORT, least=1, most=65_535))
+
+
+def _environment(config: dict) -> dict[str, str]:
+    """As ms-swift completes it."""
+    given = config.get("ENV") or {}
+    if not isinstance(given, dict):
+        stop("ENV of the config file must be names with values, for example `ENV: {NPROC_PER_NODE: 8}`.")
+    return {**{name: str(value) for name, value in given.items()}, **os.environ}
 
 
 RAY_IS_NOT_SUPPORTED = (
@@ -50,19 +63,31 @@ def _wants_ray(argv: list[str]) -> bool:
     return False
 
 
-def _number(env: dict[str, str], name: str, default: int, most: int | None = None) -> int:
+def _number(env: dict[str, str], name: str, default: int, least: int = 0, most: int | None = None) -> int:
     """The value of a variable that torchrun takes as a number."""
     value = env.get(name, str(default))
-    if not value.isdecimal() or (most is not None and int(value) > most):
-        stop(f"{name}={value} is not a number{f' up to {most}' if most else ''}.")
-    return int(value)
+    try:
+        number = int(value)
+    except ValueError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        stop(f"{name}={value} is not a number from {least} {f'to {most}' if most else 'on'}.")
+    return number
 
 
-def _check_port(env: dict[str, str]) -> None:
+def _may_be_several_nodes(nnodes: str) -> bool:
+    """Of a number or MIN:MAX."""
+    try:
+        numbers = [int(part) for part in nnodes.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not 0 < numbers[0] <= numbers[-1]:
+        stop(f"NNODES={nnodes} is neither a number of machines nor MIN:MAX.")
+    return numbers[-1] > 1
+
+
+def _check_port(port: int) -> None:
     """Of the port that torchrun is told, or takes on several nodes; on one node it takes a free one (torch 2.13)."""
-    if "MASTER_PORT" not in env and env.get("NNODES", "1").rpartition(":")[2] == "1":
-        return
-    port = _number(env, "MASTER_PORT", DEFAULT_PORT, most=65_535)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

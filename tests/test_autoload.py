@@ -50,6 +50,12 @@ def test_finds_its_name_in_a_config_file(tmp_path, plugins):
     assert not is_named(["/bin/other", "rlhf", str(config)])
 
 
+def test_a_json_file_may_be_indented_with_tabs(tmp_path):
+    config = tmp_path / "run.json"
+    config.write_text('{\n\t"external_plugins": "swift_kd_plugin"\n}\n')
+    assert is_named(["/bin/megatron", "rlhf", str(config)])
+
+
 def test_without_the_name_it_costs_under_5_ms(tmp_path):
     """As it is installed: in the folder of the sources, those would be compiled each time."""
     code = """

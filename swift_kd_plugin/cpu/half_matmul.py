@@ -111,17 +111,19 @@ def replace_products(module: ModuleType) -> Undo:
 def choose_kernel(name: str, kernel: Callable[..., Tensor], slow: set[torch.dtype]) -> Callable[..., Tensor]:
     """Takes `kernel` for large matrices of a slow type, and torch's own for others and for what it would refuse."""
     before = torch.library.get_kernel(f"aten::{name}", "CPU")
+    dims = 3 if name == "bmm" else 2
 
     def multiply_matrices(keys, *args, **kwargs):
         a, b = args[-2:]
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        worth_it = a.dtype in slow and a.numel() * b.shape[-1] >= LEAST
-        if worth_it and can_be_multiplied(a, b) and all(tensor.dtype is a.dtype for tensor in tensors):
+        fitting = can_be_multiplied(a, b, dims) and all(tensor.dtype is a.dtype for tensor in tensors)
+        fitting = fitting and (name != "addmm_" or args[0].shape == (a.shape[0], b.shape[1]))
+        if fitting and a.dtype in slow and a.numel() * b.shape[-1] >= LEAST:
             return kernel(*args, **kwargs)
         return before.call_boxed(keys, *args, **kwargs)
 
     return multiply_matrices
 
 
-def can_be_multiplied(a: Tensor, b: Tensor) -> bool:
-    return a.dim() == b.dim() and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
+def can_be_multiplied(a: Tensor, b: Tensor, dims: int) -> bool:
+    return a.dim() == b.dim() == dims and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]

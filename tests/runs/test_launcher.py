@@ -35,6 +35,7 @@ def test_ray_is_not_refused_when_it_is_off(monkeypatch):
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
     check_launch(command("--use_ray", "false"), {})
     check_launch(command(), {"use_ray": False})
+    check_launch(command(), {"use_ray": "false"})
 
 
 def test_a_port_in_use_is_named(tmp_path):
@@ -95,10 +96,17 @@ def test_torchrun_starts_where_the_default_port_is_in_use(default_port_in_use, t
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("MASTER_PORT", "http", "MASTER_PORT=http is not a number up to 65535."),
-        ("MASTER_PORT", "70000", "MASTER_PORT=70000 is not a number up to 65535."),
-        ("MASTER_PORT", "", "MASTER_PORT= is not a number up to 65535."),
-        ("NODE_RANK", "first", "NODE_RANK=first is not a number."),
+        ("MASTER_PORT", "http", "MASTER_PORT=http is not a number from 1 to 65535."),
+        ("MASTER_PORT", "70000", "MASTER_PORT=70000 is not a number from 1 to 65535."),
+        ("MASTER_PORT", "0", "MASTER_PORT=0 is not a number from 1 to 65535."),
+        ("MASTER_PORT", "", "MASTER_PORT= is not a number from 1 to 65535."),
+        ("MASTER_PORT", "9" * 5000, "is not a number from 1 to 65535."),
+        ("NODE_RANK", "first", "NODE_RANK=first is not a number from 0 on."),
+        ("NPROC_PER_NODE", "0", "NPROC_PER_NODE=0 is not a number from 1 on."),
+        ("NPROC_PER_NODE", "2x", "NPROC_PER_NODE=2x is not a number from 1 on."),
+        ("NNODES", "a", "NNODES=a is neither a number of machines nor MIN:MAX."),
+        ("NNODES", "2:1", "NNODES=2:1 is neither a number of machines nor MIN:MAX."),
+        ("NNODES", "1:1:1", "NNODES=1:1:1 is neither a number of machines nor MIN:MAX."),
     ],
 )
 def test_a_variable_that_is_no_number_is_named(name, value, said, monkeypatch, capfd):
@@ -107,11 +115,28 @@ def test_a_variable_that_is_no_number_is_named(name, value, said, monkeypatch, c
     assert said in capfd.readouterr().err
 
 
-def test_a_broken_config_file_is_named(tmp_path):
-    (tmp_path / "run.yaml").write_text("rlhf_type: [gkd\n")
-    code, log, _ = run_command(["megatron", "rlhf", "run.yaml"], tmp_path, environment(None))
+def test_what_torchrun_takes_is_not_refused(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch_with(monkeypatch, MASTER_PORT=f" {port}")
+    launch_with(monkeypatch, NPROC_PER_NODE="auto")
+    launch_with(monkeypatch, NNODES="1:1", NODE_RANK="0")
+
+
+def test_an_environment_that_is_a_list_is_named(monkeypatch, capfd):
+    with pytest.raises(SystemExit):
+        launch_with(monkeypatch, {"ENV": ["NPROC_PER_NODE=2"]})
+    assert "ENV of the config file must be names with values" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "kind"), [("run.yaml", "YAML"), ("run.json", "JSON")])
+def test_a_broken_config_file_is_named(name, kind, tmp_path):
+    (tmp_path / name).write_text("rlhf_type: [gkd\n")
+    code, log, _ = run_command(["megatron", "rlhf", name], tmp_path, environment(None))
     assert code == 1
-    assert "run.yaml is not valid YAML" in log
+    assert f"{name} is not valid {kind}" in log
+    assert "Traceback" not in log
 
 
 def test_the_other_rlhf_command_is_refused(tmp_path):
