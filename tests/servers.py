@@ -8,11 +8,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from tests.launching.commands import HAS_GPU, environment, flags_to_argv, free_port
+from tests.launching.supervisor import supervised
 from tests.launching.warm_client import WarmCommand
 
 # What a CPU needs, as the README says.
@@ -95,23 +96,17 @@ def start_warm(argv: list[str], folder: Path, env: dict[str, str], log: IO) -> I
 
 @contextmanager
 def start_literally(argv: list[str], folder: Path, env: dict[str, str], log: IO) -> Iterator[Callable[[], None]]:
-    with subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True) as process:
+    with supervised(argv, folder, env, log) as process:
 
         def kill() -> None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.stdin.close()
+            process.wait(20)
 
-        try:
-            yield kill
-        finally:
-            end_group(process)
-
-
-def end_group(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        yield kill
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
 
 
 def kill_server(url: str) -> None:

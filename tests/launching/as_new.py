@@ -3,14 +3,14 @@
 import atexit
 import ctypes
 import logging
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import tempfile
 import threading
-from functools import cache, partial
+from functools import cache
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +20,20 @@ PR_SET_PDEATHSIG = 1
 def end_with_parent() -> None:
     """The kernel kills this process as soon as the one that forked it has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Fork(ForkProcess):
+    """Ends with the process that forked it."""
+
+    def run(self) -> None:
+        end_with_parent()
+        super().run()
+
+
+class Forking(ForkContext):
+    """In place of a context that spawns."""
+
+    Process = Fork
 
 
 def end_process() -> NoReturn:
@@ -97,7 +111,7 @@ def _fork_engine_cores() -> None:
     """On a CPU vLLM spawns the process of a server's engine, which would import all of it anew."""
     from vllm.v1.engine import utils
 
-    utils.get_mp_context = partial(multiprocessing.get_context, "fork")
+    utils.get_mp_context = Forking
 
 
 def _leave_out_pictures() -> None:
@@ -111,4 +125,4 @@ def _fork_queue_of_writers() -> None:
     """The queue of a checkpoint's writers lives in a process that Megatron spawns, which would import torch anew."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    filesystem_async._get_write_results_queue = cache(lambda: multiprocessing.get_context("fork").Manager().Queue())
+    filesystem_async._get_write_results_queue = cache(lambda: Forking().Manager().Queue())

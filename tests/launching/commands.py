@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.launching.supervisor import supervised
 from tests.launching.warm_client import run_warm
 
 BIN = Path(sys.executable).parent
@@ -99,18 +99,17 @@ def environment(processes: int | None, **changes: str) -> dict[str, str]:
 
 
 def run_command(argv: list[str], folder: Path, env: dict[str, str], timeout: float = 240) -> tuple[int, str, float]:
-    """Runs `argv` in `folder`; on a timeout the whole process group is killed and the exit code is -9."""
-    start = time.monotonic()
-    with subprocess.Popen(
-        argv, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        try:
-            log, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            log, _ = process.communicate()
-            return -9, log, time.monotonic() - start
-    return process.returncode, log, time.monotonic() - start
+    """Runs `argv` in `folder`; after the timeout all of its processes are killed and the exit code is -9."""
+    with tempfile.TemporaryFile() as output:
+        start = time.monotonic()
+        with supervised(argv, folder, env, output) as process:
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                code = -9
+        seconds = time.monotonic() - start
+        output.seek(0)
+        return code, output.read().decode(errors="replace"), seconds
 
 
 def run_tool(argv: list[str], folder: Path, env: dict[str, str], timeout: float = 240) -> tuple[int, str, float]:

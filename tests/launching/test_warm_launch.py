@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.launching.commands import Run, environment, flags_to_argv, free_port, megatron_rlhf
+from tests.launching.left_behind import HANG, processes_in, wait_until_gone
 from tests.launching.warm_client import WarmCommand, run_warm, warm_process
 from tests.machine import needs_cpu_backend
 from tests.paths import ROOT
@@ -85,31 +86,10 @@ def test_a_port_that_is_taken_is_named(flags, tmp_path):
     assert f"port {port} cannot be used (address already in use)" in run.log
 
 
-HANG = """
-import os, subprocess, time
-sleeper = subprocess.Popen(["sleep", "3600"], start_new_session=True)
-print("process", os.getpid(), flush=True)
-print("process", sleeper.pid, flush=True)
-time.sleep(3600)
-"""
-
-
 def hanging(flags, folder: Path) -> dict:
     """A plugin that starts a process of its own session in each rank and stops there."""
     (folder / "hang.py").write_text(HANG)
     return {**flags, "external_plugins": ["swift_kd_plugin", folder / "hang.py"]}
-
-
-def processes_in(log: str) -> list[int]:
-    """Each rank and what it has started, one after the other."""
-    return [int(line.split()[1]) for line in log.splitlines() if line.startswith("process ")]
-
-
-def wait_until_gone(processes: list[int], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while alive := [one for one in processes if psutil.pid_exists(one)]:
-        assert time.monotonic() < end, alive
-        time.sleep(0.05)
 
 
 def test_a_run_that_hangs_is_ended_and_shown(flags, tmp_path):
@@ -152,6 +132,28 @@ def test_a_warm_process_that_dies_fails_its_run_alone(flags, tmp_path):
         command.wait(60)
     wait_until_gone(processes)
     megatron_rlhf(tmp_path / "next", flags).expect_success()
+
+
+def start_script(folder: Path, code: str) -> tuple[WarmCommand, Path]:
+    """A started script, which has said that it is ready, and its log."""
+    folder.mkdir()
+    (folder / "deploy.py").write_text(code)
+    with (folder / "log.txt").open("wb") as output:
+        command = WarmCommand(["python", str(folder / "deploy.py")], folder, environment(None), output.fileno())
+    end = time.monotonic() + 240
+    while "ready" not in (folder / "log.txt").read_text():
+        assert time.monotonic() < end, (folder / "log.txt").read_text()
+        time.sleep(0.05)
+    return command, folder / "log.txt"
+
+
+def test_signals_in_the_same_moment_reach_one_command_alone(tmp_path):
+    quiet, _ = start_script(tmp_path / "quiet", "import time\nprint('ready', flush=True)\ntime.sleep(8)\n")
+    ending = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
+    ended, _ = start_script(tmp_path / "ended", f"{ending}print('ready', flush=True)\ntime.sleep(3600)\n")
+    ended.connection.sendall(bytes([signal.SIGTERM, signal.SIGTERM]))
+    assert ended.wait(60) == 3
+    assert quiet.wait(60) == 0
 
 
 def test_what_an_import_may_have_read_is_refused(flags, tmp_path):
@@ -201,3 +203,24 @@ def test_tools_are_warm_and_what_they_start_is(flags, tmp_path):
     assert code == 0, log[-3000:]
     assert "'iteration': '1/1'" in log
     assert (warm_process({}).folder / "ranks.log").exists()
+
+
+FORKS = """
+import time
+from tests.launching.as_new import Forking
+child = Forking().Process(target=time.sleep, args=(3600,))
+child.start()
+print("process", child.pid, flush=True)
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_root_that_is_killed_leaves_nothing_behind(tmp_path):
+    _, log = start_script(tmp_path / "forks", FORKS)
+    root = warm_process({}).process
+    family = psutil.Process(root.pid).children(recursive=True)
+    root.kill()
+    root.wait()
+    wait_until_gone([*processes_in(log.read_text()), *(one.pid for one in family)])
+    assert warm_process(environment(None)).process.poll() is None  # a new one, with everyone's environment

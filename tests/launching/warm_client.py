@@ -55,8 +55,10 @@ class WarmProcess:
         return connection
 
     def said(self, kind: str) -> str:
+        """The end of its log, from the last traceback on."""
         file = self.folder / f"{kind}.log"
-        return file.read_text(errors="replace")[-3000:] if file.exists() else ""
+        log = file.read_text(errors="replace") if file.exists() else ""
+        return log[log.rfind("Traceback") :][:3000] if "Traceback" in log else log[-3000:]
 
     def end(self) -> None:
         self.process.stdin.close()

@@ -38,7 +38,7 @@ def main() -> int:
     sent = socket.send_fds(connection, [data[:1024]], [1, 2])
     connection.sendall(data[sent:])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: connection.sendall(str(int(number)).encode()))
+        signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
     page = json.loads(connection.makefile().readline() or '{"error": "the warm process died"}')
     if "error" in page:
         print(page["error"], file=sys.stderr)

@@ -9,7 +9,7 @@ process of its own:
 - tools: the libraries on the machine as it is, for `swift-kd`, servers and scripts
 
 A request is a line of JSON ({"argv", "cwd", "env"}) with two file descriptors, for stdout and stderr; the answer is a
-line with the exit code. A number in between is a signal for the command. A command whose connection is closed is killed
+line with the exit code. A byte in between is a signal for the command. A command whose connection is closed is killed
 with all of its processes, and everything ends when stdin does.
 
 A copy comes back from `serve` and runs its command in CODE, as an interpreter runs a script: exit codes, uncaught
@@ -246,10 +246,12 @@ class Server(Waiting):
         return f"{', '.join(changed)} had other values when the stack was imported; start the command itself"
 
     def hear(self, process: int, connection: socket.socket) -> None:
-        """Passes a signal on. The end of the connection is the end of the command."""
-        number = connection.recv(8)
-        if number:
-            os.kill(process, int(number))
+        """Passes signals on, a byte each. The end of the connection is the end of the command."""
+        if self.running.get(process) is not connection:
+            return  # it ended in the same moment
+        if numbers := connection.recv(8):
+            for number in numbers:
+                os.kill(process, number)  # not yet reaped: it is there, if only as a zombie
             return
         self.selector.unregister(connection)
         del self.running[process]
