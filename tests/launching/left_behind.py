@@ -1,8 +1,13 @@
 """What a test of a command's end starts and looks for."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
+
+from tests.launching.commands import BIN
 
 # Starts a process of its own session and stops there.
 HANG = """
@@ -24,3 +29,24 @@ def wait_until_gone(processes: list[int], seconds: float = 60) -> None:
     while alive := [one for one in processes if psutil.pid_exists(one)]:
         assert time.monotonic() < end, alive
         time.sleep(0.05)
+
+
+@contextmanager
+def unsupervised(argv: list[str], folder: Path, env: dict[str, str], log: Path) -> Iterator[psutil.Popen]:
+    """A command that ends its own processes, or is seen not to; after a failure all are killed."""
+    with log.open("wb") as output:
+        process = psutil.Popen([str(BIN / argv[0]), *argv[1:]], cwd=folder, env=env, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for member in [*process.children(recursive=True), process]:
+                member.kill()
+
+
+def wait_for_moment(process, moment: Callable[[], bool], log: Path) -> None:
+    end = time.monotonic() + 180
+    while not moment():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.002)

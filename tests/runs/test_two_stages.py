@@ -4,18 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.recipes.progress import read_divergences, read_rows, step_of
-from tests.launching.commands import BIN, environment, run_tool
+from tests.launching.commands import environment, run_tool
+from tests.launching.left_behind import unsupervised, wait_for_moment
+from tests.launching.supervisor import supervised
 from tests.machine import needs_cpu_backend
 from tests.tiny_models import make_sums
 
@@ -92,19 +91,9 @@ def test_a_changed_stage_is_refused(recipe, undisturbed):
 
 def kill_when(folder: Path, recipe: Path, moment: Callable[[], bool]) -> None:
     """Starts the run and kills it with all of its processes as soon as `moment` says so."""
-    argv = [str(BIN / "swift-kd"), "train", str(recipe)]
-    with (folder / "killed.txt").open("ab") as log:
-        process = subprocess.Popen(argv, cwd=folder, env=environment(None), stdout=log, stderr=log)
-    end = time.monotonic() + 180
-    while not moment():
-        assert process.poll() is None, (folder / "killed.txt").read_text()[-3000:]
-        assert time.monotonic() < end, "the moment never came"
-        time.sleep(0.002)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    process.wait()
-    psutil.wait_procs(family)
+    argv, log = ["swift-kd", "train", str(recipe)], folder / "killed.txt"
+    with log.open("ab") as output, supervised(argv, folder, environment(None), output) as process:
+        wait_for_moment(process, moment, log)
 
 
 def logged(stage: Path, step: int) -> Callable[[], bool]:
@@ -218,16 +207,12 @@ def test_a_stage_that_fails_says_why_and_where(recipe, tmp_path):
 
 
 def test_ctrl_c_ends_every_process(recipe, tmp_path):
-    argv = [str(BIN / "swift-kd"), "train", str(recipe)]
-    with (tmp_path / "log.txt").open("wb") as log:
-        process = subprocess.Popen(argv, cwd=tmp_path, env=environment(None), stdout=log, stderr=log)
-    started = logged(tmp_path / "out" / "off_policy", 1)
-    while not started():
-        assert process.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
-        time.sleep(0.01)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 3  # megatron, torchrun and a rank
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert not [member for member in family if member.is_running()]
-    assert "off_policy ended with exit code 130: it was ended by a signal" in (tmp_path / "log.txt").read_text()
+    log = tmp_path / "log.txt"
+    with unsupervised(["swift-kd", "train", str(recipe)], tmp_path, environment(None), log) as process:
+        wait_for_moment(process, logged(tmp_path / "out" / "off_policy", 1), log)
+        family = process.children(recursive=True)
+        assert len(family) >= 3  # megatron, torchrun and a rank
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert not [member for member in family if member.is_running()]
+    assert "off_policy ended with exit code 130: it was ended by a signal" in log.read_text()
