@@ -25,6 +25,7 @@ def check_launch(argv: list[str], config: dict) -> None:
     if not env.get("NPROC_PER_NODE", "1").isalpha():  # torchrun also takes auto and the names of devices
         _number(env, "NPROC_PER_NODE", 1, least=1)
     several = _may_be_several_nodes(env.get("NNODES", "1"))
+    # On one node torchrun takes a free port where it is told none (torch 2.13).
     if _number(env, "NODE_RANK", 0) == 0 and (several or "MASTER_PORT" in env):
         _check_port(_number(env, "MASTER_PORT", DEFAULT_PORT, least=1, most=65_535))
 
@@ -87,7 +88,6 @@ def _may_be_several_nodes(nnodes: str) -> bool:
 
 
 def _check_port(port: int) -> None:
-    """Of the port that torchrun is told, or takes on several nodes; on one node it takes a free one (torch 2.13)."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

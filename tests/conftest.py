@@ -48,10 +48,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @cache
 def first_that_is_not_installed() -> Path | None:
     """A file of the package that is not the installed one."""
-    package = distribution("swift_kd_plugin").locate_file("swift_kd_plugin")
-    files = (file.relative_to(ROOT) for file in sorted((ROOT / "swift_kd_plugin").rglob("*.py")))
-    installed = ((file, package.parent / file) for file in files)
-    return next((file for file, other in installed if not other.exists() or not filecmp.cmp(ROOT / file, other)), None)
+    site = Path(distribution("swift_kd_plugin").locate_file(""))
+    for file in sorted((ROOT / "swift_kd_plugin").rglob("*.py")):
+        name = file.relative_to(ROOT)
+        if not (site / name).exists() or not filecmp.cmp(file, site / name):
+            return name
+    return None
 
 
 def tier_of(item: pytest.Item) -> str:

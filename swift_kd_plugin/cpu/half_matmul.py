@@ -115,11 +115,11 @@ def choose_kernel(name: str, kernel: Callable[..., Tensor], slow: set[torch.dtyp
 
     def multiply_matrices(keys, *args, **kwargs):
         a, b = args[-2:]
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        fitting = can_be_multiplied(a, b, dims) and all(tensor.dtype is a.dtype for tensor in tensors)
-        fitting = fitting and (name != "addmm_" or args[0].shape == (a.shape[0], b.shape[1]))
-        if fitting and a.dtype in slow and a.numel() * b.shape[-1] >= LEAST:
-            return kernel(*args, **kwargs)
+        if a.dtype in slow and can_be_multiplied(a, b, dims) and a.numel() * b.shape[-1] >= LEAST:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            has_room = name != "addmm_" or args[0].shape == (a.shape[0], b.shape[1])
+            if has_room and all(tensor.dtype is a.dtype for tensor in tensors):
+                return kernel(*args, **kwargs)
         return before.call_boxed(keys, *args, **kwargs)
 
     return multiply_matrices

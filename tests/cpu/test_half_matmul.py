@@ -77,32 +77,26 @@ def test_other_types_are_torchs_own(dtype, replaced, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes"),
+    ("call", "shapes"),
     [
-        ("mm", [(2, 3, 4), (2, 4, 5)]),
-        ("mm", [(4,), (4,)]),
-        ("mm", [(3, 4), ()]),
-        ("bmm", [(3, 4), (4, 5)]),
-        ("bmm", [(2, 2, 3, 4), (2, 2, 4, 5)]),
-        ("addmm", [(3, 5), (2, 3, 4), (2, 4, 5)]),
-        ("addmm", [(7,), (3, 4), (4, 5)]),
-        ("Tensor.addmm_", [(5,), (6, 4), (4, 5)]),
+        (torch.mm, [(2, 3, 4), (2, 4, 5)]),
+        (torch.mm, [(4,), (4,)]),
+        (torch.mm, [(3, 4), ()]),
+        (torch.bmm, [(3, 4), (4, 5)]),
+        (torch.bmm, [(2, 2, 3, 4), (2, 2, 4, 5)]),
+        (torch.addmm, [(3, 5), (2, 3, 4), (2, 4, 5)]),
+        (torch.addmm, [(7,), (3, 4), (4, 5)]),
+        (torch.Tensor.addmm_, [(5,), (6, 4), (4, 5)]),
     ],
 )
-def test_torch_says_what_it_refuses(name, shapes, monkeypatch):
+def test_torch_says_what_it_refuses(call, shapes, request):
     """In its own words."""
-    call = torch.Tensor.addmm_ if name == "Tensor.addmm_" else getattr(torch, name)
     tensors = [torch.ones(shape, dtype=torch.bfloat16) for shape in shapes]
     with pytest.raises(RuntimeError) as own:
         call(*tensors)
-    monkeypatch.setattr(half_matmul, "slow_dtypes", lambda: set(DTYPES))
-    monkeypatch.setattr(half_matmul, "LEAST", 0)
-    undo = half_matmul.replace_products(torch)
-    try:
-        with pytest.raises(RuntimeError) as ours:
-            call(*tensors)
-    finally:
-        undo()
+    request.getfixturevalue("replaced")
+    with pytest.raises(RuntimeError) as ours:
+        call(*tensors)
     assert str(ours.value).split("\n")[0] == str(own.value).split("\n")[0]
 
 

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from tests.launching.commands import BIN
+from tests.launching.warm_process import end_family
 
 # Starts a process of its own session and stops there.
 HANG = """
@@ -39,9 +40,7 @@ def unsupervised(argv: list[str], folder: Path, env: dict[str, str], log: Path) 
     try:
         yield process
     finally:
-        with suppress(psutil.NoSuchProcess):
-            for member in [*process.children(recursive=True), process]:
-                member.kill()
+        end_family(process.pid)
 
 
 def wait_for_moment(process, moment: Callable[[], bool], log: Path) -> None:

@@ -33,6 +33,11 @@ def supervised(argv: list[str], folder: Path, env: dict[str, str], output: IO) -
             process.stdin.close()
 
 
+def adopt_orphans() -> None:
+    """What descends from this process becomes its child when its own parent has ended."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def descendants() -> list[int]:
     """Of this process, those that have ended and wait for their parent left out."""
     children: dict[int, list[int]] = {}
@@ -59,7 +64,7 @@ def end_with_stdin() -> None:
 
 
 def main() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # the command has it, too
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)

@@ -3,13 +3,12 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.launching.commands import environment, run_command
-from tests.launching.left_behind import HANG, processes_in, wait_until_gone
+from tests.launching.left_behind import HANG, processes_in, wait_for_moment, wait_until_gone
 from tests.paths import ROOT
 
 
@@ -41,10 +40,8 @@ def test_a_caller_that_is_ended_leaves_nothing_behind(number, torchrun, tmp_path
     argv = [sys.executable, "-c", CALLER, *torchrun]
     env = environment(None, PYTHONPATH=str(ROOT))
     with subprocess.Popen(argv, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as caller:
-        log, end = tmp_path / "log.txt", time.monotonic() + 120
-        while not log.exists() or len(processes_in(log.read_text())) < 4:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        log = tmp_path / "log.txt"
+        wait_for_moment(caller, lambda: log.exists() and len(processes_in(log.read_text())) == 4, log)
         caller.send_signal(number)
         caller.wait(30)
     wait_until_gone(processes_in(log.read_text()))

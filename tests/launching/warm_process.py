@@ -17,7 +17,6 @@ exceptions and exit handlers are those of a process that was started for the com
 interpreter that clears its modules, or collects garbage among them, copies all of the memory that it shares.
 """
 
-import ctypes
 import gc
 import importlib
 import json
@@ -36,9 +35,9 @@ from pathlib import Path
 import psutil
 
 from tests.launching.as_new import end_with_parent, renew_tool
+from tests.launching.supervisor import adopt_orphans
 from tests.launching.torchrun import fork_ranks
 
-PR_SET_CHILD_SUBREAPER = 36
 CODE = """
 from tests.launching.as_new import end_process
 from tests.launching.warm_process import serve
@@ -116,8 +115,7 @@ class Waiting:
     """Reacts to what is readable and to the end of child processes, until a reaction returns something."""
 
     def __init__(self):
-        # What a command leaves behind becomes a child of this process.
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt_orphans()
         self.selector = selectors.DefaultSelector()
         self.awakened, self.wake = socket.socketpair()
         for end in (self.awakened, self.wake):
