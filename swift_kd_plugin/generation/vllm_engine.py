@@ -32,6 +32,8 @@ ADVICE = (
 )
 # What pydantic writes around a reason.
 FRAME = re.compile(r"^\d+ validation errors? for \w+ (?:Value error, )?| \[type=.*$")
+# A prompt with its number, and what will be its inputs.
+Written = tuple[int, Prompt, Future]
 FAILURES = (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError)
 
 
@@ -78,8 +80,9 @@ class VllmEngine(Engine):
 
     def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
         numbered = enumerate(prompts)
-        window = AHEAD * max(1, self.engine.max_num_seqs // sampling.n)
-        written: deque[tuple[int, Prompt, Future]] = deque()
+        batch = max(1, self.engine.max_num_seqs // sampling.n)
+        window = AHEAD * batch
+        written: deque[Written] = deque()
         pending: dict[str, tuple[int, list[int]]] = {}
         stops = self.codec.stops(sampling)
         # The next prompts are templated while vLLM computes.
@@ -90,7 +93,7 @@ class VllmEngine(Engine):
                         written.append((index, prompt, pool.submit(self.codec.encode, prompt)))
                     if not written and not pending:
                         return
-                    while written and len(pending) < window and (written[0][2].done() or not pending):
+                    while written and len(pending) < window and (not pending or _is_due(written[0], batch)):
                         index, prompt, inputs = written.popleft()
                         try:
                             request, ids = self._add(inputs.result(), prompt, sampling, stops)
@@ -163,6 +166,13 @@ class VllmEngine(Engine):
             count = len(output.prompt_token_ids)
             found.append(self.codec.completion(ids, list(sample.token_ids), sample.finish_reason, stops, count))
         return found
+
+
+def _is_due(written: Written, batch: int) -> bool:
+    """Whether a prompt goes to the engine before its next step. The first step waits for a whole batch of texts: they
+    are soon there, and a step with one prompt takes as long as a full one."""
+    index, prompt, inputs = written
+    return inputs.done() or (index < batch and not prompt.has_media)
 
 
 def lora_settings(adapters: Sequence[str | Path]) -> dict[str, Any]:

@@ -62,9 +62,21 @@ def ask(engine: Engine) -> dict:
     return found
 
 
+def requests_by_step(engine) -> list[int]:
+    """How many of the prompts vLLM has at each of its steps, as they are written greedily."""
+    vllm, found = engine.engine.engine, []
+    step = vllm.step
+    vllm.step = lambda: found.append(vllm.get_num_unfinished_requests()) or step()
+    try:
+        engine.generate(make_prompts(), GREEDY)
+    finally:
+        del vllm.step
+    return found
+
+
 if __name__ == "__main__":
     from swift_kd_plugin.generation.vllm_engine import VllmEngine
 
     adapters = sys.argv[2:]
     with VllmEngine(BASE_MODEL, load_base_template(), adapters, max_model_len=MAX_LENGTH, max_num_seqs=8) as engine:
-        Path(sys.argv[1]).write_text(json.dumps(ask(engine)))
+        Path(sys.argv[1]).write_text(json.dumps({**ask(engine), "requests": requests_by_step(engine)}))

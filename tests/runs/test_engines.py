@@ -130,6 +130,11 @@ def test_a_sample_depends_on_its_seed_alone(answers):
         assert len({json.dumps(one) for many in found["drawn"] for one in many}) > QUESTIONS, name
 
 
+def test_the_first_step_of_vllm_is_a_full_one(answers):
+    """A step with one prompt would take as long, and be one more."""
+    assert answers["in process"]["requests"][0] >= 8
+
+
 def test_a_prompt_that_is_too_long_is_refused_alone(answers):
     for name, found in answers.items():
         assert found["refused"].startswith("a prompt has 782 tokens, and the context ends at 256"), name
