@@ -19,8 +19,10 @@ def _rank_prefix() -> str:
 
 
 def print_error(message: str) -> None:
-    # torch.distributed puts a buffer in the place of sys.stderr while an exception hook runs.
-    print(f"{_rank_prefix()}: error: {message}", file=sys.__stderr__, flush=True)
+    # torch.distributed puts a buffer in the place of sys.stderr while an exception hook runs. The line is one write, as
+    # ranks share a pipe and print writes its end by itself where output is not buffered.
+    sys.__stderr__.write(f"{_rank_prefix()}: error: {message}\n")
+    sys.__stderr__.flush()
 
 
 def stop(message: str) -> NoReturn:
