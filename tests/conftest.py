@@ -1,6 +1,7 @@
 """Tiers of the tests, by folder, and what runs one after the other on one worker."""
 
 import filecmp
+import signal
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -17,6 +18,8 @@ TIERS = {"launch": "starts the command, a server or vLLM", "quick": "starts none
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts the tests in the background ignores SIGINT, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, meaning in TIERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     config.option.durations = 25 if config.option.durations is None else config.option.durations

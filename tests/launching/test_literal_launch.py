@@ -43,7 +43,10 @@ def test_a_caller_that_is_ended_leaves_nothing_behind(number, torchrun, tmp_path
         log = tmp_path / "log.txt"
         wait_for_moment(caller, lambda: log.exists() and len(processes_in(log.read_text())) == 4, log)
         caller.send_signal(number)
-        caller.wait(30)
+        try:
+            caller.wait(30)
+        finally:
+            caller.kill()
     wait_until_gone(processes_in(log.read_text()))
 
 
