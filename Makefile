@@ -63,7 +63,7 @@ bench-quick: install
 	$(BIN)/python -m scripts.dev.bench_fused --tokens 128 --hidden 64 --repeats 3 --longest 2048 $(QUICK)/fused.json
 	$(BIN)/python -m scripts.dev.bench_data --rows 5000 --join 5000 $(QUICK)/data.json
 	$(BIN)/python -m scripts.dev.bench_rollout --samples 16 --steps 4 --rounds 1 $(QUICK)/rollout.json
-	$(BIN)/python -m scripts.dev.bench_generate --prompts 48 --tokens 64 --repeats 9 $(QUICK)/generate.json
+	$(BIN)/python -m scripts.dev.bench_generate --prompts 48 --tokens 64 --repeats 13 $(QUICK)/generate.json
 
 quickstart: install
 	$(BIN)/python -m examples.quickstart.quickstart

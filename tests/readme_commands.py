@@ -28,6 +28,10 @@ def make_smaller(command: str) -> list[str]:
     smaller = command.replace("NPROC_PER_NODE=8", "NPROC_PER_NODE=2")
     # The small model has 512 positions.
     smaller = smaller.replace("--max_length 2048", "--max_length 256").replace("_model_len 2049", "_model_len 257")
+    if "--use_vllm true" in command:  # each rank starts two engines
+        smaller = smaller.replace("NPROC_PER_NODE=2", "NPROC_PER_NODE=1").replace(
+            "_parallel_size 2", "_parallel_size 1"
+        )
     smaller = smaller.replace("--train_iters 60", "--train_iters 12").replace("checkpoint-60", "checkpoint-12")
     fewer = "off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
     smaller = smaller.replace("strong_to_weak/run.yaml", f"strong_to_weak/run.yaml {fewer}")

@@ -64,7 +64,7 @@ class _Chunk:
 
     def _side(self, logits: Tensor) -> Side:
         logits = logits.to(self.dtype)
-        if logits.numel() and torch.isneginf(logits.amin()):
+        if logits.numel() and torch.isneginf(logits.amin(-1)).any():  # by rows, which takes a third
             # An id that both sides rule out adds nothing; -inf - (-inf) would be no number.
             logits, self.rules_out = logits.clamp_min(RULED_OUT), True
         return Side(logits, self.request.temperature, self.dtype)
