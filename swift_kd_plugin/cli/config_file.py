@@ -13,19 +13,28 @@ from swift_kd_plugin.errors import KDError
 
 
 class ManyValues(TyperCommand):
-    """A command whose flags of several values take them one after the other: `--dataset a b`."""
+    """A command whose flags of several values take them one after the other: `--dataset a b -o out`.
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        many = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
-        expanded: list[str] = []
-        flag = None
-        for argument in args:
-            if argument.startswith("--"):
-                flag = argument if argument in many else None
-            elif flag and expanded[-1] != flag:
-                expanded.append(flag)
-            expanded.append(argument)
-        return super().parse_args(ctx, expanded)
+    A flag's first value may begin with a dash; the next argument that does so is a flag, as the parser sees it.
+    """
+
+    def make_parser(self, ctx: typer.Context) -> Any:
+        parser = super().make_parser(ctx)
+        for option in {*parser._long_opt.values(), *parser._short_opt.values()}:
+            if option.action == "append":
+                _take_all(option)
+        return parser
+
+
+def _take_all(option: Any) -> None:
+    take_one = option.process
+
+    def take(value: str, state: Any) -> None:
+        take_one(value, state)
+        while state.rargs and not (state.rargs[0][:1] in option.prefixes and len(state.rargs[0]) > 1):
+            take_one(state.rargs.pop(0), state)
+
+    option.process = take
 
 
 def read_defaults(ctx: typer.Context, file: Path | None) -> Path | None:

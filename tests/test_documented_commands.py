@@ -1,0 +1,91 @@
+"""Every command in every page is one that its program takes; the README's are run in tests/runs."""
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from swift_kd_plugin.cli.main import app
+from tests.paths import ROOT
+from tests.recipes.swift_parser import real_parser
+
+PROGRAMS = ("bash", "export", "make", "megatron", "pip", "python", "swift", "swift-kd")
+LEFT_OUT = " … "
+FENCED = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+INDENTED = re.compile(r"^ {4}(?:\w+=\S+ )*(?:" + "|".join(PROGRAMS) + r") (?:.*\\\n)*.*$", re.MULTILINE)
+VARIABLE = re.compile(r"\w+=")
+
+
+def pages() -> list[Path]:
+    return sorted(page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.parts))
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """The words of each, without variables that stand before it."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line.replace("\\\n", " ") for line in INDENTED.findall(FENCED.sub("", text))]
+    found = []
+    for line in lines:
+        words = shlex.split(line.replace(LEFT_OUT, " "), comments=True)
+        while words and VARIABLE.match(words[0]):
+            words.pop(0)
+        if words:
+            found.append(words)
+    return found
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{page.relative_to(ROOT)}-{number}-{words[0]}")
+    for page in pages()
+    for number, words in enumerate(commands_in(page))
+]
+
+
+@pytest.fixture(scope="module")
+def ask_swift():
+    with real_parser() as ask:
+        yield ask
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_its_program_takes_it(words, ask_swift, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, *arguments = words
+    if program == "swift-kd":
+        parse(arguments)
+    elif program in ("megatron", "swift"):
+        ask_swift(arguments[1:], f"{program} {arguments[0]}")
+    elif program == "make":
+        assert f"\n{arguments[0]}:" in Path("Makefile").read_text(encoding="utf-8")
+    elif program == "python":
+        assert find_spec(arguments[1]) if arguments[0] == "-m" else Path(arguments[0]).is_file()
+    elif program == "bash":
+        assert Path(arguments[0]).is_file()
+    elif program == "pip":
+        assert arguments[0] == "install"
+        assert all(map(Requirement, arguments[1:]))
+    else:
+        assert program == "export"
+
+
+def parse(arguments: list[str]) -> None:
+    """Ends as `swift-kd` does if it does not take these; `train` also reads its file."""
+    name, *rest = arguments
+    group = get_command(app)
+    with group.make_context("swift-kd", arguments) as ctx, group.commands[name].make_context(name, rest, parent=ctx):
+        pass
+    if name == "train":
+        done = CliRunner().invoke(app, [*arguments, "--dry_run"])
+        assert done.exit_code == 0, done.output
+
+
+def test_commands_are_found():
+    assert {page.name for page in pages()} >= {"README.md", "README.zh-CN.md", "CHANGELOG.md"}
+    assert {words[0] for words in (command.values[0] for command in COMMANDS)} >= set(PROGRAMS) - {"bash"}
+    assert len(COMMANDS) > 60
