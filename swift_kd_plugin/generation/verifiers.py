@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import isfinite
 from typing import Any
@@ -70,7 +71,8 @@ def find_number(text: str) -> Fraction | None:
     if not found:
         return None
     above, _, below = found[-1].replace(",", "").partition("/")
-    return Fraction(above.strip()) / (int(below or 1) or 1)
+    # By way of Decimal, which reads any number of digits; int refuses more than 4,300.
+    return Fraction(Decimal(above.strip())) / (Fraction(Decimal(below.strip() or 1)) or 1)
 
 
 def find_pattern(text: str, pattern: str) -> str | None:

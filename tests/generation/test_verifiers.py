@@ -30,7 +30,15 @@ def score(name: str, response: str, gold: str, pattern: str | None = None) -> fl
         ("none", None),
         ("3/0", 3),
         ("50%", 50),
+        ("1" * 5000, (10**5000 - 1) // 9),
+        ("-" + "9" * 5000 + ".5", Fraction(-(10**5000) + 1) - Fraction(1, 2)),
+        ("1/" + "1" * 5000, Fraction(9, 10**5000 - 1)),
+        ("4" + ",000" * 2000, 4 * 10**6000),
+        ("1e999", 10**999),
+        ("0." + "0" * 5000 + "1", Fraction(1, 10**5001)),
+        ("٣٤", 34),
     ],
+    ids=lambda value: str(value)[:12] if isinstance(value, str) else "",
 )
 def test_numbers(text, number):
     assert find_number(text) == number
@@ -58,6 +66,20 @@ def test_whole_numbers_are_found_in_every_form(number):
 )
 def test_built_in_verifiers(name, response, gold, right):
     assert score(name, response, gold) == right
+
+
+@pytest.mark.parametrize("kind", ["exact", "numeric", "regex"])
+@given(
+    text=st.one_of(
+        st.text(), st.from_regex(r"[-+]?[\d,]{0,30}\.?\d*([eE][-+]?\d{0,4})?(/\d*)?"), st.text("<>/think \n")
+    )
+)
+def test_nothing_that_a_model_writes_raises(kind, text):
+    """In a verifier, a vote or a metric of that name."""
+    gold = Gold(pattern=r"(\d+)")
+    for answer in (text, "1" * 5000 + text):
+        assert Scorer.find(kind, gold).score(make_row(response="4"), answer) in (0, 1)
+        extract(kind, answer, gold)
 
 
 def test_a_pattern_finds_the_last_answer():
