@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, moved aside, locked, or not there."""
 
+import difflib
 import fcntl
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -11,6 +13,7 @@ from uuid import uuid4
 from swift_kd_plugin.errors import KDError
 
 LOCK = ".swift-kd.lock"
+PART = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @contextmanager
@@ -35,10 +38,57 @@ def written_whole(file: Path) -> Iterator[Path]:
             part.unlink()
 
 
+def remove_parts(folder: Path) -> None:
+    """Removes what processes that were killed in `written_whole` have left in a folder."""
+    for path in folder.iterdir():
+        if PART.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Writes a file, whole or not at all. Raises KDError if it cannot be written."""
     with written_whole(file) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def move_aside(folder: Path, paths: Iterable[Path], name: str = "aside") -> Path:
+    """Moves what stands in the way into a new folder beside it: nothing is deleted on doubt.
+
+    Args:
+        folder: where the new folder is made, as NAME-1, or with the next number that is free.
+
+    Raises:
+        KDError: it cannot be moved.
+    """
+    number = 1
+    while (aside := folder / f"{name}-{number}").exists():
+        number += 1
+    try:
+        aside.mkdir(parents=True)
+        for path in paths:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise KDError(f"{error.filename} cannot be moved into {aside}: {error.strerror}.") from error
+    return aside
+
+
+def printable(file: Path) -> str:
+    """A path whose bytes may be no text."""
+    return str(file).encode("utf-8", "backslashreplace").decode()
+
+
+def why_not_opened(file: Path, error: OSError) -> str:
+    """A sentence that begins with the file, and names files that are called nearly so."""
+    if file.is_dir():
+        return f"{printable(file)} is a folder; name the files in it."
+    if not isinstance(error, FileNotFoundError):
+        return f"{printable(file)} cannot be read: {error.strerror}; check its permissions."
+    if not file.parent.is_dir():
+        return f"{printable(file)} does not exist, nor does its folder; check the path."
+    names = sorted(entry.name for entry in os.scandir(file.parent) if entry.is_file())
+    near = difflib.get_close_matches(file.name, names)
+    hint = f"did you mean {' or '.join(map(repr, near))} in the same folder?" if near else "check the path."
+    return f"{printable(file)} does not exist; {hint}"
 
 
 @contextmanager

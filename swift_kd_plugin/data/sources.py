@@ -1,8 +1,6 @@
 """Rows of files, one at a time: .jsonl, .json, .csv, .tsv and .parquet. What cannot be read goes into the report."""
 
 import csv
-import difflib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +8,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from swift_kd_plugin.data.files import printable, why_not_opened
 from swift_kd_plugin.data.formats import check_format, to_row
 from swift_kd_plugin.data.report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
@@ -86,13 +85,13 @@ def read_file(
     file = Path(path)
     reader = READERS.get(file.suffix.lower())
     if reader is None and not file.is_dir():
-        raise KDError(f"{_printable(file)} is none of the files that are read here: {', '.join(READERS)}.")
+        raise KDError(f"{printable(file)} is none of the files that are read here: {', '.join(READERS)}.")
     try:
         with open(file, "rb"):
             pass
     except OSError as error:
-        raise KDError(_why_not_opened(file, error)) from error
-    return _placed(reader(file, max_line_bytes), file, report, name or _printable(file))
+        raise KDError(why_not_opened(file, error)) from error
+    return _placed(reader(file, max_line_bytes), file, report, name or printable(file))
 
 
 def _placed(rows: Numbered, file: Path, report: Report, name: str) -> Iterator[tuple[Place, Raw]]:
@@ -106,7 +105,7 @@ def _placed(rows: Numbered, file: Path, report: Report, name: str) -> Iterator[t
             else:
                 yield place_of(name, number, raw), raw
     except OSError as error:
-        raise KDError(f"{_printable(file)} cannot be read to its end: {error.strerror or error}.") from error
+        raise KDError(f"{printable(file)} cannot be read to its end: {error.strerror or error}.") from error
 
 
 def place_of(source: str, number: int, raw: Raw) -> Place:
@@ -115,28 +114,11 @@ def place_of(source: str, number: int, raw: Raw) -> Place:
     return Place(source, number, str(key) if type(key) in (str, int) else None)
 
 
-def _printable(file: Path) -> str:
-    return str(file).encode("utf-8", "backslashreplace").decode()
-
-
-def _why_not_opened(file: Path, error: OSError) -> str:
-    if file.is_dir():
-        return f"{_printable(file)} is a folder; name the files in it."
-    if not isinstance(error, FileNotFoundError):
-        return f"{_printable(file)} cannot be read: {error.strerror}; check its permissions."
-    if not file.parent.is_dir():
-        return f"{_printable(file)} does not exist, nor does its folder; check the path."
-    names = sorted(entry.name for entry in os.scandir(file.parent) if entry.is_file())
-    near = difflib.get_close_matches(file.name, names)
-    hint = f"did you mean {' or '.join(map(repr, near))} in the same folder?" if near else "check the path."
-    return f"{_printable(file)} does not exist; {hint}"
-
-
 def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
     """The lines with their ends, or None for a line of more than `limit` bytes."""
     start = file.peek(len(BOM))
     if start.startswith(UTF_16):
-        raise KDError(f"{_printable(Path(file.name))} is UTF-16; save it as UTF-8.")
+        raise KDError(f"{printable(Path(file.name))} is UTF-16; save it as UTF-8.")
     if start.startswith(BOM):
         file.read(len(BOM))
     while line := file.readline(limit + 1):
@@ -188,17 +170,17 @@ def _list_in(file: Path) -> list[Any]:
     try:
         page = decode_json(file.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise KDError(f"{_printable(file)} is not UTF-8 text (byte {error.start + 1}).") from error
+        raise KDError(f"{printable(file)} is not UTF-8 text (byte {error.start + 1}).") from error
     except RowError as error:
         hint = "; if each line is an object of its own, name it .jsonl" if "Extra data" in str(error) else ""
-        raise KDError(f"{_printable(file)} cannot be used: {error}{hint}.") from error
+        raise KDError(f"{printable(file)} cannot be used: {error}{hint}.") from error
     if isinstance(page, list):
         return page
     lists = [value for value in page.values() if isinstance(value, list)] if isinstance(page, dict) else []
     lists = [value for value in lists if not value or any(isinstance(item, dict) for item in value)]
     if len(lists) != 1:
         raise KDError(
-            f"{_printable(file)} is {kind_of(page)} with {len(lists)} lists of objects; it has to be a list of "
+            f"{printable(file)} is {kind_of(page)} with {len(lists)} lists of objects; it has to be a list of "
             "objects, or an object with one such list."
         )
     return lists[0]
@@ -235,14 +217,14 @@ def _header(reader: Any, file: Path) -> list[str]:
     try:
         header = next(reader, [])
     except csv.Error as error:
-        raise KDError(f"{_printable(file)} has no header that can be read: {error}.") from error
+        raise KDError(f"{printable(file)} has no header that can be read: {error}.") from error
     if not any(header):
-        raise KDError(f"{_printable(file)} has no header; its first line has to name the columns.")
+        raise KDError(f"{printable(file)} has no header; its first line has to name the columns.")
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise KDError(f"{_printable(file)} has the column {twice!r} twice in its header; rename one.")
+        raise KDError(f"{printable(file)} has the column {twice!r} twice in its header; rename one.")
     if not _is_text(header):
-        raise KDError(f"{_printable(file)} is not UTF-8 text; save it as UTF-8.")
+        raise KDError(f"{printable(file)} is not UTF-8 text; save it as UTF-8.")
     return header
 
 
@@ -275,7 +257,7 @@ def _read_parquet(file: Path, limit: int) -> Numbered:
     except (pa.ArrowException, ValueError, OSError) as error:
         where = f" after row {number}" if number else ""
         reason = str(error).strip().partition("\n")[0]
-        raise KDError(f"{_printable(file)} cannot be read as Parquet{where}: {reason}.") from error
+        raise KDError(f"{printable(file)} cannot be read as Parquet{where}: {reason}.") from error
 
 
 def _python_rows(batch: pa.RecordBatch) -> Iterator[Raw | RowError]:

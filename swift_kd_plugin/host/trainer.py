@@ -1,9 +1,9 @@
 """KDTrainer: ms-swift's Megatron GKD trainer with our losses, a full teacher view, and checks where stock is silent."""
 
-import os
 import time
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from megatron.core import mpu
@@ -13,11 +13,13 @@ from swift.megatron.utils import get_padding_to
 from swift.utils import get_logger, is_master, to_device
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.checkpoint import describe_failed_save
+from swift_kd_plugin.host import checkpoint
 from swift_kd_plugin.host.completions import keep_prompts
+from swift_kd_plugin.host.fitting import explain_rows_left_out
 from swift_kd_plugin.host.hidden import stop_before_head
 from swift_kd_plugin.host.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.memory_report import MemoryReport
+from swift_kd_plugin.host.merged_export import ADAPTER, MergedExport
 from swift_kd_plugin.host.metrics import check_removed_mass, describe_rollout, drop_lonely_groups, metric_names
 from swift_kd_plugin.host.objective import make_objective
 from swift_kd_plugin.host.pairing import match_views
@@ -71,6 +73,12 @@ class KDTrainer(RolloutHooks):
         # Stock seeds all random states anew here; in a resumed run they have just been loaded from the checkpoint.
         with keep_random_states() if self.state.iteration else nullcontext():
             return super()._init_resample_data_iterator(train_dataset)
+
+    def resample_encode_failed_inputs(self, inputs: list[dict], max_resample_rounds: int = 10) -> list[dict]:
+        try:
+            return super().resample_encode_failed_inputs(inputs, max_resample_rounds)
+        except (RuntimeError, StopIteration) as error:
+            raise explain_rows_left_out(self.template, inputs) from error
 
     def _load_teacher_model(self) -> None:
         offload, self.offload_teacher_model = self.offload_teacher_model, False
@@ -218,9 +226,25 @@ class KDTrainer(RolloutHooks):
         super()._log_callback(logs, n_steps)
 
     def save_checkpoint(self) -> None:
-        folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.iteration}")
-        last_good = self.state.last_model_checkpoint
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.iteration}")
+        last_good, says_itself = self.state.last_model_checkpoint, not self.args.async_save
         try:
+            if says_itself and is_master():
+                checkpoint.begin(folder)
+            torch.distributed.barrier()
             super().save_checkpoint()
+            torch.distributed.barrier()
+            if says_itself and is_master():
+                checkpoint.finish(folder)
         except Exception as error:
-            raise describe_failed_save(error, folder, last_good, is_master()) from error
+            raise checkpoint.describe_failed_save(error, folder, last_good, is_master()) from error
+
+    def merge_lora_adapters(self, adapter_name: str = ADAPTER) -> None:
+        self.merged_export = MergedExport(self.bridge, self.unwrapped_models)
+
+    def unmerge_lora_adapters(self) -> None:
+        self.merged_export.close()
+
+    def _sorted_checkpoints(self, output_dir: str) -> list[str]:
+        # Stock takes every folder whose name begins so, and would remove a `checkpoint-best` of the user.
+        return [path for path in super()._sorted_checkpoints(output_dir) if checkpoint.step_of(Path(path)) is not None]

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -13,18 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.recipes.checkpoints import keep_best, last_whole_checkpoint, make_way, read_result
 from swift_kd_plugin.recipes.command import NPROC, Command, megatron_command, program_command
-from swift_kd_plugin.recipes.marker import Marker, find_change, new_marker, read_marker
+from swift_kd_plugin.recipes.marker import MARKER, Marker, find_change, new_marker, read_marker
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run
-from swift_kd_plugin.recipes.progress import (
-    cut_half_row,
-    keep_best,
-    last_whole_checkpoint,
-    read_result,
-    read_rows,
-    step_of,
-)
+from swift_kd_plugin.recipes.progress import cut_half_row, read_rows, step_of
 
 TRAIN_LOG = "train.log"
 PROGRESS_LINES = 10  # of a stage, where there is no terminal
@@ -132,13 +125,14 @@ class Runner:
             why = (
                 "its checkpoints have no optimizer (no_save_optim)" if checkpoint else "it has no whole checkpoint yet"
             )
-            self.say(f"{stage.name}: begins anew, because {why}")
-            _remove_output(stage.folder)
+            aside = make_way(stage.folder, None, keep=(TRAIN_LOG, MARKER))
+            self.say(f"{stage.name}: begins anew, because {why}{_is_in(aside)}")
             return {}
         cut_half_row(stage.folder)
+        aside = make_way(stage.folder, checkpoint)
         if keys.get("save_total_limit"):
             keep_best(stage.folder, metric_of(keys))
-        self.say(f"{stage.name}: goes on from {checkpoint}")
+        self.say(f"{stage.name}: goes on from {checkpoint}{_is_in(aside)}")
         where = "mcore_model" if _is_full(keys) else "mcore_adapter"
         return {where: str(checkpoint), "finetune": False}
 
@@ -195,7 +189,7 @@ def result_of(stage: Stage) -> dict[str, Any]:
         if not stage.rows_file.is_file():
             raise KDError(f"{stage.name} ended without {stage.rows_file}.")
         return {"best": {"folder": stage.rows_file.name}}
-    best, final = read_result(stage.folder, metric_of(stage.keys), merged=not _is_full(stage.keys))
+    best, final = read_result(stage.folder, metric_of(stage.keys), adapter=not _is_full(stage.keys))
     points = {"best": best, "final": final}
     relative = {name: {"folder": str(point.folder.relative_to(stage.folder))} for name, point in points.items()}
     return {"steps": final.step, **{name: asdict(point) | relative[name] for name, point in points.items()}}
@@ -228,15 +222,8 @@ def _time_of_killed(old: Marker, folder: Path) -> float:
     return max(0.0, log.stat().st_mtime - old.started) if old.started and log.is_file() else 0.0
 
 
-def _remove_output(folder: Path) -> None:
-    """Removes what an attempt has written, but not what it said."""
-    for path in folder.iterdir():
-        if path.name in (TRAIN_LOG, "stage.json"):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _is_in(aside: Path | None) -> str:
+    return f"; what was in its way is now in {aside}" if aside else ""
 
 
 def _port(env: Mapping[str, str]) -> dict[str, str]:

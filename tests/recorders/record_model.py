@@ -3,6 +3,7 @@
 - `first`, `last`: logits of the tokens in `<KD_TEST_RECORD>/probe.pt` before the first and after the last step, in
   evaluation mode, with the whole vocabulary
 - `trained`: this rank's trainable weights after the last step
+- `moved`: names of its frozen weights that are not what they were before the first step, bit by bit
 - `answers`: each answer of the colocated vLLM, with vLLM's log-probabilities and the model's own logits
 - `scored`: the ids that models wrote and the ids that the loss is about, of each micro-batch
 - `vllm_distances`: after each weight sync, per weight of vLLM, the largest difference to the trainer's
@@ -36,18 +37,22 @@ encode_samples = KDTrainer._encode_samples
 def setup_model_training(self):
     stock_setup(self)
     RECORD["first"] = read_logits(self, PROBE)
+    RECORD["moved"] = read_weights(self, trained=False)
 
 
 def finalize_training(self):
     stock_finalize(self)
     RECORD["last"] = read_logits(self, PROBE)
-    RECORD["trained"] = {
-        name: param.detach().clone()
-        for model in self.unwrapped_models
-        for name, param in model.named_parameters()
-        if param.requires_grad
-    }
+    RECORD["trained"] = read_weights(self, trained=True)
+    now = read_weights(self, trained=False)
+    RECORD["moved"] = [name for name, weight in RECORD["moved"].items() if not weight.equal(now[name])]
     torch.save(RECORD, FOLDER / f"rank{dist.get_rank()}.pt")
+
+
+def read_weights(trainer, trained: bool) -> dict[str, torch.Tensor]:
+    """Copies of this rank's trainable or frozen weights."""
+    named = [item for model in trainer.unwrapped_models for item in model.named_parameters()]
+    return {name: weight.detach().clone() for name, weight in named if weight.requires_grad == trained}
 
 
 @torch.no_grad()

@@ -1,0 +1,136 @@
+"""The checkpoints of a training stage: which are whole, which is the best, and what is in a resumed run's way."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from swift_kd_plugin.data.files import move_aside
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.checkpoint import MERGED, State, merged, state_of, step_of
+from swift_kd_plugin.recipes.progress import best_step, read_divergences
+
+PREFIX = "checkpoint-"
+LAST = "last-checkpoint"  # ms-swift's link to the checkpoint that was written whole last
+KEPT, ASIDE = "kept", "aside"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint: its step, its validation divergence if it was evaluated, and the folder that a model loads from."""
+
+    step: int
+    divergence: float | None
+    folder: Path
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole by its own files, or that ms-swift's link names; None if there is none yet.
+
+    Raises:
+        KDError: there are checkpoints, and nothing tells whether one of them is whole.
+    """
+    states = {path: state_of(path) for path in _checkpoints(folder)}
+    linked = _linked(folder)
+    whole = [path for path, state in states.items() if state is State.WHOLE]
+    if states.get(linked) in (State.UNKNOWN, State.UNFINISHED):
+        whole.append(linked)  # ms-swift links what it has written whole
+    if whole:
+        return max(whole, key=step_of)
+    for path in sorted(states, key=step_of, reverse=True):
+        if states[path] is State.DAMAGED:
+            raise KDError(
+                f"{path} is damaged ({states[path].value}), and no other checkpoint is whole; copy it again, or move "
+                "the checkpoints away to begin anew."
+            )
+        if states[path] is State.UNKNOWN:
+            raise KDError(
+                f"nothing tells whether {path} is whole, as {folder / LAST} is no link to a checkpoint; if it is, put "
+                "such a link there, otherwise move the checkpoints away to begin anew."
+            )
+    return None
+
+
+def make_way(folder: Path, whole: Path | None, keep: tuple[str, ...] = ()) -> Path | None:
+    """Moves aside what a run that goes on from a checkpoint would mix with its own; None if nothing is in its way.
+
+    Args:
+        whole: the checkpoint, whose successors are in the way; without it all that an attempt has written is.
+        keep: names that stay.
+    """
+    there = [path for path in folder.iterdir() if path.name not in keep and not path.name.startswith(f"{ASIDE}-")]
+    if whole is not None:
+        there = [
+            path for path in there if _succeeds(path, step_of(whole)) or (path.name == LAST and not path.is_symlink())
+        ]
+    return move_aside(folder, there, ASIDE) if there else None
+
+
+def keep_best(folder: Path, metric: str) -> None:
+    """Keeps the best checkpoint so far from --save_total_limit: a resumed run does not know that it is the best."""
+    whole = last_whole_checkpoint(folder)
+    if whole is None:
+        return
+    divergences = {step: value for step, value in read_divergences(folder, metric).items() if step <= step_of(whole)}
+    if not divergences:
+        return
+    source = folder / f"{PREFIX}{best_step(divergences)}"
+    for place in (source, merged(source)):
+        kept = folder / KEPT / place.name
+        if place.is_dir() and not kept.exists():
+            part = kept.with_name(f".{place.name}")
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed while it copied
+            shutil.copytree(place, part, copy_function=_link)
+            part.rename(kept)
+
+
+def read_result(folder: Path, metric: str, adapter: bool) -> tuple[Checkpoint, Checkpoint]:
+    """Best and final checkpoint of a finished stage; without an evaluation the final one is the best.
+
+    Args:
+        adapter: the stage trains one, so that a model is what it was merged into.
+
+    Raises:
+        KDError: the stage left no checkpoint that a model can be loaded from.
+    """
+    final = last_whole_checkpoint(folder)
+    if final is None:
+        raise KDError(f"the training in {folder} ended without a whole checkpoint.")
+    divergences = read_divergences(folder, metric)
+    last = step_of(final)
+    best = best_step(divergences) if divergences else last
+    return tuple(Checkpoint(step, divergences.get(step), _model_folder(folder, step, adapter)) for step in (best, last))
+
+
+def _model_folder(folder: Path, step: int, adapter: bool) -> Path:
+    name = f"{PREFIX}{step}{MERGED if adapter else ''}"
+    for place in (folder / name, folder / KEPT / name):
+        if any(place.glob("*.safetensors")) and state_of(place) is not State.DAMAGED:
+            return place
+    raise KDError(
+        f"{folder / name} with a model in safetensors is missing or damaged; leave save_safetensors (and merge_lora) "
+        "at true, and do not delete checkpoints of an unfinished run."
+    )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{PREFIX}*") if step_of(path) is not None and path.is_dir()]
+
+
+def _linked(folder: Path) -> Path | None:
+    link = folder / LAST
+    return folder / Path(os.readlink(link)).name if link.is_symlink() else None
+
+
+def _succeeds(path: Path, step: int) -> bool:
+    """Whether it is a later checkpoint, or a model that was merged of one."""
+    own = step_of(path.with_name(path.name.removesuffix(MERGED)))
+    return own is not None and own > step and path.is_dir()
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+    return target

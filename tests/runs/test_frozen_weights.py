@@ -1,0 +1,46 @@
+"""LoRA: what is frozen stays as it was, bit by bit, whatever is saved and synced on the way."""
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.machine import needs_cpu_backend
+from tests.paths import BASE_MODEL, DATA
+from tests.recorders.recorded_runs import assert_same_weights, train_and_record
+
+pytestmark = needs_cpu_backend
+
+LORA = {"tuner_type": "lora", "target_modules": "all-linear", "lora_dropout": 0.0, "lr": 1e-2}
+STEPS = 10
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor_model_parallel_size": 2}], ids=["one process", "TP2"])
+def test_saves_change_nothing(flags, layout, tmp_path):
+    """The teacher is the student without its adapter, so that its weights would move as well."""
+    processes = 2 if layout else 1
+    changes = {**LORA, **layout, "teacher_model": flags["model"], "train_iters": STEPS}
+    often = train_and_record(tmp_path / "often", flags, processes, save_steps=1, no_save_optim=True, **changes)
+    once = train_and_record(tmp_path / "once", flags, processes, save_steps=5, **changes)
+    assert often.curve == once.curve
+    assert len(often.curve) == STEPS
+    assert_same_weights(often, once)
+    assert [rank["moved"] for rank in (*often.ranks, *once.ranks)] == [[]] * 2 * processes
+    for name in ("checkpoint-10/adapter_model.safetensors", "checkpoint-10-merged/model.safetensors"):
+        one, other = (load_file(recorded.run.output / name) for recorded in (often, once))
+        assert one.keys() == other.keys()
+        assert all(one[key].equal(other[key]) for key in one)
+
+    changes |= {"mcore_adapter": once.run.output / "checkpoint-5", "finetune": False}
+    resumed = train_and_record(tmp_path / "resumed", flags, processes, save_steps=5, **changes)
+    assert resumed.curve == {step: once.curve[step] for step in list(once.curve)[5:]}
+    assert_same_weights(resumed, once)
+
+
+def test_ten_saves_and_twenty_syncs_change_nothing(flags, tmp_path):
+    vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_len": 160, "max_completion_length": 8}
+    changes = {**LORA, **vllm, "model": BASE_MODEL, "teacher_model": BASE_MODEL, "dataset": DATA / "exp.jsonl"}
+    changes |= {"lmbda": 1, "train_iters": 20, "save_steps": 2, "no_save_optim": True}
+    recorded = train_and_record(tmp_path / "run", flags, **changes)
+    (rank,) = recorded.ranks
+    assert len(rank["synced"]) == 20
+    assert len(list(recorded.run.output.glob("checkpoint-*-merged"))) == 10
+    assert rank["moved"] == []
