@@ -28,7 +28,7 @@ KILLS: dict[str, Callable[[], None]] = {}  # of the servers that were started, b
 
 
 @contextmanager
-def swift_deploy(model: Path, folder: Path, **changes) -> Iterator[str]:
+def swift_deploy(model: Path | None, folder: Path, **changes) -> Iterator[str]:
     """Yields the URL of `swift deploy` with vLLM; it gets ready meanwhile (see `wait_for`)."""
     flags = {
         "model": model,

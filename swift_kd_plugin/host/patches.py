@@ -134,6 +134,21 @@ def name_bad_rows(module: ModuleType) -> Undo:
     return replace_attribute(module.RowPreprocessor, "batched_preprocess", batched_preprocess)
 
 
+def leave_name_out_of_checkpoints(module: ModuleType) -> Undo:
+    stock = module.BaseArguments.save_args
+
+    @wraps(stock)
+    def save_args(self, output_dir=None):
+        given = {name: getattr(self, name) for name in PLUGIN_LISTS}
+        vars(self).update({name: [plugin for plugin in given[name] if plugin != NAME] for name in PLUGIN_LISTS})
+        try:
+            stock(self, output_dir)
+        finally:
+            vars(self).update(given)
+
+    return replace_attribute(module.BaseArguments, "save_args", save_args)
+
+
 def mark_vocabulary_shards(module: ModuleType) -> Undo:
     stock = module._ensure_fsdp_tensor_parallel_attributes
 
@@ -146,6 +161,8 @@ def mark_vocabulary_shards(module: ModuleType) -> Undo:
     return replace_attribute(module, "_ensure_fsdp_tensor_parallel_attributes", ensure)
 
 
+ARGUMENTS = "swift.arguments.base_args.base_args"
+PLUGIN_LISTS = ("external_plugins", "custom_register_path")
 ROWS = "swift.dataset.preprocessor.core"
 LEDGER = Ledger(
     [
@@ -169,6 +186,14 @@ LEDGER = Ledger(
             why="the pipeline looks its trainer up here by name and has no registry for trainers",
             remove_when="ms-swift has a trainer registry for Megatron",
             apply=install_trainer,
+        ),
+        Patch(
+            symbol=f"{ARGUMENTS}.BaseArguments.save_args",
+            module=ARGUMENTS,
+            why="`swift infer`, `deploy` and `export` take what a checkpoint's args.json names for a path, and need no "
+            "plugin to open it",
+            remove_when="ms-swift imports a bare name given to --external_plugins as a module, or saves none",
+            apply=leave_name_out_of_checkpoints,
         ),
         Patch(
             symbol="transformers.hf_argparser.HfArgumentParser.error",
