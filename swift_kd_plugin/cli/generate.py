@@ -7,6 +7,7 @@ import typer
 from swift_kd_plugin.cli import shared
 from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
 from swift_kd_plugin.cli.show import open_id
+from swift_kd_plugin.errors import KDError
 
 Opt = typer.Option
 WHO, HOW, WHICH = shared.WHO, shared.HOW, "Which responses are kept"
@@ -129,8 +130,13 @@ def generate(
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     with errors_in_one_sentence("generate"):
         from swift_kd_plugin.generation.command import Options, run
+        from swift_kd_plugin.generation.store import PAGE, RESPONSES
 
         report = run(Options(**flags), open_id)
         print_report(report.input)
         for line in report.lines():
             typer.echo(line, err=True)
+        if not report.accepted:
+            raise KDError(
+                f"no response was accepted, and {output}/{RESPONSES} is not written; {PAGE} shows the reasons."
+            )

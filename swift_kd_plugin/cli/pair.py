@@ -1,10 +1,12 @@
 """`swift-kd pair`: two files of rows, with and without the experience, become training rows with two views."""
 
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from datasets import Dataset
 from tqdm import tqdm
 
 from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
@@ -16,6 +18,7 @@ from swift_kd_plugin.data.pairing import ResponseRule
 from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
 
+SEEN_ROWS = 100
 Keep = Literal["report", "drop"]
 
 
@@ -53,12 +56,25 @@ def pair(
         sides = [Rows(str(path), File(path, str(path))) for path in (exp, noexp)]
         rule, suspicions = ResponseRule(response, gold), Suspicions(leaks, quotes)
         node = Pairs(str(output), *sides, on, duplicates, None, rule, suspicions)
-        dataset, made = Builder(Path(folder), strict=strict).dataset(node)
-        count = write_jsonl(output, tqdm(to_rows(dataset), "writing", len(dataset), unit="row", disable=None))
+        builder = Builder(Path(folder), strict=strict)
+        dataset, made = builder.dataset(node)
+        if len(dataset):
+            count = write_jsonl(output, tqdm(to_rows(dataset), "writing", len(dataset), unit="row", disable=None))
         print_report(made)
         if report:
             made.write(report)
+        if not len(dataset):
+            columns = "; ".join(f"{side.name} has {columns_of(builder.dataset(side)[0])}" for side in sides)
+            raise KDError(f"no pair could be made, and {output} is not written; for --on and --gold {columns}.")
         typer.echo(f"{count:,} rows are in {output}", err=True)
+
+
+def columns_of(dataset: Dataset) -> str:
+    """Names of the columns beside those of a conversation, of the first rows."""
+    names = {name for row in islice(to_rows(dataset), SEEN_ROWS) for name in row.get("columns", {})}
+    if not len(dataset):
+        return "no rows"
+    return f"the columns {', '.join(sorted(names))}" if names else "no columns"
 
 
 def check_files(output: Path, files: dict[str, Path | None]) -> None:

@@ -14,7 +14,9 @@ Config = Annotated[
     Option(help="A YAML or JSON file with these flags as keys; flags go first.", callback=read_defaults, is_eager=True),
 ]
 Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; started again, an unfinished run goes on.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Take the place of another run in the folder.")]
+Overwrite = Annotated[
+    bool, Option("--overwrite", help="Take the place of another run in the folder, which is moved into replaced-N.")
+]
 
 Datasets = Annotated[
     list[str], Option(help="Files, ids, or names of --kd_datasets; several one after the other.", rich_help_panel=WHAT)

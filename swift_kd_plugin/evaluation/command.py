@@ -1,7 +1,6 @@
 """What `swift-kd eval` does: asks every model, scores what it answers, and writes the report."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from swift_kd_plugin.evaluation.report import as_csv, as_json
 from swift_kd_plugin.evaluation.scoring import answers, check_gold, score, table, tags_of
 from swift_kd_plugin.generation.engines import Sampling
 from swift_kd_plugin.generation.opening import ModelOptions, describe_rows, open_rows
-from swift_kd_plugin.generation.store import MANIFEST, read_manifest, refuse_another
+from swift_kd_plugin.generation.store import MANIFEST, put_aside, read_manifest, refuse_another
 from swift_kd_plugin.generation.verifiers import Gold
 
 JSON, CSV, MARKDOWN, ANSWERS = "report.json", "report.csv", "report.md", "answers.jsonl"
@@ -83,8 +82,6 @@ def check(
 ) -> Asked:
     """Everything that can be refused without a model. Raises KDError."""
     rows = list(to_rows(dataset))
-    if not rows:
-        raise KDError(f"--dataset {' '.join(options.dataset)} has no rows that can be used.")
     golds = check_gold(rows, metrics, gold, notes)
     views = open_views(dataset, rows, options.view or (), notes)
     return Asked(dataset, digest, rows, golds, views, tags_of(rows, options.tag_column), metrics)
@@ -94,9 +91,7 @@ def claim(options: ModelOptions, identity: dict[str, Any]) -> None:
     """Makes a folder this run's. Raises KDError if it holds another run."""
     folder, manifest = options.output, options.output / MANIFEST
     if options.overwrite:
-        shutil.rmtree(folder / CELLS, ignore_errors=True)
-        for name in (MANIFEST, JSON, CSV, MARKDOWN, ANSWERS):
-            (folder / name).unlink(missing_ok=True)
+        put_aside(folder, (CELLS, MANIFEST, JSON, CSV, MARKDOWN, ANSWERS))
     if manifest.exists():
         refuse_another(folder, read_manifest(manifest), identity)
     elif any((folder / name).exists() for name in (CELLS, JSON, ANSWERS)):

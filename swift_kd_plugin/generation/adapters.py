@@ -1,30 +1,40 @@
 """Does a LoRA adapter belong to a model? Told by names on disk, before anything is loaded."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
 from swift_kd_plugin.errors import KDError
 
+# How an adapter may be started that changes the base weights.
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PREFIX, SUFFIX = "base_model.model.", ".lora_A.weight"
 
 
-def check_adapter(adapter: Path, folder: Path) -> None:
-    """Refuses an adapter for layers that a model does not have: PEFT and vLLM would leave them out.
+def check_adapter(adapter: Path, folder: Path, engine: str) -> None:
+    """Refuses an adapter for layers that a model does not have, which PEFT and vLLM would leave out, and for vLLM one
+    that is more than matrices beside a model's own weights.
 
     Only names that both sides write alike are compared, but for the number of the layer: libraries rename and fuse
     modules when they load a model. Shapes are compared by whoever loads them.
 
     Args:
         folder: of the base model.
+        engine: that loads both.
 
     Raises:
-        KDError: it is no folder, or belongs to another base model.
+        KDError: it is no folder, or belongs to another base model, or vLLM would answer as another model.
     """
     if not adapter.is_dir():
         raise KDError(f"--adapters {adapter} is no folder; give the folder of a LoRA adapter.")
+    if engine == "vllm" and (why := _more_than_matrices(adapter, folder)):
+        raise KDError(
+            f"The adapter {adapter} {why}, with which vLLM answers as another model; use --engine transformers."
+        )
     adapted = {name.removeprefix(PREFIX).removesuffix(SUFFIX) for name in _names(adapter) if name.endswith(SUFFIX)}
     modules = {name.removesuffix(".weight") for name in _names(folder)}
     known = {_any_layer(name) for name in modules}
@@ -34,6 +44,44 @@ def check_adapter(adapter: Path, folder: Path) -> None:
             f"The adapter {adapter} does not fit {folder}: it changes {strange[0]}, which the model does not have; it "
             "belongs to another base model."
         )
+
+
+def changes_the_base(settings: dict[str, Any]) -> str | None:
+    """How an adapter was started, if that changed the base model's weights: the change is not in the adapter."""
+    start = str(settings.get("init_lora_weights", "")).lower()
+    return start if start.startswith(CHANGES_THE_BASE) else None
+
+
+def adapts_tied_weights(names: Iterable[str], folder: Path) -> str | None:
+    """The name of an embedding or output layer that an adapter changes, if the model has one tensor for both.
+
+    A merge would change the other one, too.
+
+    Args:
+        names: of the adapter's matrices.
+        folder: of the base model.
+    """
+    ends = [name for name in names if re.search(r"\b(embed_tokens|wte|lm_head|embed_out)\.(lora_|weight)", name)]
+    return ends[0] if ends and is_tied(folder) else None
+
+
+def is_tied(folder: Path) -> bool:
+    """Whether a model's output layer is its embedding."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    said = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings"))
+    return said if said is not None else not any("lm_head" in name for name in _names(folder))
+
+
+def _more_than_matrices(adapter: Path, folder: Path) -> str | None:
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if start := changes_the_base(settings):
+        return f"was started from {start}, which changes the base model"
+    if name := adapts_tied_weights(_names(adapter), folder):
+        return f"changes {name} of a model that has one tensor for embedding and output"
+    return None
 
 
 def _names(folder: Path) -> Iterator[str]:

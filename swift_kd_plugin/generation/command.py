@@ -7,7 +7,7 @@ from typing import Any
 
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.engines import Sampling
+from swift_kd_plugin.generation.engines import VLLM_HOTTEST, Sampling
 from swift_kd_plugin.generation.filters import Filters
 from swift_kd_plugin.generation.judging import Judge
 from swift_kd_plugin.generation.opening import (
@@ -73,6 +73,8 @@ def run(options: Options, opener: Callable[[str], Any]) -> Tally:
     template = make_template(options)
     folder = Path(template.processor.model_info.model_dir)
     sampling = options.sampling(folder)
+    if engine_name == "vllm" and sampling.temperature > VLLM_HOTTEST:
+        raise KDError(f"temperature is {sampling.temperature:g}; vLLM takes {VLLM_HOTTEST} at most.")
     plan = Plan(dataset, sampling, judge, options.thinking, options.seed, tuple(options.quota or ()), options.dedup)
     identity = identify(options, plan, rows_digest, folder, engine_name)
     with Store(options.output, identity, plan.tasks, options.shard_size, options.overwrite) as store:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from swift_kd_plugin.errors import KDError
 
 FinishReason = Literal["stop", "length"]
+VLLM_HOTTEST = 2  # vLLM 0.32 refuses a higher temperature
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Sampling:
         for name, (holds, wanted) in allowed.items():
             if not holds:
                 raise KDError(f"{name} is {getattr(self, name)!r}; it must be {wanted}.")
+        if self.n > 1 and not self.temperature:
+            raise KDError(
+                f"n is {self.n} and temperature 0, which would write one response {self.n} times; change one."
+            )
 
 
 @dataclass(frozen=True)

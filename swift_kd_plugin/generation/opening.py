@@ -47,7 +47,7 @@ def open_rows(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[Data
     """The rows of every --dataset, one after the other, their digest, and what became of the input.
 
     Raises:
-        KDError: a name that is none, or a row that cannot be used and --strict.
+        KDError: a name that is none, no row that can be used, or --strict and one that cannot.
     """
     named = read_config(options.kd_datasets) if options.kd_datasets else {}
     report, parts, digests = Report(), [], []
@@ -58,6 +58,11 @@ def open_rows(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[Data
             report.merge(made)
             parts.append(part)
             digests += [_file_digest(file["filename"]) for file in part.cache_files]
+        if not any(map(len, parts)):
+            reason = report.first_reason()
+            raise KDError(
+                f"--dataset {' '.join(options.dataset)} has no rows that can be used{reason and ': '}{reason}."
+            )
         # The files are mapped, and stay until they are let go.
         return limited(concatenate_datasets(parts), options.limit), "-".join(digests), report
 
@@ -115,7 +120,7 @@ def make_engine(options: ModelOptions, template: Any, name: str) -> Engine:
 def describe_model(options: ModelOptions, folder: Path, engine_name: str) -> dict[str, Any]:
     """Who answers, for a run's identity. `folder` is the model's. Raises KDError if an adapter does not fit it."""
     for adapter in options.adapters or ():
-        check_adapter(Path(adapter), folder)
+        check_adapter(Path(adapter), folder, engine_name)
     adapters = [f"{Path(adapter).name} ({fingerprint(Path(adapter))})" for adapter in options.adapters or ()]
     return {"model": f"{folder.name} ({fingerprint(folder)})", "adapters": adapters, "engine": engine_name}
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from datasets import Dataset
 from tqdm import tqdm
@@ -227,10 +228,11 @@ def collect(plan: Plan, store: Store, collector: Collector, shards: range) -> It
 
 
 def write_responses(plan: Plan, store: Store) -> Tally:
-    """Writes the rows of a finished run, and returns what there is to say about it."""
+    """Writes the rows of a finished run, unless there are none, and returns what there is to say about it."""
     collector = Collector(plan)
     rows = collect(plan, store, collector, range(store.shards))
-    write_jsonl(store.folder / RESPONSES, rows)
+    for first in rows:
+        write_jsonl(store.folder / RESPONSES, chain([first], rows))
     return collector.tally
 
 

@@ -7,14 +7,13 @@ responses.jsonl          the rows, written at the end
 """
 
 import json
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from swift_kd_plugin.data.files import locked, write_atomically
+from swift_kd_plugin.data.files import locked, move_aside, remove_parts, write_atomically
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.judging import Sample
 
@@ -70,7 +69,7 @@ class Store:
 
     def _claim(self, identity: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
-            self._clear()
+            put_aside(self.folder, OWN)
         (self.folder / SHARDS).mkdir(exist_ok=True)
         manifest = self.folder / MANIFEST
         if manifest.exists():
@@ -80,16 +79,7 @@ class Store:
         else:
             write_atomically(manifest, json.dumps(identity, ensure_ascii=False, indent=2) + "\n")
         for place in (self.folder, self.folder / SHARDS):
-            for left in place.glob(".*.json*.*"):  # of a process that was killed while it wrote
-                left.unlink()
-
-    def _clear(self) -> None:
-        for name in OWN:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove_parts(place)
 
     def close(self) -> None:
         self._held.close()
@@ -129,6 +119,12 @@ class Store:
 
     def _file(self, shard: int, kind: str = "") -> Path:
         return self.folder / SHARDS / f"{shard:06d}{kind}.jsonl"
+
+
+def put_aside(folder: Path, names: Sequence[str]) -> None:
+    """Moves another run's files into `replaced-1` of their folder, or the next number."""
+    if found := [folder / name for name in names if (folder / name).exists()]:
+        move_aside(folder, found, "replaced")
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

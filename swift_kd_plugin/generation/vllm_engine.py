@@ -34,7 +34,7 @@ ADVICE = (
 FRAME = re.compile(r"^\d+ validation errors? for \w+ (?:Value error, )?| \[type=.*$")
 # A prompt with its number, and what will be its inputs.
 Written = tuple[int, Prompt, Future]
-FAILURES = (ValueError, RuntimeError, AssertionError, OSError, NotImplementedError)
+FAILURES = (RuntimeError, AssertionError, OSError, NotImplementedError)
 
 
 class VllmEngine(Engine):
@@ -130,12 +130,13 @@ class VllmEngine(Engine):
                 self.engine._add_request(inputs, parameters, request)
             else:  # what ms-swift does with ids alone, without the 0.2 ms that it and vLLM look around
                 self.engine.engine.add_request(request, tokens_input(ids), parameters)
-        except ValueError as error:
+        except refusals() as error:
             raise PromptError(f"a prompt is refused by vLLM: {one_line(error)}.") from error
         return request, ids
 
     def _parameters(self, prompt: Prompt, count: int, sampling: Sampling, stops: list[str]) -> Any:
-        parameters = copy(self._common_parameters(sampling, tuple(stops)))
+        with said_in_one_sentence("vLLM does not take this sampling"):
+            parameters = copy(self._common_parameters(sampling, tuple(stops)))
         parameters.max_tokens = self.codec.room(count, sampling)
         parameters.seed = prompt.seed if sampling.temperature else None
         return parameters
@@ -173,6 +174,15 @@ def _is_due(written: Written, batch: int) -> bool:
     are soon there, and a step with one prompt takes as long as a full one."""
     index, prompt, inputs = written
     return inputs.done() or (index < batch and not prompt.has_media)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it does not take: since 0.32 an error of its own that is no ValueError."""
+    try:
+        from vllm.exceptions import VLLMError
+    except ImportError:
+        return (ValueError,)
+    return (ValueError, VLLMError)
 
 
 def lora_settings(adapters: Sequence[str | Path]) -> dict[str, Any]:
@@ -242,7 +252,7 @@ def said_in_one_sentence(what: str, prefix: str = "", instead: str = "--engine t
         yield
     except KDError:
         raise
-    except FAILURES as error:
+    except (*FAILURES, *refusals()) as error:
         said = FRAME.sub("", one_line(error)) or type(error).__name__
         advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use {1}")
         raise KDError(f"{what}: {said}; {advice.format(prefix, instead)}.") from error

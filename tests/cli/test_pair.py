@@ -117,12 +117,38 @@ def test_files_that_cannot_be_used_are_one_sentence(folder, arguments, message):
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_empty_files_make_an_empty_file(folder):
-    (folder / "exp.jsonl").write_text("")
-    (folder / "noexp.csv").write_text("id,query\n")
-    code, log = swift_kd(folder, "pair", "--exp", "exp.jsonl", "--noexp", "noexp.csv", "-o", "pairs.jsonl")
-    assert code == 0, log
-    assert (folder / "pairs.jsonl").read_text() == ""
+NOTHING = "no pair could be made, and keep.jsonl is not written; for --on and --gold "
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--on", "qid"], f"{NOTHING}exp.jsonl has the columns id; noexp.jsonl has the columns id, topic."),
+        (["--response", "gold"], NOTHING),
+        (["--response", "gold", "--gold", "topics"], NOTHING),
+        (["--on", "topic"], NOTHING),
+        (["--exp", "empty.jsonl"], f"{NOTHING}empty.jsonl has no rows; noexp.jsonl has the columns id, topic."),
+        (["--noexp", "empty.csv"], f"{NOTHING}exp.jsonl has the columns id; empty.csv has no rows."),
+        (["--exp", "leaking.jsonl", "--noexp", "leaked.jsonl", "--leaks", "drop"], NOTHING),
+        (["--exp", "twice.jsonl"], NOTHING),
+    ],
+)
+def test_without_a_pair_a_good_file_stays(folder, arguments, message):
+    (folder / "empty.jsonl").write_text("")
+    (folder / "empty.csv").write_text("id,query\n")
+    answered = [*read_json_lines(folder / "exp.jsonl"), *read_json_lines(folder / "exp.jsonl")]
+    write_json_lines(folder / "twice.jsonl", [{**row, "number": number} for number, row in enumerate(answered)])
+    book, question = "the book says that X is 4", turn("user", "X?")
+    exp = [turn("system", book), question, turn("assistant", "4")]
+    write_json_lines(folder / "leaking.jsonl", [{"id": number, "messages": exp} for number in range(5)])
+    noexp = [turn("system", f"well, {book}"), question]
+    write_json_lines(folder / "leaked.jsonl", [{"id": number, "messages": noexp} for number in range(5)])
+    (folder / "keep.jsonl").write_text("good\n")
+    code, log = swift_kd(folder, "pair", *FILES, "-o", "keep.jsonl", "--report", "report.json", *arguments)
+    assert code == 1, log
+    assert f"swift-kd pair: error: {message}" in log
+    assert (folder / "keep.jsonl").read_text() == "good\n"
+    assert json.loads((folder / "report.json").read_text())["facts"]["keep.jsonl"]["rows"] == 0
 
 
 def test_other_kinds_of_files_are_paired(folder):

