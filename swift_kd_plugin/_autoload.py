@@ -75,10 +75,25 @@ def is_launcher() -> bool:
 
 def _prepare_launcher() -> None:
     from swift_kd_plugin.errors import report_failed_ranks
-    from swift_kd_plugin.launcher import check_launch
 
-    check_launch(sys.argv, read_config(sys.argv))
+    check_command_line(sys.argv)
     sys.excepthook = report_failed_ranks
+
+
+def check_command_line(argv: list[str]) -> None:
+    """Stops with one sentence if the ranks that a launcher is about to start could not work."""
+    from swift_kd_plugin.launcher import check_launch, environment_of, words_of
+
+    config = read_config(argv)
+    check_launch(argv, config)
+    if os.path.basename(argv[0]) == "megatron" and argv[1:2] == ["rlhf"]:
+        from swift_kd_plugin.errors import KDError, stop
+        from swift_kd_plugin.host.launch_checks import check_command
+
+        try:
+            check_command(words_of(argv, config), environment_of(config))
+        except KDError as error:
+            stop(str(error))
 
 
 def _switch_device(device: str) -> None:

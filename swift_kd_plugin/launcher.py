@@ -1,5 +1,6 @@
 """Checks that belong before any rank is started: they can speak once instead of once per rank."""
 
+import json
 import os
 import socket
 from typing import NoReturn
@@ -19,7 +20,7 @@ def check_launch(argv: list[str], config: dict) -> None:
     """
     if _wants_ray(argv) or ("use_ray" in config and _wants_ray(["--use_ray", str(config["use_ray"])])):
         refuse_ray()
-    env = _environment(config)
+    env = environment_of(config)
     if not env.keys() & {"NPROC_PER_NODE", "NNODES"}:
         return
     if not env.get("NPROC_PER_NODE", "1").isalpha():  # torchrun also takes auto and the names of devices
@@ -30,12 +31,27 @@ def check_launch(argv: list[str], config: dict) -> None:
         _check_port(_number(env, "MASTER_PORT", DEFAULT_PORT, least=1, most=65_535))
 
 
-def _environment(config: dict) -> dict[str, str]:
-    """As ms-swift completes it."""
+def environment_of(config: dict) -> dict[str, str]:
+    """As ms-swift completes it with ENV of the config file."""
     given = config.get("ENV") or {}
     if not isinstance(given, dict):
         stop("ENV of the config file must be names with values, for example `ENV: {NPROC_PER_NODE: 8}`.")
     return {**{name: str(value) for name, value in given.items()}, **os.environ}
+
+
+def words_of(argv: list[str], config: dict) -> list[str]:
+    """What stands behind `megatron COMMAND`, where ms-swift puts the config file's keys in the place of its name."""
+    if not config:
+        return argv[2:]
+    words = []
+    for name, value in config.items():
+        if name != "ENV":
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [_as_word(value)])]
+    return [*words, *argv[3:]]
+
+
+def _as_word(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 RAY_IS_NOT_SUPPORTED = (

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.continued_adapter import check_continued_adapter
 from swift_kd_plugin.host.datasets import locate_bad_row
 from swift_kd_plugin.host.model_checks import (
     check_length,
     check_models,
+    check_rows,
+    check_sampling,
     check_supported,
-    check_teacher_adapters,
+    check_teacher,
     is_plain_folder,
 )
 from swift_kd_plugin.host.named_datasets import check_names, log_reports, register_named_datasets
@@ -26,7 +29,9 @@ def extend_arguments(stock: type) -> type:
             check_models(self)
             if self.rlhf_type == "gkd":
                 check_supported(self)
+                check_sampling(self)
             check_length(self)
+            check_continued_adapter(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False
@@ -40,7 +45,11 @@ def extend_arguments(stock: type) -> type:
                 if isinstance(error, KDError) or os.environ.get("SWIFT_KD_TRACEBACK") == "1":
                     raise
                 raise KDError(_as_sentence(error)) from error
-            check_teacher_adapters(self)
+            check_teacher(self)
+
+        def init_iters(self, train_dataset, val_dataset):
+            super().init_iters(train_dataset, val_dataset)
+            check_rows(self, train_dataset)
 
         def get_dataset_kwargs(self):
             kwargs = super().get_dataset_kwargs()

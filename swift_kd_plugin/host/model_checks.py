@@ -4,6 +4,7 @@ import json
 import os
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.engines import VLLM_HOTTEST
 
 HUB_MARKERS = (".msc", ".mdl", ".git")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -43,6 +44,28 @@ def check_length(args) -> None:
         )
 
 
+def check_rows(args, train_dataset) -> None:
+    """Raises KDError if the rows that were read make no step, which ms-swift finds out with the models loaded."""
+    if not hasattr(train_dataset, "__len__"):
+        return
+    rows, at_once = len(train_dataset), args.micro_batch_size * args.data_parallel_size
+    if rows < at_once:
+        raise KDError(
+            f"{rows:,} rows are fewer than --micro_batch_size {args.micro_batch_size} x {args.data_parallel_size} "
+            "replicas of the model take at a time; lower it, or give more rows."
+        )
+    if args.train_iters < 1:
+        raise KDError(too_few_rows(rows, args))
+
+
+def too_few_rows(rows: int, args) -> str:
+    """The sentence for rows that make no step."""
+    epochs = f" in {args.num_train_epochs} epochs" if args.num_train_epochs > 1 else ""
+    return (
+        f"{rows:,} rows make no step of --global_batch_size {args.global_batch_size}{epochs}; give more, or lower it."
+    )
+
+
 def check_supported(args) -> None:
     """Raises KDError for what distillation would do wrong without a word."""
     if args.mtp_num_layers:
@@ -52,8 +75,23 @@ def check_supported(args) -> None:
         )
 
 
-def check_teacher_adapters(args) -> None:
-    """Raises KDError if --kd_teacher_adapters cannot be merged, or ms-swift loads no teacher to merge them into."""
+def check_sampling(args) -> None:
+    """Raises KDError for sampling that vLLM would refuse when the models are loaded."""
+    if args.use_vllm and (args.lmbda or args.seq_kd) and args.temperature > VLLM_HOTTEST:
+        raise KDError(
+            f"--temperature {args.temperature:g}: vLLM writes responses with {VLLM_HOTTEST} at most; lower it, give "
+            "the loss one of its own (--kd_temperature), or let transformers write (--kd_student_engine transformers)."
+        )
+
+
+def check_teacher(args) -> None:
+    """Raises KDError if the student without its adapter is not the base model, --kd_teacher_adapters cannot be merged,
+    or ms-swift loads no teacher to merge them into."""
+    if args._teacher_use_disable_adapter and args.lora_bias != "none":
+        raise KDError(
+            f"--lora_bias {args.lora_bias} trains biases of the base model, and with LoRA and the same --teacher_model "
+            "the teacher is the student without its adapter, whose biases move; give the teacher as another folder."
+        )
     if not args.kd_teacher_adapters:
         return
     if args._teacher_use_disable_adapter:

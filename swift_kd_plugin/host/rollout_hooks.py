@@ -6,7 +6,7 @@ import torch
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.utils import get_logger
 
-from swift_kd_plugin.generation.vllm_engine import said_in_one_sentence
+from swift_kd_plugin.generation.vllm_engine import refusals, said_in_one_sentence
 from swift_kd_plugin.host.completions import explain_refusal, log_completions
 from swift_kd_plugin.host.rollout import make_mix, write_responses
 from swift_kd_plugin.host.sample import KDSample
@@ -49,7 +49,7 @@ class RolloutHooks(MegatronGKDTrainer):
         with self._vllm_in_one_sentence("vLLM broke off"):
             try:
                 return super()._colocate_rollout(samples, request_config)
-            except ValueError as error:
+            except refusals() as error:
                 raise explain_refusal(samples, self.template, self.engine.max_model_len) or error from error
 
     def _vllm_in_one_sentence(self, what: str):

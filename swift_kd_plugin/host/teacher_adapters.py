@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from mcore_bridge.utils.safetensors import LazyTensor
@@ -21,6 +22,7 @@ from swift.utils import get_logger
 from torch import Tensor
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.adapters import adapts_tied_weights, changes_the_base
 
 logger = get_logger()
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,8 +38,6 @@ UNSUPPORTED = {
     "lora_bias": (False, None),
     "bias": ("none",),
 }
-# These change the base weights before training, and the change is not in the adapter.
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def merge_adapters(trainer) -> None:
     if not folders:
         return
     deltas = read_adapters(folders)
+    refuse_tied(deltas, trainer.args.teacher_model_dir)
     merged = set()
 
     def converter(key: str, value: LazyTensor) -> tuple[str, LazyTensor]:
@@ -90,6 +91,15 @@ def merge_adapters(trainer) -> None:
             f"{trainer.args.teacher_model_dir} does not have; it belongs to another base model."
         )
     logger.info(f"Merged {len(folders)} adapters into {len(deltas)} weights of the teacher.")
+
+
+def refuse_tied(deltas: dict[str, list[Delta]], model: str) -> None:
+    """Raises KDError for an adapter of one end of a model whose embedding is its output layer."""
+    if name := adapts_tied_weights(deltas, Path(model)):
+        raise KDError(
+            f"--kd_teacher_adapters: {deltas[name][0].folder} changes {name}, and the teacher {model} has one tensor "
+            "for embedding and output, so that a merge would change both; serve it with PEFT, or untie it first."
+        )
 
 
 def read_adapters(folders: list[str]) -> dict[str, list[Delta]]:
@@ -123,8 +133,7 @@ def read_config(folder: str) -> LoraConfig:
                 f"--kd_teacher_adapters: {folder} has {name} {settings[name]!r}, which cannot be merged here; merge it "
                 "with PEFT's merge_and_unload and give the result as --teacher_model."
             )
-    start = str(settings.get("init_lora_weights", "")).lower()
-    if start.startswith(CHANGES_THE_BASE):
+    if start := changes_the_base(settings):
         raise KDError(
             f"--kd_teacher_adapters: {folder} was started from {start}, which changes the base model; convert it to "
             "plain LoRA with PEFT, or merge it and give the result as --teacher_model."

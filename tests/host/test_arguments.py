@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.errors import KDError
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -196,6 +197,27 @@ def test_every_divergence_is_a_value_of_the_flag():
 
     (choices, _) = get_args(KDArguments.__dataclass_fields__["kd_divergence"].type)
     assert set(get_args(choices)) == {*DIVERGENCES, "stock"}
+
+
+def test_a_temperature_that_vllm_refuses_is_refused_before_it_starts():
+    from swift_kd_plugin.host.model_checks import check_rows, check_sampling
+
+    flags = {"use_vllm": True, "lmbda": 1, "seq_kd": False, "temperature": 2.5}
+    with pytest.raises(
+        KDError, match=r"--temperature 2.5: vLLM writes responses with 2 at most; lower it, give the loss"
+    ):
+        check_sampling(SimpleNamespace(**flags))
+    for changes in ({"temperature": 2.0}, {"lmbda": 0}, {"use_vllm": False}):
+        check_sampling(SimpleNamespace(**{**flags, **changes}))
+
+    sizes = {"micro_batch_size": 4, "data_parallel_size": 2, "global_batch_size": 16, "num_train_epochs": 1}
+    check_rows(SimpleNamespace(**sizes, train_iters=2), [0] * 8)
+    with pytest.raises(
+        KDError, match="7 rows are fewer than --micro_batch_size 4 x 2 replicas of the model take at a time"
+    ):
+        check_rows(SimpleNamespace(**sizes, train_iters=2), [0] * 7)
+    with pytest.raises(KDError, match="15 rows make no step of --global_batch_size 16; give more, or lower it"):
+        check_rows(SimpleNamespace(**sizes, train_iters=0), [0] * 15)
 
 
 def test_multi_token_prediction_is_refused():

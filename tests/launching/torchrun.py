@@ -22,12 +22,11 @@ def fork_ranks(argv: list[str]) -> str:
     from swift.cli._megatron.main import ROUTE_MAPPING
     from swift.cli.main import parse_yaml_args
 
-    from swift_kd_plugin._autoload import is_named, read_config
-    from swift_kd_plugin.launcher import check_launch
+    from swift_kd_plugin._autoload import check_command_line, is_named
 
     if not is_named(argv):
         raise SystemExit("A command without the plugin cannot run where the plugin is awake; start the command itself.")
-    check_launch(argv, read_config(argv))
+    check_command_line(argv)
     script = importlib.util.find_spec(ROUTE_MAPPING[argv[1]]).origin
     flags = argv[2:]
     parse_yaml_args(flags)

@@ -21,21 +21,56 @@ def sentences(log: str) -> list[str]:
     ("changes", "message"),
     [
         ({"model": "./missing"}, "--model ./missing does not exist"),
+        (
+            {"dataset": "pair.jsonl"},
+            "--dataset pair.jsonl does not exist; did you mean 'pairs.jsonl' in the same folder?",
+        ),
+        (
+            {"global_batch_size": 64, "train_iters": None, "num_train_epochs": 1},
+            "32 rows make no step of --global_batch_s",
+        ),
         ({"tensor_model_parallel_size": 3}, "does not divide the 4 attention heads"),
-        ({"context_parallel_size": 2, "max_length": 250}, "--max_length 250 is not divisible by 4"),
-        ({"kd_grad_norm": "wrong"}, "invalid choice: 'wrong' (choose from 'stock', 'exact')"),
-        ({"kd_gradnorm": "stock"}, "unknown on the command line: '--kd_gradnorm', 'stock'"),
-        ({"fp8_format": "hybrid"}, "fp8 is not available on the CPU backend"),
+        ({"kd_gradnorm": "stock"}, "unknown on the command line: --kd_gradnorm (did you mean 'kd_grad_norm'?)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_wrong_flag(flags, tmp_path, changes, message):
-    if "fp8_format" in changes and HAS_GPU:
-        pytest.skip("a GPU has fp8")
+def test_a_mistake_is_said_before_a_rank_starts(flags, tmp_path, changes, message):
+    (tmp_path / "pairs.jsonl").write_text("")
     run = megatron_rlhf(tmp_path, {**flags, **changes}, processes=2, timeout=90, literal=True)
     assert run.code == 1
-    assert any(message in line for line in sentences(run.log)), run.log[-3000:]
+    said = run.log.splitlines()
+    assert any(line.startswith("swift_kd_plugin: error: ") and message in line for line in said), run.log[-3000:]
+    assert "[rank" not in run.log
     assert "Traceback" not in run.log
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fp8_format": "hybrid"}, "fp8 is not available on the CPU backend"),
+        (
+            {"max_length": 8},
+            "--max_length 8 leaves too few rows for a batch: 0 of 2 that were looked at fit into it, and the",
+        ),
+    ],
+    ids=["fp8", "max_length"],
+)
+def test_a_mistake_that_ranks_say(flags, tmp_path, changes, message):
+    if "fp8_format" in changes and HAS_GPU:
+        pytest.skip("a GPU has fp8")
+    run = megatron_rlhf(tmp_path, {**flags, **changes}, processes=2, timeout=90)
+    assert run.code == 1
+    assert any(message in line for line in sentences(run.log)), run.log[-3000:]
+
+
+def test_rows_that_make_no_step_are_said_when_they_are_read(flags, material, tmp_path):
+    """Of files whose rows are not counted before."""
+    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
+    (tmp_path / "sums.json").write_text(json.dumps(rows))
+    changes = {"dataset": tmp_path / "sums.json", "global_batch_size": 64, "train_iters": None, "num_train_epochs": 1}
+    run = megatron_rlhf(tmp_path, {**flags, **changes})
+    assert run.code == 1
+    assert any("32 rows make no step of --global_batch_size 64; give" in line for line in sentences(run.log)), run.log
 
 
 def test_a_model_that_is_not_supported(flags, material, tmp_path):
