@@ -61,8 +61,8 @@ def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
     if {"-h", "--help"} & set(words):
         return
     args = parse(words)
-    check_files(args)
     check_models(args)
+    check_files(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
     check_continued_adapter(args)

@@ -17,7 +17,9 @@ QUESTION = torch.arange(1, 9)[None]
 def adapt(model: Path, folder: Path, **settings) -> Path:
     """A trained adapter of a model."""
     torch.manual_seed(0)
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, **settings))
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), LoraConfig(r=4, **settings)
+    )
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_" in name:
@@ -36,7 +38,7 @@ def models(tmp_path_factory) -> dict[bool, Path]:
 @pytest.mark.parametrize("layer", ["embed_tokens", "lm_head", "q_proj"])
 def test_it_is_refused_where_a_merge_makes_another_model(models, layer, tied, tmp_path):
     folder = adapt(models[tied], tmp_path / "adapter", target_modules=[layer])
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models[tied]), folder)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models[tied], dtype=torch.float32), folder)
     with torch.no_grad():
         before = adapted(QUESTION).logits
         after = adapted.merge_and_unload()(QUESTION).logits

@@ -111,8 +111,9 @@ def test_sizes_are_those_of_all_machines(words):
     assert "micro_batch_size 8 x 4 replicas" in message(words(micro_batch_size=8), **env)
 
 
-def test_without_transformer_engine_the_way_is_said(words):
+def test_without_transformer_engine_the_way_is_said(words, monkeypatch):
     """Also for --help, which a rank would have to answer."""
+    monkeypatch.setattr("swift_kd_plugin.host.launch_checks.find_spec", lambda name: None)
     for given in (words(), ["--help"]):
         with pytest.raises(KDError, match="there is no Transformer Engine here: on GPUs `pip install"):
             check_command(given, {})

@@ -66,7 +66,8 @@ def test_a_run_has_its_own_environment_folder_and_output(flags, tmp_path):
 
 def test_a_mistake_is_said_as_the_literal_command_says_it(flags, tmp_path):
     """Which rank ends first, and whether the other one still speaks, is chance."""
-    changes = {**flags, "max_length": 8}  # which ranks refuse
+    (tmp_path / "rows.jsonl").write_text(flags["dataset"].read_text() + '{"question": "what?"}\n')
+    changes = {**flags, "dataset": tmp_path / "rows.jsonl"}  # which ranks refuse
     runs = [megatron_rlhf(tmp_path / name, changes, 2, literal=name == "literal") for name in ("warm", "literal")]
     said = [
         {re.sub(r"rank \d", "rank", line) for line in run.log.splitlines() if line.startswith("swift_kd_plugin")}
