@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.continued_adapter import check_continued_adapter
+from swift_kd_plugin.host.continued_adapter import check_continued_adapter, check_targets
 from swift_kd_plugin.host.datasets import locate_bad_row
 from swift_kd_plugin.host.model_checks import (
     check_length,
@@ -31,6 +31,7 @@ def extend_arguments(stock: type) -> type:
                 check_supported(self)
                 check_sampling(self)
             check_length(self)
+            check_targets(self)
             check_continued_adapter(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).

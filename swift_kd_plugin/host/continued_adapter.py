@@ -1,4 +1,4 @@
-"""An adapter to train on: Megatron fuses layers, so that those share one lora_A, which PEFT does not."""
+"""Adapters that Megatron cannot hold: it fuses layers, so that those share one lora_A, and adapts no vocabulary."""
 
 import os
 import re
@@ -10,7 +10,18 @@ from swift_kd_plugin.errors import KDError
 WEIGHTS = "adapter_model.safetensors"
 # The first of each names the fused layer; all of them have the same input.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+VOCABULARY = {"all-embedding", "embedding", "word_embeddings", "output_layer"}
 MATRIX = re.compile(r"(?P<place>.*\.)(?P<layer>\w+)\.lora_A\.weight")
+
+
+def check_targets(args) -> None:
+    """Raises KDError if --target_modules names an embedding or output layer, which PEFT refuses late."""
+    targets = args.target_modules if isinstance(args.target_modules, list) else []
+    if found := sorted(VOCABULARY & set(targets)):
+        raise KDError(
+            f"--target_modules {found[0]}: Megatron's embedding and output layer take no adapter; leave it out, or "
+            "train them as they are (--tuner_type full --trainable_parameters)."
+        )
 
 
 def check_continued_adapter(args) -> None:

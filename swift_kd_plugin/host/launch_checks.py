@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from swift_kd_plugin.data.files import why_not_opened
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.continued_adapter import check_continued_adapter
+from swift_kd_plugin.host.continued_adapter import check_continued_adapter, check_targets
 from swift_kd_plugin.host.flags import megatron_flags
 from swift_kd_plugin.host.model_checks import check_length, check_models, too_few_rows
 
@@ -65,6 +65,7 @@ def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
     check_files(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
+    check_targets(args)
     check_continued_adapter(args)
     check_sizes(args, processes_of(env))
 

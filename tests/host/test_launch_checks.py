@@ -84,6 +84,14 @@ def test_every_flag_is_known_in_every_spelling():
             "--dataset units/rows.jsonl does not exist, nor does its folder; check the pat",
         ),
         ({"val_dataset": "/none#100"}, "--val_dataset /none does not exist"),
+        (
+            {"target_modules": ["all-linear", "all-embedding"]},
+            "--target_modules all-embedding: Megatron's embedding and",
+        ),
+        (
+            {"target_modules": "output_layer"},
+            "--target_modules output_layer: Megatron's embedding and output layer take",
+        ),
         ({"kd_datasets": "data.yaml"}, "--kd_datasets data.yaml does not exist"),
     ],
 )
