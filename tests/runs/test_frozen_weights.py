@@ -1,11 +1,15 @@
 """LoRA: what is frozen stays as it was, bit by bit, whatever is saved and synced on the way."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file
 
+from tests.launching.commands import megatron_rlhf
 from tests.machine import needs_cpu_backend
-from tests.paths import BASE_MODEL, DATA
+from tests.paths import BASE_MODEL, DATA, EXAMPLES
 from tests.recorders.recorded_runs import assert_same_weights, train_and_record
+from tests.tiny_models import make_pictures, make_vision_model
 
 pytestmark = needs_cpu_backend
 
@@ -44,3 +48,25 @@ def test_ten_saves_and_twenty_syncs_change_nothing(flags, tmp_path):
     assert len(rank["synced"]) == 20
     assert len(list(recorded.run.output.glob("checkpoint-*-merged"))) == 10
     assert rank["moved"] == []
+
+
+def test_the_adapter_of_a_vision_tower_is_merged(flags, tmp_path):
+    """Its modules are PEFT's, which ms-swift leaves out."""
+    student, teacher = (make_vision_model(tmp_path / str(hidden), "qwen2_5_vl", hidden) for hidden in (64, 128))
+    make_pictures(tmp_path / "pictures")
+    changes = {**LORA, "model": student, "teacher_model": teacher, "dataset": tmp_path / "pictures" / "pictures.jsonl"}
+    changes |= {"template": "qwen2_5_vl", "model_type": "qwen2_5_vl", "teacher_model_type": "qwen2_5_vl"}
+    changes |= {"freeze_vit": False, "freeze_aligner": False, "no_save_optim": True}
+    changes["external_plugins"] = ["swift_kd_plugin", EXAMPLES / "without_torchvision.py"]
+    run = megatron_rlhf(tmp_path / "run", {**flags, **changes}).expect_success()
+    base, adapter = load_file(student / "model.safetensors"), load_file(run.checkpoint / "adapter_model.safetensors")
+    merged = load_file(run.output / f"{run.checkpoint.name}-merged" / "model.safetensors")
+    settings = json.loads((run.checkpoint / "adapter_config.json").read_text())
+    adapted = [name.removesuffix(".lora_A.weight") for name in adapter if "visual" in name and ".lora_A." in name]
+    assert adapted
+    for name in adapted:
+        weight = f"{name.removeprefix('base_model.model.')}.weight"
+        delta = adapter[f"{name}.lora_B.weight"] @ adapter[f"{name}.lora_A.weight"]
+        scale = settings["lora_alpha"] / settings["r"]
+        assert delta.any()
+        assert merged[weight].equal(base[weight] + (scale * delta).to(base[weight].dtype))

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from swift_kd_plugin.launcher import DEFAULT_PORT, check_launch
-from tests.launching.commands import BIN, environment, run_command
+from tests.launching.commands import BIN, HAS_GPU, environment, run_command
 
 RAY = "--use_ray takes another trainer of ms-swift that the plugin does not reach"
 
@@ -36,6 +36,19 @@ def test_ray_is_not_refused_when_it_is_off(monkeypatch):
     check_launch(command("--use_ray", "false"), {})
     check_launch(command(), {"use_ray": False})
     check_launch(command(), {"use_ray": "false"})
+
+
+@pytest.mark.skipif(HAS_GPU, reason="a GPU has Transformer Engine")
+@pytest.mark.parametrize("given", [["--help"], ["--model", "x"]])
+def test_without_transformer_engine_the_way_is_said(given, tmp_path):
+    env = environment(None)
+    del env["SWIFT_KD_DEVICE"]
+    code, log, seconds = run_command(command(*given), tmp_path, env)
+    assert code == 1
+    said = "swift_kd_plugin: error: there is no Transformer Engine here: on GPUs `pip install 'swift-kd-plugin[gpu]'`"
+    assert log.startswith(said)
+    assert len(log.splitlines()) == 1
+    assert seconds < 20  # a rank would take longer to import what it needs
 
 
 def test_a_port_in_use_is_named(tmp_path):
