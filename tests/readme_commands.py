@@ -35,6 +35,11 @@ def make_smaller(command: str) -> list[str]:
     smaller = smaller.replace("--train_iters 60", "--train_iters 12").replace("checkpoint-60", "checkpoint-12")
     fewer = "off_policy.train_iters=2 on_policy.train_iters=2 save_steps=2 eval_steps=2 generate.limit=64"
     smaller = smaller.replace("strong_to_weak/run.yaml", f"strong_to_weak/run.yaml {fewer}")
+    # Rows that the small model answers, so that some are accepted.
+    smaller = smaller.replace(
+        "--dataset pairs.jsonl --template qwen3 --thinking both",
+        "--dataset examples/data/exp.jsonl --limit 16 --template qwen3 --thinking both",
+    )
     for flag in ("model", "teacher_model"):
         tiny = f"--{flag} ./examples/base_model --{flag}_type qwen3"
         smaller = smaller.replace(f"--{flag} Qwen/Qwen3-8B", tiny)

@@ -32,13 +32,14 @@ def step_of(folder: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def begin(folder: Path) -> None:
-    """Marks a checkpoint as being written. Of what stands in its place already nothing is mixed in or lost."""
+def begin(folder: Path) -> Path | None:
+    """Marks a checkpoint as being written. What stands in its place already, which would be mixed in or lost, is moved
+    into the folder that is returned."""
     old = [place for place in (folder, merged(folder)) if place.is_dir() and any(place.iterdir())]
-    if old:
-        move_aside(folder.parent, old)
+    aside = move_aside(folder.parent, old) if old else None
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, None)
+    return aside
 
 
 def finish(folder: Path) -> None:

@@ -229,8 +229,8 @@ class KDTrainer(RolloutHooks):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.iteration}")
         last_good, says_itself = self.state.last_model_checkpoint, not self.args.async_save
         try:
-            if says_itself and is_master():
-                checkpoint.begin(folder)
+            if says_itself and is_master() and (aside := checkpoint.begin(folder)):
+                logger.info(f"What stood in {folder} is now in {aside}.")
             torch.distributed.barrier()
             super().save_checkpoint()
             torch.distributed.barrier()
