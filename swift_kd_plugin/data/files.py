@@ -51,6 +51,14 @@ def write_atomically(file: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def first_free(folder: Path, name: str) -> Path:
+    """NAME-1 in a folder, or with the next number that is free."""
+    number = 1
+    while (path := folder / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
 def move_aside(folder: Path, paths: Iterable[Path], name: str = "aside") -> Path:
     """Moves what stands in the way into a new folder beside it: nothing is deleted on doubt.
 
@@ -60,9 +68,7 @@ def move_aside(folder: Path, paths: Iterable[Path], name: str = "aside") -> Path
     Raises:
         KDError: it cannot be moved.
     """
-    number = 1
-    while (aside := folder / f"{name}-{number}").exists():
-        number += 1
+    aside = first_free(folder, name)
     try:
         aside.mkdir(parents=True)
         for path in paths:

@@ -231,7 +231,7 @@ def write_responses(plan: Plan, store: Store) -> Tally:
     """Writes the rows of a finished run, unless there are none, and returns what there is to say about it."""
     collector = Collector(plan)
     rows = collect(plan, store, collector, range(store.shards))
-    for first in rows:
+    if (first := next(rows, None)) is not None:
         write_jsonl(store.folder / RESPONSES, chain([first], rows))
     return collector.tally
 

@@ -135,8 +135,7 @@ class VllmEngine(Engine):
         return request, ids
 
     def _parameters(self, prompt: Prompt, count: int, sampling: Sampling, stops: list[str]) -> Any:
-        with said_in_one_sentence("vLLM does not take this sampling"):
-            parameters = copy(self._common_parameters(sampling, tuple(stops)))
+        parameters = copy(self._common_parameters(sampling, tuple(stops)))
         parameters.max_tokens = self.codec.room(count, sampling)
         parameters.seed = prompt.seed if sampling.temperature else None
         return parameters
@@ -146,18 +145,19 @@ class VllmEngine(Engine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            stop=list(stops),
-            stop_token_ids=self.codec.end_ids,
-            detokenize=bool(stops),  # else it is done once, at the end
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        with said_in_one_sentence("vLLM does not take this sampling"):
+            return SamplingParams(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                stop=list(stops),
+                stop_token_ids=self.codec.end_ids,
+                detokenize=bool(stops),  # else it is done once, at the end
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
 
     def _completions(self, ids: list[int], output: Any, stops: list[str]) -> list[Completion]:
         found = []

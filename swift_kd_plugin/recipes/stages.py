@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from swift_kd_plugin.data.files import first_free
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.checkpoints import keep_best, last_whole_checkpoint, make_way, read_result
 from swift_kd_plugin.recipes.command import NPROC, Command, megatron_command, program_command
@@ -112,9 +113,7 @@ class Runner:
                 f"{stage.name} in {stage.folder} is of another run: {change}; undo the change, choose another "
                 "output_dir, or add --rerun, which moves the old stage aside and runs it anew."
             )
-        number = 1
-        while (aside := stage.folder.with_name(f"{stage.folder.name}.old-{number}")).exists():
-            number += 1
+        aside = first_free(stage.folder.parent, f"{stage.folder.name}.old")
         stage.folder.rename(aside)
         self.say(f"{stage.name}: {change}; the old stage is now {aside}")
 
