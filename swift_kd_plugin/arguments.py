@@ -210,6 +210,16 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
     """
 
     def __post_init__(self):
+        self.check_kd_flags()
+        if self.kd_topk is not None:
+            self.gkd_logits_topk = self.kd_topk
+        # ms-swift refuses the flag, and nothing of it reads it.
+        seq_kd, self.seq_kd = self.seq_kd, False
+        super().__post_init__()
+        self.seq_kd = seq_kd
+
+    def check_kd_flags(self) -> None:
+        """Raises KDError for a value out of its range and for flags that contradict one another; reads no file."""
         changed = [f.name for f in fields(KDArguments) if getattr(self, f.name) != _default(f)]
         if changed and self.rlhf_type != "gkd":
             raise KDError(
@@ -218,12 +228,6 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
             )
         self._check_ranges()
         self._check_contradictions(changed)
-        if self.kd_topk is not None:
-            self.gkd_logits_topk = self.kd_topk
-        # ms-swift refuses the flag, and nothing of it reads it.
-        seq_kd, self.seq_kd = self.seq_kd, False
-        super().__post_init__()
-        self.seq_kd = seq_kd
 
     def _check_ranges(self) -> None:
         shares = ("kd_beta", "kd_beta_final", "kd_lambda", "kd_head_mass", "kd_ce_alpha", "kd_ce_alpha_final")

@@ -2,6 +2,7 @@
 
 import ast
 import typing
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,12 +25,43 @@ def megatron_flags() -> dict[str, Any]:
     Raises:
         KDError: ms-swift is not installed, or its source does not declare what its version should.
     """
+    return {
+        name: eval(ast.unparse(statement.annotation), NAMES) for name, statement in _declarations().items()
+    } | typing.get_type_hints(KDArguments)
+
+
+@cache
+def megatron_defaults() -> dict[str, Any]:
+    """Name and default of every flag; None where the source computes it."""
+    own = {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(KDArguments)
+    }
+    return {name: _default_of(statement.value) for name, statement in _declarations().items()} | own
+
+
+@cache
+def _declarations() -> dict[str, ast.AnnAssign]:
+    """Name of every flag of ms-swift and the statement that declares it."""
     spec = find_spec("swift")
     if spec is None or spec.origin is None:
         raise KDError("ms-swift is not installed; run `pip install swift-kd-plugin`, which brings it.")
     classes = _read_classes(Path(spec.origin).parent)
-    stock = [kind.own for kind in reversed(_build(ARGUMENTS, classes, {}).__mro__) if hasattr(kind, "own")]
-    return {name: hint for own in stock for name, hint in own.items()} | typing.get_type_hints(KDArguments)
+    kinds = [kind.own for kind in reversed(_build(ARGUMENTS, classes, {}).__mro__) if hasattr(kind, "own")]
+    return {name: statement for own in kinds for name, statement in own.items()}
+
+
+def _default_of(value: ast.expr | None) -> Any:
+    """Of `name: hint = value`, where the value is written out or an empty list or dict is made for each."""
+    if isinstance(value, ast.Call):
+        given = {keyword.arg: keyword.value for keyword in value.keywords}
+        if isinstance(made := given.get("default_factory"), ast.Name):
+            return {"list": [], "dict": {}}.get(made.id)
+        value = given.get("default")
+    try:
+        return None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return None
 
 
 def _read_classes(package: Path) -> dict[str, ast.ClassDef]:
@@ -39,13 +71,13 @@ def _read_classes(package: Path) -> dict[str, ast.ClassDef]:
 
 
 def _build(name: str, classes: dict[str, ast.ClassDef], made: dict[str, type]) -> type:
-    """A class with the bases of the one in the source and its annotations as `own`: Python then orders the bases."""
+    """A class with the bases of the one in the source and its declarations as `own`: Python then orders the bases."""
     if name not in made:
         if name not in classes:
             raise KDError(f"ms-swift's source has no class {name}; `swift-kd train` does not know this version of it.")
         bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
         own = {
-            statement.target.id: eval(ast.unparse(statement.annotation), NAMES)
+            statement.target.id: statement
             for statement in classes[name].body
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         }

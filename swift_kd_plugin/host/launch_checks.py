@@ -13,12 +13,19 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.data.files import why_not_opened
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.continued_adapter import check_continued_adapter, check_targets
-from swift_kd_plugin.host.flags import megatron_flags
-from swift_kd_plugin.host.model_checks import check_length, check_models, too_few_rows
+from swift_kd_plugin.host.flags import megatron_defaults, megatron_flags
+from swift_kd_plugin.host.model_checks import (
+    check_length,
+    check_models,
+    check_sampling,
+    check_supported,
+    too_few_rows,
+)
 
 # As trl, transformers and `swift sft` call them.
 ALIASES = {
@@ -40,10 +47,6 @@ ALIASES = {
 FOLDERS = ("mcore_model", "mcore_adapter", "adapters", "kd_teacher_adapters")
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".yaml", ".yml")
 WORDS = {"true": True, "false": False, "yes": True, "no": False, "t": True, "f": False, "y": True, "n": False}
-# ms-swift's own, where a check needs a number (4.6.0).
-DEFAULTS = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1}
-DEFAULTS |= {"expert_model_parallel_size": 1, "micro_batch_size": 1, "global_batch_size": 16}
-DEFAULTS |= {"cp_partition_mode": "zigzag"}
 
 
 def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
@@ -63,6 +66,7 @@ def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
     args = parse(words)
     check_models(args)
     check_files(args)
+    check_kd_flags(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
     check_targets(args)
@@ -71,14 +75,14 @@ def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The flags as ms-swift's parser will read them, without its defaults. Raises KDError as that one would."""
+    """The flags as ms-swift's parser will read them. Raises KDError as that one would."""
     flags = megatron_flags()
     given, unknown = _parser().parse_known_args(list(words))
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         meant = f" (here it is --{ALIASES[name]})" if name in ALIASES else suggest(name, flags)
         raise KDError(f"unknown on the command line: {unknown[0]}{meant}; see `megatron rlhf --help` for the flags.")
-    return argparse.Namespace(**{**dict.fromkeys(flags), **DEFAULTS, **vars(given)})
+    return argparse.Namespace(**megatron_defaults() | vars(given))
 
 
 @cache
@@ -130,6 +134,16 @@ def _read_bool(text: str) -> bool:
     if (lower := text.lower()) in WORDS or lower in ("0", "1"):
         return WORDS.get(lower, lower == "1")
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def check_kd_flags(args: argparse.Namespace) -> None:
+    """Raises KDError for kd_* flags as their own class would, and for what distillation cannot do."""
+    flags = object.__new__(KDArguments)
+    vars(flags).update(vars(args))
+    flags.check_kd_flags()
+    if args.rlhf_type == "gkd":
+        check_supported(args)
+        check_sampling(args)
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -19,7 +19,8 @@ CPU = {"SWIFT_KD_DEVICE": "cpu"}
 def words(tmp_path):
     """A command line that is right, of flags by name."""
     write_json_lines(tmp_path / "rows.jsonl", [{"query": str(number), "response": "4"} for number in range(10)])
-    flags = {"model": BASE_MODEL, "teacher_model": BASE_MODEL, "dataset": tmp_path / "rows.jsonl", "train_iters": 2}
+    flags = {"rlhf_type": "gkd", "model": BASE_MODEL, "teacher_model": BASE_MODEL, "lmbda": 0}
+    flags |= {"dataset": tmp_path / "rows.jsonl", "train_iters": 2}
 
     def make(**changes) -> list[str]:
         found = []
@@ -92,6 +93,13 @@ def test_every_flag_is_known_in_every_spelling():
             {"target_modules": "output_layer"},
             "--target_modules output_layer: Megatron's embedding and output layer take",
         ),
+        ({"kd_lambda": 7}, "--kd_lambda is 7.0; it must lie between 0 and 1."),
+        ({"kd_beta": 0.3, "kd_divergence": "skew_kl"}, "--kd_beta belongs to --kd_divergence jsd."),
+        ({"kd_ce_alpha_final": 0.5}, "--kd_ce_alpha_final is where a schedule ends; say with --kd_ce_alpha where it"),
+        ({"lmbda": 0.5}, "--lmbda 0.5 lets the student write with vLLM; say where: --vllm_mode colocate"),
+        ({"rlhf_type": "dpo", "kd_topk": 3}, "--kd_topk has a meaning for --rlhf_type gkd only, and --rlhf_type is d"),
+        ({"mtp_num_layers": 1}, "--mtp_num_layers: distillation gives the multi-token prediction layers no loss"),
+        ({"temperature": 3, "seq_kd": "true"}, "--temperature 3: vLLM writes responses with 2 at most"),
         ({"kd_datasets": "data.yaml"}, "--kd_datasets data.yaml does not exist"),
     ],
 )
