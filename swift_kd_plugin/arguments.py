@@ -206,7 +206,7 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:
-        KDError: a flag was changed although `--rlhf_type` is not `gkd`, is out of its range, or contradicts another.
+        KDError: by `check_kd_flags`.
     """
 
     def __post_init__(self):
@@ -219,7 +219,8 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
         self.seq_kd = seq_kd
 
     def check_kd_flags(self) -> None:
-        """Raises KDError for a value out of its range and for flags that contradict one another; reads no file."""
+        """Raises KDError if a flag was changed although `--rlhf_type` is not `gkd`, is out of its range, or contradicts
+        another; reads no file."""
         changed = [f.name for f in fields(KDArguments) if getattr(self, f.name) != _default(f)]
         if changed and self.rlhf_type != "gkd":
             raise KDError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.continued_adapter import check_continued_adapter, check_targets
+from swift_kd_plugin.host.adapter_checks import check_continued_adapter, check_targets, check_teacher_adapters
 from swift_kd_plugin.host.datasets import locate_bad_row
 from swift_kd_plugin.host.model_checks import (
     check_length,
@@ -14,7 +14,6 @@ from swift_kd_plugin.host.model_checks import (
     check_rows,
     check_sampling,
     check_supported,
-    check_teacher,
     is_plain_folder,
 )
 from swift_kd_plugin.host.named_datasets import check_names, log_reports, register_named_datasets
@@ -33,6 +32,7 @@ def extend_arguments(stock: type) -> type:
             check_length(self)
             check_targets(self)
             check_continued_adapter(self)
+            check_teacher_adapters(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False
@@ -46,7 +46,6 @@ def extend_arguments(stock: type) -> type:
                 if isinstance(error, KDError) or os.environ.get("SWIFT_KD_TRACEBACK") == "1":
                     raise
                 raise KDError(_as_sentence(error)) from error
-            check_teacher(self)
 
         def init_iters(self, train_dataset, val_dataset):
             super().init_iters(train_dataset, val_dataset)

@@ -17,7 +17,7 @@ from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.data.files import why_not_opened
 from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.continued_adapter import check_continued_adapter, check_targets
+from swift_kd_plugin.host.adapter_checks import check_continued_adapter, check_targets, check_teacher_adapters
 from swift_kd_plugin.host.flags import megatron_defaults, megatron_flags
 from swift_kd_plugin.host.model_checks import (
     check_length,
@@ -64,13 +64,14 @@ def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
     if {"-h", "--help"} & set(words):
         return
     args = parse(words)
+    check_kd_flags(args)
     check_models(args)
     check_files(args)
-    check_kd_flags(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
     check_targets(args)
     check_continued_adapter(args)
+    check_teacher_adapters(args)
     check_sizes(args, processes_of(env))
 
 

@@ -84,26 +84,6 @@ def check_sampling(args) -> None:
         )
 
 
-def check_teacher(args) -> None:
-    """Raises KDError if the student without its adapter is not the base model, --kd_teacher_adapters cannot be merged,
-    or ms-swift loads no teacher to merge them into."""
-    if args._teacher_use_disable_adapter and args.lora_bias != "none":
-        raise KDError(
-            f"--lora_bias {args.lora_bias} trains biases of the base model, and with LoRA and the same --teacher_model "
-            "the teacher is the student without its adapter, whose biases move; give the teacher as another folder."
-        )
-    if not args.kd_teacher_adapters:
-        return
-    if args._teacher_use_disable_adapter:
-        raise KDError(
-            "--kd_teacher_adapters: with LoRA and the same --teacher_model as --model, the teacher is the student "
-            "without its adapters, and there is no model to merge others into; give the teacher as another folder."
-        )
-    from swift_kd_plugin.host.teacher_adapters import read_adapters
-
-    read_adapters(args.kd_teacher_adapters)
-
-
 def _attention_knows_partition() -> bool:
     from megatron.core.packed_seq_params import PackedSeqParams
 

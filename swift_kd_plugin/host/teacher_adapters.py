@@ -5,13 +5,11 @@ any other: exact in every layout. ms-swift's own LoRA modules would not do: they
 under one lora_A, which adapters trained elsewhere do not have.
 """
 
-import json
 import math
 import os
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from mcore_bridge.utils.safetensors import LazyTensor
@@ -22,22 +20,11 @@ from swift.utils import get_logger
 from torch import Tensor
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.adapters import adapts_tied_weights, changes_the_base
+from swift_kd_plugin.generation.adapters import PREFIX
+from swift_kd_plugin.host.adapter_checks import WEIGHTS, read_settings, read_targets, refuse_tied
 
 logger = get_logger()
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-# Settings that change what an adapter means beyond W + scale * B @ A; any value but the ones here is refused.
-UNSUPPORTED = {
-    "use_dora": (False, None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False, None),
-    "bias": ("none",),
-}
+SCALES = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,9 @@ def merge_adapters(trainer) -> None:
     folders = trainer.args.kd_teacher_adapters
     if not folders:
         return
+    for folder in folders:
+        refuse_tied(folder, trainer.args.teacher_model_dir)
     deltas = read_adapters(folders)
-    refuse_tied(deltas, trainer.args.teacher_model_dir)
     merged = set()
 
     def converter(key: str, value: LazyTensor) -> tuple[str, LazyTensor]:
@@ -93,15 +81,6 @@ def merge_adapters(trainer) -> None:
     logger.info(f"Merged {len(folders)} adapters into {len(deltas)} weights of the teacher.")
 
 
-def refuse_tied(deltas: dict[str, list[Delta]], model: str) -> None:
-    """Raises KDError for an adapter of one end of a model whose embedding is its output layer."""
-    if name := adapts_tied_weights(deltas, Path(model)):
-        raise KDError(
-            f"--kd_teacher_adapters: {deltas[name][0].folder} changes {name}, and the teacher {model} has one tensor "
-            "for embedding and output, so that a merge would change both; serve it with PEFT, or untie it first."
-        )
-
-
 def read_adapters(folders: list[str]) -> dict[str, list[Delta]]:
     """Which deltas, in order, belong to which weight of the base model, by its name there.
 
@@ -110,36 +89,11 @@ def read_adapters(folders: list[str]) -> dict[str, list[Delta]]:
     """
     deltas = defaultdict(list)
     for folder in folders:
-        config = read_config(folder)
-        for key in _read_targets(folder):
+        settings = read_settings(folder)
+        config = LoraConfig(**{name: settings[name] for name in SCALES if settings.get(name) is not None})
+        for key in read_targets(folder):
             deltas[f"{key.removeprefix(PREFIX)}.weight"].append(Delta(folder, key, scale_of(config, key)))
     return dict(deltas)
-
-
-def read_config(folder: str) -> LoraConfig:
-    """The adapter's settings. Raises KDError if it is not a LoRA adapter that a merge holds wholly."""
-    if not os.path.isdir(folder):
-        raise KDError(f"--kd_teacher_adapters: {folder} is not a folder; give the folder of a PEFT adapter.")
-    for name in (CONFIG, WEIGHTS):
-        if not os.path.exists(os.path.join(folder, name)):
-            raise KDError(f"--kd_teacher_adapters: {folder} has no {name}; give the folder of a PEFT LoRA adapter.")
-    with open(os.path.join(folder, CONFIG), encoding="utf-8") as stream:
-        settings = json.load(stream)
-    if settings.get("peft_type") != "LORA":
-        raise KDError(f"--kd_teacher_adapters: {folder} is {settings.get('peft_type')}, and only LoRA can be merged.")
-    for name, allowed in UNSUPPORTED.items():
-        if settings.get(name, allowed[0]) not in allowed:
-            raise KDError(
-                f"--kd_teacher_adapters: {folder} has {name} {settings[name]!r}, which cannot be merged here; merge it "
-                "with PEFT's merge_and_unload and give the result as --teacher_model."
-            )
-    if start := changes_the_base(settings):
-        raise KDError(
-            f"--kd_teacher_adapters: {folder} was started from {start}, which changes the base model; convert it to "
-            "plain LoRA with PEFT, or merge it and give the result as --teacher_model."
-        )
-    names = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    return LoraConfig(**{name: settings[name] for name in names if settings.get(name) is not None})
 
 
 def scale_of(config: LoraConfig, key: str) -> float:
@@ -148,19 +102,6 @@ def scale_of(config: LoraConfig, key: str) -> float:
     rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
-
-
-def _read_targets(folder: str) -> list[str]:
-    """Names of the adapted modules. Raises KDError for a tensor that is not lora_A or lora_B of a linear layer."""
-    with safe_open(os.path.join(folder, WEIGHTS), framework="pt") as file:
-        keys = list(file.keys())
-    sides = (".lora_A.weight", ".lora_B.weight")
-    if strange := [key for key in keys if not key.startswith(PREFIX) or not key.endswith(sides)]:
-        raise KDError(
-            f"--kd_teacher_adapters: {folder} holds {strange[0]}, which is not a LoRA matrix of a linear layer and "
-            "would be lost; merge it with PEFT's merge_and_unload and give the result as --teacher_model."
-        )
-    return sorted({key.removesuffix(sides[0]) for key in keys if key.endswith(sides[0])})
 
 
 def _merge(key: str, value: LazyTensor, deltas: list[Delta]) -> Tensor:

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -40,23 +39,11 @@ def parse():
         yield ask
 
 
-class Stock:
-    """Where ms-swift's own checks would follow, which look at the model."""
-
-    def __post_init__(self):
-        pass
-
-
-@dataclass
-class Flags(KDArguments, Stock):
-    pass
-
-
 def check_own_flags(parsed: dict) -> None:
     """Raises KDError if flags of the plugin contradict one another."""
-    flags = Flags.__new__(Flags)
+    flags = object.__new__(KDArguments)
     vars(flags).update(parsed)
-    flags.__post_init__()
+    flags.check_kd_flags()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -93,6 +93,19 @@ def test_every_flag_is_known_in_every_spelling():
             {"target_modules": "output_layer"},
             "--target_modules output_layer: Megatron's embedding and output layer take",
         ),
+        (
+            {"tuner_type": "lora", "lora_bias": "all"},
+            "--lora_bias all trains biases of the base model, and with LoRA and the same --teacher_model the teacher",
+        ),
+        (
+            {"kd_teacher_adapters": BASE_MODEL},
+            f"--kd_teacher_adapters: {BASE_MODEL} has no adapter_config.json; give the folder of a PEFT LoRA adapter.",
+        ),
+        (
+            {"tuner_type": "lora", "kd_teacher_adapters": BASE_MODEL},
+            "there is no model to merge others into; give the teacher as another folder.",
+        ),
+        ({"teacher_model": None, "kd_teacher_adapters": BASE_MODEL}, "give one with --teacher_model (a server loads"),
         ({"kd_lambda": 7}, "--kd_lambda is 7.0; it must lie between 0 and 1."),
         ({"kd_beta": 0.3, "kd_divergence": "skew_kl"}, "--kd_beta belongs to --kd_divergence jsd."),
         ({"kd_ce_alpha_final": 0.5}, "--kd_ce_alpha_final is where a schedule ends; say with --kd_ce_alpha where it"),
@@ -134,6 +147,24 @@ def test_without_transformer_engine_the_way_is_said(words, monkeypatch):
         with pytest.raises(KDError, match="there is no Transformer Engine here: on GPUs `pip install"):
             check_command(given, {})
     check_command(["--help"], CPU)
+
+
+def test_an_adapter_of_one_end_of_a_tied_teacher_is_refused(words, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    layer = "base_model.model.lm_head"
+    matrices = {f"{layer}.lora_A.weight": torch.ones(1, 2), f"{layer}.lora_B.weight": torch.ones(2, 1)}
+    save_file(matrices, tmp_path / "adapter/adapter_model.safetensors")
+    for tied in (True, False):
+        teacher = tmp_path / f"tied_{tied}"
+        teacher.mkdir()
+        (teacher / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        given = words(teacher_model=teacher, kd_teacher_adapters=tmp_path / "adapter")
+        if tied:
+            said = f"{tmp_path}/adapter changes lm_head.weight, and the teacher {teacher} has one tensor for embedding"
+            assert said.replace("changes ", "changes base_model.model.") in message(given)
+        else:
+            check_command(given, CPU)
 
 
 def write_adapter(folder, **layers: int) -> None:
