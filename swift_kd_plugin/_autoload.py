@@ -88,7 +88,7 @@ def check_command_line(argv: list[str]) -> None:
     check_launch(argv, config)
     if os.path.basename(argv[0]) == "megatron" and argv[1:2] == ["rlhf"]:
         from swift_kd_plugin.errors import KDError, stop
-        from swift_kd_plugin.host.launch_checks import check_command
+        from swift_kd_plugin.host.start.launch_checks import check_command
 
         try:
             check_command(words_of(argv, config), environment_of(config))

@@ -13,9 +13,9 @@ from scripts.dev.make_flag_table import flag_table, put
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.cli.train import generate_flags
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.config import read_config
-from swift_kd_plugin.data.schema import TYPES, Keys
-from swift_kd_plugin.host.flags import megatron_flags
+from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml_keys import TYPES, Keys
+from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.losses import DIVERGENCES
 from swift_kd_plugin.recipes.plan import make_plan
 from swift_kd_plugin.recipes.source import read_recipe

@@ -41,7 +41,7 @@ from examples.proof.runs import (
 from examples.proof.scenarios import SCENARIOS, SEEDS, Material, Row, Scenario, make_material, to_train_on
 from examples.quickstart.evaluate import load_checkpoint, read_rows
 from swift_kd_plugin.data.files import write_atomically
-from swift_kd_plugin.evaluation.report import versions
+from swift_kd_plugin.evaluation.eval_report import versions
 
 REPO = Path(__file__).resolve().parents[2]
 RATES = (5e-4, 1e-3)

@@ -24,11 +24,11 @@ from transformers import AutoTokenizer
 from examples.quickstart.evaluate import TEST_FILE, accuracy, load_checkpoint, read_rows
 from examples.quickstart.summary import Accuracy, Page, accuracy_table, cost_table, last_line, with_costs
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.config import read_config
-from swift_kd_plugin.data.store import to_rows
+from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.command import NPROC, Command
 from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.shell_command import NPROC, Command
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.summary import SUMMARY, write_summary
 

@@ -67,7 +67,7 @@ def stock(folder: Path, name: str) -> dict[str, float]:
 def ours(folder: Path, name: str) -> dict[str, float]:
     """A dataset of the YAML, from the files to the stored rows."""
     from swift_kd_plugin.data.build import Builder
-    from swift_kd_plugin.data.config import read_config
+    from swift_kd_plugin.data.data_yaml import read_config
 
     node = read_config(folder / "data.yaml")[name]
     start = time.perf_counter()

@@ -64,8 +64,8 @@ class Bench:
         from swift_kd_plugin.generation.codec import load_template
         from swift_kd_plugin.generation.engines import Sampling
         from swift_kd_plugin.generation.filters import Filters
+        from swift_kd_plugin.generation.generation_run import Plan
         from swift_kd_plugin.generation.judging import Judge
-        from swift_kd_plugin.generation.run import Plan
         from swift_kd_plugin.generation.vllm_engine import VllmEngine
 
         self.folder = folder
@@ -96,8 +96,8 @@ class Bench:
 
     def run_ours(self) -> tuple[int, float]:
         """Tokens and seconds."""
-        from swift_kd_plugin.generation.run import Runner
-        from swift_kd_plugin.generation.store import Store
+        from swift_kd_plugin.generation.generation_run import Runner
+        from swift_kd_plugin.generation.shard_store import Store
 
         self.count += 1
         with Store(self.folder / str(self.count), {}, self.plan.tasks, 256) as store:

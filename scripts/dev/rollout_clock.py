@@ -13,7 +13,7 @@ from swift.infer_engine import GRPOVllmEngine
 from swift.megatron.trainers.base import BaseMegatronTrainer
 from swift.megatron.trainers.rollout_mixin import MegatronRolloutMixin
 
-from swift_kd_plugin.host import rollout_hooks
+from swift_kd_plugin.host.rollout import rollout_hooks
 
 FILE = Path(os.environ["KD_CLOCK"])
 STEPS: list[dict[str, float]] = [{}]

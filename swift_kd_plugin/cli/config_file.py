@@ -6,9 +6,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from swift_kd_plugin.cli.options import errors_in_one_sentence
-from swift_kd_plugin.data.mapping import read_mapping, resolve
-from swift_kd_plugin.data.schema import suggest
+from swift_kd_plugin.cli.reporting import errors_in_one_sentence
+from swift_kd_plugin.config.mapping_files import read_mapping, resolve
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.errors import KDError
 
 

@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from swift_kd_plugin.cli import shared
-from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.cli import shared_flags
+from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.cli.show import open_id
 
 Opt = typer.Option
-WHO, HOW, WHAT, MEASURED = shared.WHO, shared.HOW, shared.WHAT, "What is measured"
+WHO, HOW, WHAT, MEASURED = shared_flags.WHO, shared_flags.HOW, shared_flags.WHAT, "What is measured"
 
 
 def evaluate(
@@ -17,10 +17,10 @@ def evaluate(
         list[str],
         Opt(help="NAME=FOLDER or an id; several are compared. Without NAME the folder's name.", rich_help_panel=WHO),
     ],
-    dataset: shared.Datasets,
-    output: shared.Output,
-    config: shared.Config = None,
-    kd_datasets: shared.KdDatasets = None,
+    dataset: shared_flags.Datasets,
+    output: shared_flags.Output,
+    config: shared_flags.Config = None,
+    kd_datasets: shared_flags.KdDatasets = None,
     adapters: Annotated[
         list[str] | None,
         Opt(
@@ -45,9 +45,9 @@ def evaluate(
         list[str] | None,
         Opt("--model_type", help="NAME=ms-swift's, if the folder does not tell.", rich_help_panel=WHO),
     ] = None,
-    engine: shared.EngineName = "auto",
-    torch_dtype: shared.TorchDtype = None,
-    system: shared.System = None,
+    engine: shared_flags.EngineName = "auto",
+    torch_dtype: shared_flags.TorchDtype = None,
+    system: shared_flags.System = None,
     view: Annotated[
         list[str] | None,
         Opt(
@@ -55,9 +55,9 @@ def evaluate(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    thinking: shared.Thinking = "row",
-    limit: shared.Limit = None,
-    strict: shared.Strict = False,
+    thinking: shared_flags.Thinking = "row",
+    limit: shared_flags.Limit = None,
+    strict: shared_flags.Strict = False,
     metric: Annotated[
         list[str],
         Opt(
@@ -87,27 +87,27 @@ def evaluate(
         int,
         Opt(help="Rows shown side by side, first those on which models disagree.", min=0, rich_help_panel=MEASURED),
     ] = 8,
-    max_new_tokens: shared.MaxNewTokens = 2048,
+    max_new_tokens: shared_flags.MaxNewTokens = 2048,
     temperature: Annotated[float, Opt(help="0 takes the most probable token.", rich_help_panel=HOW)] = 0.0,
     top_p: Annotated[float, Opt("--top_p", rich_help_panel=HOW)] = 1.0,
     top_k: Annotated[int, Opt("--top_k", help="0 is off.", rich_help_panel=HOW)] = 0,
-    stop_words: shared.StopWords = None,
-    seed: shared.Seed = 42,
-    max_model_len: shared.MaxModelLen = None,
-    gpu_memory_utilization: shared.GpuMemoryUtilization = None,
-    tensor_parallel_size: shared.TensorParallelSize = 1,
-    max_num_seqs: shared.MaxNumSeqs = 256,
-    enforce_eager: shared.EnforceEager = False,
-    trust_remote_code: shared.TrustRemoteCode = False,
-    server_timeout: shared.ServerTimeout = 600,
-    shard_size: shared.ShardSize = 256,
-    overwrite: shared.Overwrite = False,
+    stop_words: shared_flags.StopWords = None,
+    seed: shared_flags.Seed = 42,
+    max_model_len: shared_flags.MaxModelLen = None,
+    gpu_memory_utilization: shared_flags.GpuMemoryUtilization = None,
+    tensor_parallel_size: shared_flags.TensorParallelSize = 1,
+    max_num_seqs: shared_flags.MaxNumSeqs = 256,
+    enforce_eager: shared_flags.EnforceEager = False,
+    trust_remote_code: shared_flags.TrustRemoteCode = False,
+    server_timeout: shared_flags.ServerTimeout = 600,
+    shard_size: shared_flags.ShardSize = 256,
+    overwrite: shared_flags.Overwrite = False,
 ) -> None:
     """Compares models on a dataset: report.md, report.json, report.csv and answers.jsonl. A killed run goes on."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     with errors_in_one_sentence("eval"):
-        from swift_kd_plugin.evaluation.command import run
-        from swift_kd_plugin.generation.opening import ModelOptions
+        from swift_kd_plugin.evaluation.run_eval import run
+        from swift_kd_plugin.generation.model_setup import ModelOptions
 
         table, notes = run(ModelOptions(**flags), open_id)
         print_report(notes)

@@ -4,23 +4,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from swift_kd_plugin.cli import shared
-from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.cli import shared_flags
+from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.cli.show import open_id
 from swift_kd_plugin.errors import KDError
 
 Opt = typer.Option
-WHO, HOW, WHICH = shared.WHO, shared.HOW, "Which responses are kept"
+WHO, HOW, WHICH = shared_flags.WHO, shared_flags.HOW, "Which responses are kept"
 
 
 def generate(
     model: Annotated[
         str, Opt(help="The teacher: a folder or id. With --server, whose tokenizer.", rich_help_panel=WHO)
     ],
-    dataset: shared.Datasets,
-    output: shared.Output,
-    config: shared.Config = None,
-    kd_datasets: shared.KdDatasets = None,
+    dataset: shared_flags.Datasets,
+    output: shared_flags.Output,
+    config: shared_flags.Config = None,
+    kd_datasets: shared_flags.KdDatasets = None,
     adapters: Annotated[list[str] | None, Opt(help="A LoRA adapter's folder.", rich_help_panel=WHO)] = None,
     server: Annotated[
         str | None,
@@ -29,18 +29,18 @@ def generate(
     server_adapter: Annotated[
         str | None, Opt("--server_adapter", help="Name of an adapter of vllm serve.", rich_help_panel=WHO)
     ] = None,
-    engine: shared.EngineName = "auto",
+    engine: shared_flags.EngineName = "auto",
     template: Annotated[
         str | None, Opt(help="ms-swift's template; the model's by default.", rich_help_panel=WHO)
     ] = None,
     model_type: Annotated[
         str | None, Opt("--model_type", help="ms-swift's, if the folder does not tell.", rich_help_panel=WHO)
     ] = None,
-    torch_dtype: shared.TorchDtype = None,
-    system: shared.System = None,
-    limit: shared.Limit = None,
-    thinking: shared.Thinking = "row",
-    strict: shared.Strict = False,
+    torch_dtype: shared_flags.TorchDtype = None,
+    system: shared_flags.System = None,
+    limit: shared_flags.Limit = None,
+    thinking: shared_flags.Thinking = "row",
+    strict: shared_flags.Strict = False,
     n: Annotated[int, Opt("--n", help="Samples of each prompt.", min=1, rich_help_panel=HOW)] = 1,
     temperature: Annotated[
         float | None, Opt(help="As the model's generation config, else 1.", rich_help_panel=HOW)
@@ -51,9 +51,9 @@ def generate(
     repetition_penalty: Annotated[
         float | None, Opt("--repetition_penalty", help="Likewise, else 1.", rich_help_panel=HOW)
     ] = None,
-    max_new_tokens: shared.MaxNewTokens = 2048,
-    stop_words: shared.StopWords = None,
-    seed: shared.Seed = 42,
+    max_new_tokens: shared_flags.MaxNewTokens = 2048,
+    stop_words: shared_flags.StopWords = None,
+    seed: shared_flags.Seed = 42,
     quota: Annotated[
         list[str] | None,
         Opt(
@@ -116,21 +116,21 @@ def generate(
     dedup: Annotated[
         bool, Opt("--dedup", help="Leave out rows that are equal to an earlier one.", rich_help_panel=WHICH)
     ] = False,
-    max_model_len: shared.MaxModelLen = None,
-    gpu_memory_utilization: shared.GpuMemoryUtilization = None,
-    tensor_parallel_size: shared.TensorParallelSize = 1,
-    max_num_seqs: shared.MaxNumSeqs = 256,
-    enforce_eager: shared.EnforceEager = False,
-    trust_remote_code: shared.TrustRemoteCode = False,
-    server_timeout: shared.ServerTimeout = 600,
-    shard_size: shared.ShardSize = 256,
-    overwrite: shared.Overwrite = False,
+    max_model_len: shared_flags.MaxModelLen = None,
+    gpu_memory_utilization: shared_flags.GpuMemoryUtilization = None,
+    tensor_parallel_size: shared_flags.TensorParallelSize = 1,
+    max_num_seqs: shared_flags.MaxNumSeqs = 256,
+    enforce_eager: shared_flags.EnforceEager = False,
+    trust_remote_code: shared_flags.TrustRemoteCode = False,
+    server_timeout: shared_flags.ServerTimeout = 600,
+    shard_size: shared_flags.ShardSize = 256,
+    overwrite: shared_flags.Overwrite = False,
 ) -> None:
     """Writes responses.jsonl, a dataset of ms-swift, and a report. A killed run goes on when it is started again."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     with errors_in_one_sentence("generate"):
-        from swift_kd_plugin.generation.command import Options, run
-        from swift_kd_plugin.generation.store import PAGE, RESPONSES
+        from swift_kd_plugin.generation.run_generate import Options, run
+        from swift_kd_plugin.generation.shard_store import PAGE, RESPONSES
 
         report = run(Options(**flags), open_id)
         print_report(report.input)

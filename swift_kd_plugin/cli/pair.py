@@ -9,13 +9,13 @@ import typer
 from datasets import Dataset
 from tqdm import tqdm
 
-from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.data.build import Builder
+from swift_kd_plugin.data.dataset_specs import File, Pairs, Rows
 from swift_kd_plugin.data.export import write_jsonl
 from swift_kd_plugin.data.leaks import Suspicions
-from swift_kd_plugin.data.nodes import File, Pairs, Rows
 from swift_kd_plugin.data.pairing import ResponseRule
-from swift_kd_plugin.data.store import to_rows
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
 
 SEEN_ROWS = 100

@@ -4,7 +4,7 @@ import json
 
 import typer
 
-from swift_kd_plugin.host.patches import LEDGER
+from swift_kd_plugin.host.start.host_patches import LEDGER
 
 
 def patches(as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text.")) -> None:

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from swift_kd_plugin.cli.options import errors_in_one_sentence, print_report
+from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.config import read_config
+from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
-from swift_kd_plugin.data.schema import suggest
-from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
 
 TRAINED, WEIGHTED, OWN, CONTEXT = "bold green", "green", "black on yellow", "dim"
@@ -61,13 +61,13 @@ def show(
 
 
 def open_id(dataset_id: str) -> Any:
-    from swift_kd_plugin.host.named_datasets import open_dataset
+    from swift_kd_plugin.host.rows.named_datasets import open_dataset
 
     return open_dataset(dataset_id)
 
 
 def load(model: str, template: str | None, model_type: str | None, loss_scale: str, thinking: bool | None) -> Any:
-    from swift_kd_plugin.host.preview import load_template
+    from swift_kd_plugin.host.samples.preview import load_template
 
     return load_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)
 
@@ -80,7 +80,7 @@ def print_row(row: Row, template: Any, console: Console, bar: str) -> None:
             for role, text, style in turns:
                 console.print(Text(f"{role}: ", "cyan").append_text(marked(text, style, console)))
         return
-    from swift_kd_plugin.host.preview import preview
+    from swift_kd_plugin.host.samples.preview import preview
 
     for view, pieces in preview(row, template).items():
         trained = sum(len(piece.ids) for piece in pieces if piece.weight)

@@ -12,16 +12,16 @@ import typer
 from rich.console import Console
 
 from swift_kd_plugin.cli.generate import generate
-from swift_kd_plugin.cli.options import errors_in_one_sentence
+from swift_kd_plugin.cli.reporting import errors_in_one_sentence
 from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.flags import megatron_flags
+from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.recipes.check import check_stages
-from swift_kd_plugin.recipes.command import megatron_command
-from swift_kd_plugin.recipes.marker import read_marker
 from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.shell_command import megatron_command
 from swift_kd_plugin.recipes.source import Recipe, read_recipe
+from swift_kd_plugin.recipes.stage_record import read_marker
 from swift_kd_plugin.recipes.stages import Runner, StageFailed, best_of, complete_keys
 from swift_kd_plugin.recipes.summary import as_table, summarise, write_summary
 

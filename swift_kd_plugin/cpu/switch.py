@@ -7,9 +7,9 @@ from types import FunctionType, ModuleType
 
 import torch
 
-from swift_kd_plugin.cpu import collectives, cuda, half_matmul, random_state, vllm
+from swift_kd_plugin.cpu import cuda, gloo_groups, half_matmul, random_state, vllm
+from swift_kd_plugin.cpu.cpu_flags import adapt_command_line
 from swift_kd_plugin.cpu.device_mode import CudaMeansCpu
-from swift_kd_plugin.cpu.flags import adapt_command_line
 from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute, undo_all
 
 GPU = "the machine has a GPU"
@@ -80,7 +80,7 @@ LEDGER = Ledger(
             module="torch",
             why="init_process_group, new_group and all_to_all_single: gloo in place of NCCL",
             remove_when=GPU,
-            apply=collectives.replace_collectives,
+            apply=gloo_groups.replace_collectives,
         ),
         Patch(
             symbol="logging.getLogger('megatron.core.tensor_parallel.random')",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ResponseRule
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError, response_of, without_response
 
 MARK = "{experience}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from swift_kd_plugin.data.report import Report, shorten
+from swift_kd_plugin.data.row_report import Report, shorten
 from swift_kd_plugin.data.rows import Place, Row, RowError, last_user_text, response_of, text_of, without_response
 
 # A shorter piece of the experience proves nothing (bytes of UTF-8, so that a Chinese character counts three).

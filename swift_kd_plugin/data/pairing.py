@@ -18,7 +18,8 @@ from datasets import Dataset
 from swift_kd_plugin.data.formats import QUERY
 from swift_kd_plugin.data.joining import Keys, join
 from swift_kd_plugin.data.leaks import Suspicions
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import (
     Message,
     Place,
@@ -30,7 +31,6 @@ from swift_kd_plugin.data.rows import (
     text_of,
     without_response,
 )
-from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.data.thinking import split_thought
 
 LAST_USER_MESSAGE, ORDER = "last_user_message", "order"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from swift_kd_plugin.data.files import printable, why_not_opened
 from swift_kd_plugin.data.formats import check_format, to_row
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.data.values import check_value, decode_json, kind_of, parse_json

@@ -6,9 +6,9 @@ from typing import Literal
 
 from datasets import Dataset
 
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import used_columns
 from swift_kd_plugin.data.rows import Place, Row
-from swift_kd_plugin.data.store import used_columns
 from swift_kd_plugin.data.thinking import NON_THINKING, THINKING
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.tasks import Thinking

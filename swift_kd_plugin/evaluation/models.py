@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from swift_kd_plugin.data.schema import suggest
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.opening import ModelOptions
+from swift_kd_plugin.generation.model_setup import ModelOptions
 
 # Flags that take VALUE for every model or NAME=VALUE for one, and whether they may have several values.
 OWN = {"adapters": True, "server": False, "server_adapter": False, "template": False, "model_type": False}

@@ -6,15 +6,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, text_of
 from swift_kd_plugin.data.thinking import split_thought
 from swift_kd_plugin.data.turns import OPEN
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.evaluation.cells import Cell
+from swift_kd_plugin.evaluation.eval_metrics import RIGHT, Figure, Item, Metric
 from swift_kd_plugin.evaluation.likelihood import Likelihood
-from swift_kd_plugin.evaluation.measuring import Measured
-from swift_kd_plugin.evaluation.metrics import RIGHT, Figure, Item, Metric
+from swift_kd_plugin.evaluation.run_cells import Measured
 from swift_kd_plugin.generation.judging import Sample
 from swift_kd_plugin.generation.verifiers import Gold
 

@@ -12,6 +12,7 @@ from swift_kd_plugin.errors import KDError
 
 # How an adapter may be started that changes the base weights.
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, SUFFIX = "base_model.model.", ".lora_A.weight"
 
 
@@ -76,7 +77,7 @@ def is_tied(folder: Path) -> bool:
 
 
 def _more_than_matrices(adapter: Path, folder: Path) -> str | None:
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     if start := changes_the_base(settings):
         return f"was started from {start}, which changes the base model"
     if name := adapts_tied_weights(_names(adapter), folder):

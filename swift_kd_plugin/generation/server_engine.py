@@ -11,9 +11,9 @@ from swift.infer_engine.protocol import MultiModalRequestMixin
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
-from swift_kd_plugin.teacher.protocol import SwiftRoute, VllmRoute
-from swift_kd_plugin.teacher.server import TeacherServer, check_same_texts
-from swift_kd_plugin.teacher.transport import Limits, Refused, Unavailable
+from swift_kd_plugin.serving.model_server import TeacherServer, check_same_texts
+from swift_kd_plugin.serving.scoring_routes import SwiftRoute, VllmRoute
+from swift_kd_plugin.serving.transport import Limits, Refused, Unavailable
 
 IN_FLIGHT = 64
 AHEAD = 2

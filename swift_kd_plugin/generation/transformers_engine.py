@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.choice import choose, draws
 from swift_kd_plugin.generation.codec import Codec, one_line
 from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
+from swift_kd_plugin.generation.sampling import choose, draws
 
 
 @dataclass

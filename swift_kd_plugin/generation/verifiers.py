@@ -12,9 +12,9 @@ from fractions import Fraction
 from math import isfinite
 from typing import Any
 
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.export import public_row
 from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
-from swift_kd_plugin.data.schema import suggest
 from swift_kd_plugin.data.thinking import split_thought
 from swift_kd_plugin.errors import KDError
 

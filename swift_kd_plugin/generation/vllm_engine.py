@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.adapters import CONFIG
 from swift_kd_plugin.generation.codec import Codec, one_line
 from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
 
@@ -191,7 +192,7 @@ def lora_settings(adapters: Sequence[str | Path]) -> dict[str, Any]:
         return {}
     if len(adapters) > 1:
         raise KDError(f"vLLM takes one adapter here, and {len(adapters)} are given; merge them first (swift export).")
-    file = Path(adapters[0]) / "adapter_config.json"
+    file = Path(adapters[0]) / CONFIG
     try:
         rank = json.loads(file.read_text(encoding="utf-8"))["r"]
     except (OSError, ValueError, KeyError) as error:

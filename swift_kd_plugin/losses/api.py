@@ -6,7 +6,7 @@ from torch.distributed import ProcessGroup
 from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.divergences import check_params
-from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.lm_head import Head
 from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
 from swift_kd_plugin.losses.shards import VocabShard, shards_of
 from swift_kd_plugin.losses.task import Task

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swift_kd_plugin.losses.gradients import HeadGradient, LogitsGradient
-from swift_kd_plugin.losses.head import Head, flatten, unflatten
+from swift_kd_plugin.losses.lm_head import Head, flatten, unflatten
 from swift_kd_plugin.losses.task import Task
 
 

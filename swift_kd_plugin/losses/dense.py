@@ -9,8 +9,8 @@ lie on other ranks takes one exchange more, `adaptive_kl` one gather more.
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.measures import entropy_sums, finish_entropies, peaks, top1_agreement
-from swift_kd_plugin.losses.pair import Pair
+from swift_kd_plugin.losses.distribution_stats import entropy_sums, finish_entropies, peaks, top1_agreement
+from swift_kd_plugin.losses.distributions import Pair
 from swift_kd_plugin.losses.request import Measured, Request, Rows, rows_of, working_dtype, write_rows
 from swift_kd_plugin.losses.shards import move_columns
 from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from swift_kd_plugin.losses.adaptive import head_of, mix_adaptive
-from swift_kd_plugin.losses.pair import Pair, Terms
+from swift_kd_plugin.losses.distributions import Pair, Terms
 
 
 def forward_kl(pair: Pair) -> list[Terms]:

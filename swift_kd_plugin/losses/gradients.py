@@ -6,7 +6,7 @@ C tokens of a block, N rows of the student, H hidden size, v this rank's columns
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.lm_head import Head
 from swift_kd_plugin.losses.request import working_dtype
 from swift_kd_plugin.losses.task import Task
 

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from swift_kd_plugin.losses.api import dense_request, topk_request
 from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
-from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.lm_head import Head
 from swift_kd_plugin.losses.policies import teacher_entropy_weights, top_rho_weights
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.schedules import Schedule
@@ -140,7 +140,7 @@ def objective_loss(
     `fused_linear_divergence` says how. The policy "student_top_rho" runs a head twice, first for the entropies alone.
 
     Args:
-        student: [N, v] logits of this rank, or the head that makes them, of which `tokens.student_rows` count.
+        student: [N, v] logits of this rank, or the head that makes them, of which `responses.student_rows` count.
         teacher: [M, v_teacher] logits of this rank, or its head, or top-k entries [M, K].
         group: tensor-parallel group or None.
         sequence_group: context-parallel group or None, for policies that look at a whole response.

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.lm_head import Head
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import teacher_topk
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from swift_kd_plugin.losses.distributions import Pair, Terms
 from swift_kd_plugin.losses.divergences import DIVERGENCES
-from swift_kd_plugin.losses.head import Head
-from swift_kd_plugin.losses.pair import Pair, Terms
+from swift_kd_plugin.losses.lm_head import Head
 from swift_kd_plugin.losses.shards import VocabShard
 
 CPU_CHUNK_ELEMENTS = 2**17

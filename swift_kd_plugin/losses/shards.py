@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.lm_head import Head
 
 
 def all_gather(tensor: Tensor, group: ProcessGroup | None) -> Tensor:

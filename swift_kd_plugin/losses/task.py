@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from swift_kd_plugin.losses.head import Head, Window
+from swift_kd_plugin.losses.lm_head import Head, Window
 from swift_kd_plugin.losses.request import Request, Rows
 
 

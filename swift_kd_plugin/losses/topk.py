@@ -8,9 +8,9 @@ Per chunk one gather of the ranks' normalisers and one sum of the student's K lo
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.head import Head, Window
-from swift_kd_plugin.losses.measures import entropy_sums
-from swift_kd_plugin.losses.pair import Pair
+from swift_kd_plugin.losses.distribution_stats import entropy_sums
+from swift_kd_plugin.losses.distributions import Pair
+from swift_kd_plugin.losses.lm_head import Head, Window
 from swift_kd_plugin.losses.request import (
     Measured,
     Request,

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.measures import finish_entropies, top1_agreement
+from swift_kd_plugin.losses.distribution_stats import finish_entropies, top1_agreement
 from swift_kd_plugin.losses.request import Request, Rows
 from swift_kd_plugin.losses.softmax import logsumexp
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from swift_kd_plugin.data.files import move_aside
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.checkpoint import MERGED, State, merged, state_of, step_of
+from swift_kd_plugin.host.train.checkpoint_manifest import MERGED, State, merged, state_of, step_of
 from swift_kd_plugin.recipes.progress import best_step, read_divergences
 
 PREFIX = "checkpoint-"

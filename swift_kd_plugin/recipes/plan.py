@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from swift_kd_plugin.data.mapping import resolve
-from swift_kd_plugin.data.schema import suggest
+from swift_kd_plugin.config.mapping_files import resolve
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.command import LAUNCH_KEYS, check_keys
+from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS, check_keys
 from swift_kd_plugin.recipes.source import Recipe
 
 GENERATE, OFF_POLICY, ON_POLICY = KINDS = ("generate", "off_policy", "on_policy")

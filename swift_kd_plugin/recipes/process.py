@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.command import Command
+from swift_kd_plugin.recipes.shell_command import Command
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.3

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from swift_kd_plugin.data.mapping import first_line, read_mapping, resolve
+from swift_kd_plugin.config.mapping_files import first_line, read_mapping, resolve
 from swift_kd_plugin.errors import KDError
 
 BASE, TINY = "base", "tiny"

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from swift_kd_plugin.data.files import first_free
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.checkpoints import keep_best, last_whole_checkpoint, make_way, read_result
-from swift_kd_plugin.recipes.command import NPROC, Command, megatron_command, program_command
-from swift_kd_plugin.recipes.marker import MARKER, Marker, find_change, new_marker, read_marker
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run
 from swift_kd_plugin.recipes.progress import cut_half_row, read_rows, step_of
+from swift_kd_plugin.recipes.shell_command import NPROC, Command, megatron_command, program_command
+from swift_kd_plugin.recipes.stage_record import MARKER, Marker, find_change, new_marker, read_marker
 
 TRAIN_LOG = "train.log"
 PROGRESS_LINES = 10  # of a stage, where there is no terminal

@@ -7,8 +7,8 @@ from typing import Any
 from rich.table import Column, Table
 
 from swift_kd_plugin.data.files import write_atomically
-from swift_kd_plugin.recipes.marker import Marker
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
+from swift_kd_plugin.recipes.stage_record import Marker
 
 SUMMARY = "summary.json"
 

@@ -108,7 +108,7 @@ def test_groups_are_gloo_whatever_is_asked_for(tmp_path):
     ],
 )
 def test_a_recipe_for_gpus_runs_unchanged(given, expected):
-    from swift_kd_plugin.cpu.flags import REPLACED, adapt_command_line
+    from swift_kd_plugin.cpu.cpu_flags import REPLACED, adapt_command_line
 
     argv = ["/x/swift/cli/_megatron/rlhf.py", *given]
     adapt_command_line(argv)
@@ -117,7 +117,7 @@ def test_a_recipe_for_gpus_runs_unchanged(given, expected):
 
 
 def test_other_programs_keep_their_command_line():
-    from swift_kd_plugin.cpu.flags import adapt_command_line
+    from swift_kd_plugin.cpu.cpu_flags import adapt_command_line
 
     argv = ["/x/swift/cli/deploy.py", "--sleep_level", "1"]
     adapt_command_line(argv)
@@ -137,7 +137,7 @@ def test_other_programs_keep_their_command_line():
     ],
 )
 def test_flags_that_change_the_numbers_are_refused_by_name(capfd, flag, value, message):
-    from swift_kd_plugin.cpu.flags import adapt_command_line
+    from swift_kd_plugin.cpu.cpu_flags import adapt_command_line
 
     with pytest.raises(SystemExit):
         adapt_command_line(["/x/swift/cli/_megatron/rlhf.py", f"--{flag}", value])
@@ -145,7 +145,7 @@ def test_flags_that_change_the_numbers_are_refused_by_name(capfd, flag, value, m
 
 
 def test_harmless_extra_arguments_are_left_alone(tmp_path):
-    from swift_kd_plugin.cpu.flags import adapt_command_line
+    from swift_kd_plugin.cpu.cpu_flags import adapt_command_line
 
     file = tmp_path / "extra.json"
     file.write_text('{"hidden_dropout": 0.1}')

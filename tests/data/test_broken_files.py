@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.config import read_config
-from swift_kd_plugin.data.report import from_ranges
-from swift_kd_plugin.data.store import to_rows
+from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.row_report import from_ranges
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
 from tests.data.broken_rows import BROKEN
 from tests.json_lines import read_json_lines

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.config import read_config
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import digest
-from swift_kd_plugin.data.store import to_rows
 from swift_kd_plugin.errors import KDError
 from tests.data.drawn_files import LINES, OPTIONS, SUFFIXES, make_pairs, system_of, write_yaml
 from tests.json_lines import write_json_lines
@@ -182,7 +182,7 @@ def test_a_build_that_breaks_off_leaves_nothing_that_is_taken_for_whole(folder, 
 def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(folder):
     script = (
         "import os, sys; from pathlib import Path; from swift_kd_plugin.data import build\n"
-        "from swift_kd_plugin.data.config import read_config\n"
+        "from swift_kd_plugin.data.data_yaml import read_config\n"
         "build.write_atomically = lambda *args: os.kill(os.getpid(), 9)\n"
         "build.Builder(Path('store')).dataset(read_config('data.yaml')['plain'])"
     )
@@ -215,9 +215,9 @@ def test_a_stored_file_that_was_damaged_is_made_anew(folder, suffix, part):
 
 def test_a_stored_file_with_fewer_rows_is_made_anew(folder, monkeypatch):
     """An Arrow stream that ends between two batches can be read."""
-    from swift_kd_plugin.data import store
+    from swift_kd_plugin.data import row_store
 
-    monkeypatch.setattr(store, "BATCH_ROWS", 10)
+    monkeypatch.setattr(row_store, "BATCH_ROWS", 10)
     write_yaml(folder, plain=PLAIN)
     rows, _ = build(folder, "plain")
     (file,) = (folder / "store").glob("*.arrow")

@@ -5,7 +5,7 @@ import pytest
 from swift_kd_plugin.data.experience import Placement, experienced_rows
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ResponseRule
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import RowError
 
 BOOK = "Always add the digits from right to left."

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ResponseRule, Side, join_sides, key_of, merge_rows, paired_rows
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import read_dataset, write_rows
 from swift_kd_plugin.data.rows import RowError, digest
-from swift_kd_plugin.data.store import read_dataset, write_rows
 from swift_kd_plugin.errors import KDError
 
 TAKEN = ResponseRule()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swift_kd_plugin.data.formats import KNOWN, to_row
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.data.sources import read_rows
 from swift_kd_plugin.data.turns import ALIASES

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import FEATURES, Place
 from swift_kd_plugin.data.sources import read_file, read_rows
 from swift_kd_plugin.errors import KDError

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import RowError
 from swift_kd_plugin.data.thinking import Modes, join_thought, own_mode, rows_in_modes, split_thought
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from swift_kd_plugin.evaluation.eval_metrics import Quantity
 from swift_kd_plugin.evaluation.intervals import bootstrap, wilson
-from swift_kd_plugin.evaluation.metrics import Quantity
 
 
 @pytest.mark.parametrize(

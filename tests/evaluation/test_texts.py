@@ -5,7 +5,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU
 
-from swift_kd_plugin.evaluation.metrics import Bleu, Item, Metric, Rouge
+from swift_kd_plugin.evaluation.eval_metrics import Bleu, Item, Metric, Rouge
 from swift_kd_plugin.evaluation.texts import UnitTokenizer, choose_language
 
 ENGLISH = [

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift_kd_plugin.cli.train import generate_flags
-from swift_kd_plugin.host.flags import megatron_flags
-from swift_kd_plugin.recipes.command import Command, megatron_command
+from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.recipes.plan import GENERATE, has_stages, make_plan, plain_keys
+from swift_kd_plugin.recipes.shell_command import Command, megatron_command
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.stages import Runner, complete_keys
 from tests.launching.commands import environment, free_port, run_command, run_tool

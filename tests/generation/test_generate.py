@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from swift_kd_plugin.data.report import Report
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.sources import read_rows as read_checked
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from tests.generation.generate_command import QUESTIONS, read_report, read_rows, run_generate, try_generate

@@ -60,7 +60,7 @@ def measure_optimizer(distributed):
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    from swift_kd_plugin.host.memory_report import gradient_bytes, optimizer_bytes, weight_bytes
+    from swift_kd_plugin.host.train.memory_report import gradient_bytes, optimizer_bytes, weight_bytes
 
     config = make_config()
     model = make_model(config)

@@ -44,13 +44,13 @@ def text_of(template, ids):
 
 
 def make_sample(response, before=QUESTION, **columns):
-    from swift_kd_plugin.host.sample import KDSample
+    from swift_kd_plugin.host.samples.sample import KDSample
 
     return KDSample.from_row({"messages": [*before, {"role": "assistant", "content": response}], **columns})
 
 
 def encode(template, *samples):
-    from swift_kd_plugin.host.views import encode_views
+    from swift_kd_plugin.host.samples.encode_views import encode_views
 
     return encode_views(list(samples), template)
 

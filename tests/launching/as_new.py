@@ -77,7 +77,7 @@ def renew_rank() -> None:
     import psutil
 
     from swift_kd_plugin.cpu import memory, set_environment
-    from swift_kd_plugin.cpu.flags import adapt_command_line
+    from swift_kd_plugin.cpu.cpu_flags import adapt_command_line
     from swift_kd_plugin.launcher import act_as_single_process
 
     _renew_process()

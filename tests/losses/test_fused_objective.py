@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from swift_kd_plugin.losses.head import Head
+from swift_kd_plugin.losses.lm_head import Head
 from swift_kd_plugin.losses.objective import Settings, TokenPolicy, Tokens, TopK, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
 from swift_kd_plugin.losses.policies import POLICIES

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swift_kd_plugin.host.checkpoint import begin, finish, merged
+from swift_kd_plugin.host.train.checkpoint_manifest import begin, finish, merged
 from tests.json_lines import write_json_lines
 
 

@@ -17,7 +17,7 @@ from swift.megatron.arguments.rlhf_args import MegatronRLHFArguments  # noqa: E4
 from swift.utils.utils import _patch_get_type_hints  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
-from swift_kd_plugin.host.arguments import extend_arguments  # noqa: E402
+from swift_kd_plugin.host.start.argument_class import extend_arguments  # noqa: E402
 
 with _patch_get_type_hints():
     parsers = {

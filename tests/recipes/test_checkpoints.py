@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.checkpoint import State, merged, state_of
+from swift_kd_plugin.host.train.checkpoint_manifest import State, merged, state_of
 from swift_kd_plugin.recipes.checkpoints import keep_best, last_whole_checkpoint, make_way, read_result
 from tests.recipes.stage_folders import link_last, write_checkpoint, write_log
 

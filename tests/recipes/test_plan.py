@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.flags import megatron_flags
-from swift_kd_plugin.recipes.command import program_command
+from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.recipes.plan import has_stages, make_plan
+from swift_kd_plugin.recipes.shell_command import program_command
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.stages import complete_keys, training_keys
 

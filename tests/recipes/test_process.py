@@ -12,8 +12,8 @@ import pytest
 
 from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.command import Command
 from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.shell_command import Command
 
 # A launcher like torchrun: its worker lives in a session of its own, and is ended when the launcher is told to end.
 LAUNCHER = """
@@ -32,7 +32,7 @@ STUBBORN = (
 # What `run` is called from: the signals go to this process.
 CALLER = """
 import sys
-from swift_kd_plugin.recipes.command import Command
+from swift_kd_plugin.recipes.shell_command import Command
 from swift_kd_plugin.recipes.process import run
 sys.exit(run(Command(("python", *sys.argv[1:]))))
 """

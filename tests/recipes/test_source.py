@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_kd_plugin.data.mapping import resolve
+from swift_kd_plugin.config.mapping_files import resolve
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.source import read_recipe
 

@@ -9,7 +9,7 @@ import torch
 from swift.megatron.trainers.base import BaseMegatronTrainer
 from torch import distributed as dist
 
-from swift_kd_plugin.host.trainer import KDTrainer
+from swift_kd_plugin.host.train.trainer import KDTrainer
 
 FOLDER = Path(os.environ["KD_TEST_RECORD"])
 RECORDS: list[dict] = []

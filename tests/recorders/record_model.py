@@ -20,7 +20,7 @@ from swift.megatron.trainers.rollout_mixin import MegatronRolloutMixin
 from swift.megatron.utils import get_packed_seq_params
 from torch import distributed as dist
 
-from swift_kd_plugin.host.trainer import KDTrainer
+from swift_kd_plugin.host.train.trainer import KDTrainer
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 FOLDER = Path(os.environ["KD_TEST_RECORD"])

@@ -14,7 +14,7 @@ from swift.megatron.trainers.base import BaseMegatronTrainer
 from torch import distributed as dist
 
 from swift_kd_plugin.generation.codec import Codec
-from swift_kd_plugin.host.completions import as_prompt
+from swift_kd_plugin.host.rollout.completions import as_prompt
 
 FOLDER = Path(os.environ["KD_TEST_RECORD"])
 SYNCS = int(os.environ["KD_TEST_SYNCS"])

@@ -13,7 +13,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from swift_kd_plugin.teacher.transport import Limits
+from swift_kd_plugin.serving.transport import Limits
 from tests.evaluation.eval_command import entry_of, read_answers, run_eval
 from tests.evaluation.eval_command import read_report as read_evaluation
 from tests.generation.ask_engine import (

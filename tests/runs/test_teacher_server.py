@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
-from swift_kd_plugin.teacher.protocol import Sequence
-from swift_kd_plugin.teacher.server import TeacherServer
+from swift_kd_plugin.serving.model_server import TeacherServer
+from swift_kd_plugin.serving.scoring_routes import Sequence
 from tests.launching.commands import megatron_rlhf
 from tests.machine import needs_cpu_backend
 from tests.servers import swift_deploy, vllm_server, wait_for

@@ -1,0 +1,1 @@
+"""Files of settings: read as mappings, their keys held against types. No torch."""

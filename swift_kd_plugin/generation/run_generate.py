@@ -1,0 +1,111 @@
+"""What `swift-kd generate` does: reads rows, starts an engine, runs, and writes rows and reports."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.engines import VLLM_HOTTEST, Sampling
+from swift_kd_plugin.generation.filters import Filters
+from swift_kd_plugin.generation.generation_report import Tally
+from swift_kd_plugin.generation.generation_run import Plan, Runner, write_responses
+from swift_kd_plugin.generation.html_page import render
+from swift_kd_plugin.generation.judging import Judge
+from swift_kd_plugin.generation.model_setup import (
+    ModelOptions,
+    describe_model,
+    describe_rows,
+    make_engine,
+    make_template,
+    open_rows,
+)
+from swift_kd_plugin.generation.shard_store import PAGE, REPORT, Store
+from swift_kd_plugin.generation.verifiers import BUILT_IN, Gold, Scorer
+
+# Flags that change how a run goes and not what it makes.
+FREE = (
+    *("output", "kd_datasets", "dataset", "server", "overwrite", "strict", "server_timeout", "trust_remote_code"),
+    *("gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs", "enforce_eager", "verifier_errors"),
+)
+DRAWN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+class Options(ModelOptions):
+    """The flags of the command by name; `swift_kd_plugin.cli.generate` says what they mean."""
+
+    @property
+    def judge(self) -> Judge:
+        """Raises KDError for a filter or verifier that does not exist."""
+        gold = Gold(self.gold, self.pattern)
+        return Judge(
+            Filters(self.min_length, self.max_length, self.max_repetition, self.language, self.finish),
+            Scorer.find(self.verifier, gold) if self.verifier else None,
+            self.verifier_errors == "reject",
+            self.min_score,
+            self.select,
+            self.vote or (self.verifier if self.verifier in BUILT_IN else "exact"),
+            gold,
+        )
+
+    def sampling(self, folder: Path) -> Sampling:
+        """What is given, else what the model's generation config says. Raises KDError for a value out of range."""
+        own = _read_json(folder / "generation_config.json")
+        values = {name: _first(getattr(self, name), own.get(name), usual) for name, usual in DRAWN.items()}
+        return Sampling(n=self.n, max_new_tokens=self.max_new_tokens, stop=tuple(self.stop_words or ()), **values)
+
+
+def run(options: Options, opener: Callable[[str], Any]) -> Tally:
+    """The whole command.
+
+    Args:
+        opener: loads a dataset by an id that is no file.
+
+    Returns:
+        The counts; `input` is what became of the input rows.
+
+    Raises:
+        KDError: anything that the user can mend.
+    """
+    judge, engine_name = options.judge, options.engine_name
+    dataset, rows_digest, report = open_rows(options, opener)
+    template = make_template(options)
+    folder = Path(template.processor.model_info.model_dir)
+    sampling = options.sampling(folder)
+    if engine_name == "vllm" and sampling.temperature > VLLM_HOTTEST:
+        raise KDError(f"temperature is {sampling.temperature:g}; vLLM takes {VLLM_HOTTEST} at most.")
+    plan = Plan(dataset, sampling, judge, options.thinking, options.seed, tuple(options.quota or ()), options.dedup)
+    identity = identify(options, plan, rows_digest, folder, engine_name)
+    with Store(options.output, identity, plan.tasks, options.shard_size, options.overwrite) as store:
+        runner = Runner(plan, store)
+        if not runner.is_done():
+            with make_engine(options, template, engine_name) as engine:
+                runner.run(engine)
+        tally = write_responses(plan, store)
+        tally.input = report
+        write_atomically(store.folder / PAGE, render(tally, identity))
+        page = {"run": identity, **tally.as_json(), "input": report.as_json()}
+        write_atomically(store.folder / REPORT, json.dumps(page, ensure_ascii=False, indent=2) + "\n")
+    return tally
+
+
+def identify(options: Options, plan: Plan, rows_digest: str, folder: Path, engine_name: str) -> dict[str, Any]:
+    """Everything that decides a run's rows, by the flag that says it."""
+    flags = {name: value for name, value in vars(options).items() if name not in FREE}
+    said, rows = describe_model(options, folder, engine_name), describe_rows(plan.dataset, rows_digest)
+    drawn = {name: getattr(plan.sampling, name) for name in DRAWN}
+    return {**said, **rows, **{name: value for name, value in flags.items() if name not in said}, **drawn}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise KDError(f"{file} cannot be read: {error}.") from error
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)

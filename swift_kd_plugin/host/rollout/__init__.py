@@ -1,0 +1,1 @@
+"""Who writes the responses of a generation cycle, and with which engine."""

@@ -1,0 +1,130 @@
+"""Who writes a response: the student, the teacher or the dataset, each sample for itself.
+
+A writer takes samples and answers each: `writer.write(samples)` gives them back with the response as last turn, its
+token ids and its finish reason. `writer.split` says whether the ranks that share their samples (TP x PP x CP) write a
+part each, or all of them together.
+"""
+
+import copy
+import time
+from contextlib import contextmanager
+
+import torch
+from swift.megatron.trainers.utils import gather_object
+from swift.utils import get_logger
+from torch import distributed as dist
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.rollout.ranks import any_rank
+from swift_kd_plugin.host.rollout.rng_states import keep_random_states
+from swift_kd_plugin.host.rollout.teacher_response import KWARGS, ask_teacher, take_teacher_response
+from swift_kd_plugin.host.rollout.writer_mix import Mix, uniform
+from swift_kd_plugin.host.rows.datasets import ROW_COLUMN, SOURCE_COLUMN
+from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.losses.schedules import Schedule
+
+logger = get_logger()
+
+
+def make_mix(args) -> Mix:
+    """What the command line asks for."""
+    return Mix(
+        seed=args.seed,
+        lmbda=Schedule(args.lmbda, args.kd_lmbda_final, args.kd_schedule),
+        teacher=args.kd_seq_kd_prob if args.seq_kd else 0.0,
+        thinking=args.kd_thinking_prob,
+        whole_cycles=args.kd_lmbda_granularity == "cycle",
+    )
+
+
+def write_responses(trainer, samples: list[KDSample]) -> list[KDSample]:
+    """Lets the models write what falls to them. All ranks must call it at the same time.
+
+    Args:
+        samples: of this rank's data-parallel group, with the dataset's responses; every rank of the group has them.
+
+    Returns:
+        The samples in the same order, each with the response that it is trained on.
+    """
+    start = time.perf_counter()
+    drafts = [_draw(trainer, sample) for sample in samples]
+    samples = list(samples)
+    for name in trainer.writers:
+        chosen = [index for index, draft in enumerate(drafts) if draft.written_by == name]
+        # Weights are moved, and experts run, by all ranks together.
+        if not any_rank(bool(chosen)):
+            continue
+        with _seeded(trainer, name):
+            written = _write(trainer, name, [drafts[index] for index in chosen])
+        for index, draft in zip(chosen, written, strict=True):
+            samples[index] = settle(draft, samples[index], trainer.args.kd_truncated)
+    if trainer.unwrapped_models[0].training:
+        trainer.generation_seconds += time.perf_counter() - start
+    return samples
+
+
+def _draw(trainer, sample: KDSample) -> KDSample:
+    """A copy that says who writes, and in which mode. Without such a writer it is the dataset."""
+    draft = copy.copy(sample)
+    draft.messages, draft.extra = [dict(turn) for turn in sample.messages], dict(sample.extra)
+    turns = sample.messages[:-1] if sample.has_response else sample.messages
+    where = sample.extra.get(SOURCE_COLUMN), sample.extra.get(ROW_COLUMN)
+    key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
+    source = trainer.mix.source(key, trainer.cycle(), trainer._progress())
+    draft.written_by = source if source in trainer.writers else "dataset"
+    draft.seed = int(uniform(trainer.args.seed, "response", *key) * 2**31)
+    thinks = trainer.mix.thinks(key)
+    if draft.written_by != "dataset" and thinks is not None:
+        draft.extra[KWARGS] = {**(draft.extra.get(KWARGS) or {}), "enable_thinking": thinks}
+    return draft
+
+
+def _write(trainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
+    """The drafts with responses of the student or the teacher, the latter asked in its own view."""
+    writer = trainer.writers[name]
+    if name == "student":
+        return _write_together(trainer, writer, drafts)
+    answered = _write_together(trainer, writer, [ask_teacher(draft) for draft in drafts])
+    for draft, answer in zip(drafts, answered, strict=True):
+        take_teacher_response(draft, answer, trainer.template)
+    return drafts
+
+
+def _write_together(trainer, writer, samples: list[KDSample]) -> list[KDSample]:
+    """All samples of a group, answered; a rank's sentence is raised on all ranks of its group."""
+    if not writer.split:
+        return writer.write(samples)
+    group = trainer._get_rollout_group()
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    mine = samples[len(samples) * rank // size : len(samples) * (rank + 1) // size]
+    try:
+        answered = [(sample, None) for sample in writer.write(mine)]
+    except KDError as error:
+        answered = [(None, str(error))]
+    answered = gather_object(answered, group)
+    if sentence := next((said for _, said in answered if said), None):
+        raise KDError(sentence)
+    return [sample for sample, _ in answered]
+
+
+def settle(draft: KDSample, given: KDSample, truncated: str) -> KDSample:
+    """The written sample, or what --kd_truncated puts in its place."""
+    if not draft.left_out and (truncated == "keep" or not draft.is_truncated):
+        return draft
+    if truncated == "drop" and given.has_response:
+        return given
+    draft.left_out = True
+    return draft
+
+
+@contextmanager
+def _seeded(trainer, name: str):
+    """Draws depend on seed, step and rank; those of training go on as if nothing had been drawn.
+
+    Ranks of one tensor-parallel vLLM engine must draw the same.
+    """
+    part = dist.get_rank() // max(trainer.args.vllm_tensor_parallel_size, 1)
+    training = trainer.unwrapped_models[0].training
+    with keep_random_states():
+        torch.manual_seed(int(uniform(trainer.args.seed, name, trainer.state.iteration, part, training) * 2**53))
+        yield

@@ -1,0 +1,1 @@
+"""Dataset rows on their way through ms-swift."""

@@ -1,0 +1,94 @@
+"""Both views of every sample as token ids: each in its own chat template settings, around the same response tokens."""
+
+from typing import Any
+
+from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.samples.think_tokens import (
+    block_weight,
+    check_template,
+    complete_scales,
+    sampled_turns,
+    train_block,
+    written_turns,
+)
+
+Encoded = dict[str, Any]
+
+
+def encode_views(samples: list[KDSample], template) -> tuple[list[Encoded], list[Encoded] | None]:
+    """Encodes the samples of a micro-batch, to be collated by `template.data_collator`.
+
+    Args:
+        samples: with responses of the dataset, or with `response_token_ids` that were sampled.
+        template: ms-swift's, in training mode.
+
+    Returns:
+        The student's views, and the teacher's; the latter are None if no sample has one of its own. In a mixed batch a
+        sample without one has the student's.
+
+    Raises:
+        KDError: a sample has no response, or sampled ones in several turns beside a teacher's view of its own, or a
+            think block that cannot be told from its answer although it has a weight or another one for the teacher.
+    """
+    own = [sample.build_teacher_view() for sample in samples]
+    student = [_encode(sample, sample.to_template_dict(), template) for sample in samples]
+    complete_scales(student)
+    if not any(own):
+        return student, None
+    teacher = [
+        _encode_for_teacher(sample, template) if has_view else _copy(view)
+        for sample, view, has_view in zip(samples, student, own, strict=True)
+    ]
+    complete_scales(teacher)
+    return student, teacher
+
+
+def teacher_requests(samples: list[KDSample], template) -> list:
+    """Requests to a teacher's server, which score the samples in the teacher's view."""
+    requests = build_teacher_requests(samples, template)
+    for sample, request in zip(samples, requests, strict=True):
+        if sample.teacher_tools is not None:
+            request.tools = sample.teacher_tools
+        if sample.teacher_chat_template_kwargs is not None:
+            request.chat_template_kwargs = sample.teacher_chat_template_kwargs
+    return requests
+
+
+def _copy(view: Encoded) -> Encoded:
+    """With lists of its own: under context parallelism ms-swift's collator pads them in place."""
+    return {key: list(value) if isinstance(value, list) else value for key, value in view.items()}
+
+
+def _encode_for_teacher(sample: KDSample, template) -> Encoded:
+    ids = sample.response_token_ids
+    if sample.teacher_view is not None and ids and not isinstance(ids[0], int) and len(ids) > 1:
+        raise KDError(
+            f"{sample.name} has {len(ids)} sampled turns, and teacher_messages give the teacher another history around "
+            "the last one only; use a single-turn rollout, or leave teacher_messages out."
+        )
+    return _encode(sample, sample.to_teacher_template_dict(), template, sample.teacher_thought)
+
+
+def _encode(sample: KDSample, row: dict[str, Any], template, thought: str | None = None) -> Encoded:
+    """Encodes one view; `thought` is what the response's think block holds in it in place of its own."""
+    row.pop("response_token_ids", None)
+    turns = sampled_turns if sample.response_token_ids else written_turns
+
+    def encode(trained: str) -> Encoded:
+        messages = turns(sample, row["messages"], template, thought, trained)
+        encoded = template.encode({**row, "messages": messages}, return_length=True)
+        encoded.pop("_extra_kwargs", None)
+        return encoded
+
+    weight = block_weight(sample)
+    if weight < 1 or thought is not None:
+        check_template(sample, template)
+    if weight == 1:
+        return encode("all")
+    view = encode("answer")
+    if weight > 0:
+        train_block(view, encode("block"), weight)
+    return view

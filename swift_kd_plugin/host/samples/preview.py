@@ -1,0 +1,107 @@
+"""A row as both models will see it: pieces of text with what is trained and what only the teacher sees."""
+
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import takewhile
+from typing import Any
+
+from swift.template import get_template
+
+from swift_kd_plugin.data.row_report import shorten
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.codec import load_processor
+from swift_kd_plugin.host.samples.encode_views import encode_views
+from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of
+from swift_kd_plugin.host.samples.sample import KDSample
+
+# Pairs of tokens; comparing takes seconds where all are alike.
+MOST_COMPARED = 20_000_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some tokens of a view that belong together.
+
+    Args:
+        text: they decoded.
+        ids: the tokens, several where one alone is no whole character.
+        weight: of the loss on them; 0 is context.
+        own: whether the other view lacks them.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    weight: float
+    own: bool
+
+
+def load_template(
+    model: str, template: str | None, model_type: str | None, loss_scale: str, enable_thinking: bool | None
+) -> Any:
+    """ms-swift's template in training mode, as GKD makes it, from a model's tokenizer; no weights are read.
+
+    Raises:
+        KDError: ms-swift does not know the model or the template.
+    """
+    processor, meta = load_processor(model, template, model_type)
+    if meta.is_thinking and meta.non_thinking_prefix and "ignore_empty_think" not in loss_scale:
+        loss_scale += "+ignore_empty_think"
+    made = get_template(processor, template_type=template, loss_scale=loss_scale, enable_thinking=enable_thinking)
+    made.max_length = None  # not the model's
+    made.set_mode("train")
+    return made
+
+
+def preview(row: dict[str, Any], template) -> dict[str, list[Piece]]:
+    """The pieces of the student's view, and of the teacher's if it has one of its own.
+
+    Raises:
+        KDError: the template cannot encode the row; show it without a model.
+    """
+    sample = KDSample.from_row(row)
+    try:
+        (student,), teachers = encode_views([sample], template)
+    except KDError:
+        raise
+    except Exception as error:  # of any kind, as each template and each reader of media has its own
+        reason = shorten(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+        raise KDError(f"{sample.name} cannot be encoded: {reason}; without --model it is shown as text.") from error
+    if teachers is None:
+        return {"student and teacher": _pieces(student, [False] * len(student["input_ids"]), template.tokenizer)}
+    (teacher,) = teachers
+    lacks = _compare(student["input_ids"], teacher["input_ids"])
+    return {
+        "student": _pieces(student, lacks[0], template.tokenizer),
+        "teacher": _pieces(teacher, lacks[1], template.tokenizer),
+    }
+
+
+def _compare(first: list[int], second: list[int]) -> tuple[list[bool], list[bool]]:
+    """Which tokens of each sequence the other lacks; of very long ones all from the first difference to the last."""
+    end = _count_equal(first[::-1], second[::-1])
+    start = _count_equal(first[: len(first) - end], second[: len(second) - end])
+    own = tuple([start <= index < len(ids) - end for index in range(len(ids))] for ids in (first, second))
+    inner = [ids[start : len(ids) - end] for ids in (first, second)]
+    if len(inner[0]) * len(inner[1]) <= MOST_COMPARED:
+        for a, b, size in SequenceMatcher(None, *inner, autojunk=False).get_matching_blocks():
+            for mine, at in zip(own, (a, b), strict=True):
+                mine[start + at : start + at + size] = [False] * size
+    return own
+
+
+def _count_equal(first: list[int], second: list[int]) -> int:
+    """How many tokens at the start are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def _pieces(view: dict[str, Any], own: list[bool], tokenizer) -> list[Piece]:
+    weights = loss_scale_of(view)
+    pieces, waiting = [], []
+    for token, label, weight, is_own in zip(view["input_ids"], view["labels"], weights, own, strict=True):
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if text.endswith("�"):
+            continue
+        pieces.append(Piece(text, tuple(waiting), 0.0 if label == IGNORED else float(weight), is_own))
+        waiting = []
+    return pieces

@@ -1,0 +1,138 @@
+"""A training sample with two views: what the student sees and what the teacher sees, around one shared response."""
+
+import copy
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from swift.rl_core.data import GKDSample
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.rows.datasets import ID_COLUMN, ROW_COLUMN, SOURCE_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
+
+Message = dict[str, Any]
+
+
+@dataclass
+class KDSample(GKDSample):
+    """`GKDSample` plus what only the teacher sees; what is not given (None) is the student's.
+
+    Args:
+        teacher_view: system, history and last user turn without the response, from the column `teacher_messages`.
+        teacher_tools: in place of `tools`; an empty list takes them away.
+        teacher_chat_template_kwargs: in place of `chat_template_kwargs`.
+        teacher_thought: in place of what the response's think block holds; '' empties it.
+        think_loss: weight of the loss on the response's think block in both views, 0 to 1; None is 1.
+        written_by: "dataset", "student" or "teacher".
+        left_out: the response has no loss.
+        seed: of a written response's draws, where its engine takes one.
+
+    Stock's columns `teacher_prompt` and `teacher_images` keep their meaning; `teacher_prompt` and `teacher_messages`
+    exclude each other.
+    """
+
+    teacher_view: list[Message] | None = None
+    teacher_tools: list[Any] | None = None
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
+    teacher_thought: str | None = None
+    think_loss: float | None = None
+    written_by: str = "dataset"
+    left_out: bool = False
+    seed: int | None = None
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "KDSample":
+        row = dict(row)
+        view = row.pop(TEACHER_COLUMN, None)
+        columns = {name: row.pop(name) for name in ("written_by", "left_out", "seed") if name in row}
+        sample = super().from_row(row)
+        sample.extra.update(columns)
+        sample.teacher_view = [dict(message) for message in view] if view else None
+        if (kwargs := row.get(TEACHER_KWARGS)) is not None:
+            # Arrow fills the keys that other rows have with null.
+            sample.teacher_chat_template_kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        if sample.teacher_view and sample.teacher_prompt:
+            raise KDError(f"{sample.name} has both teacher_messages and teacher_prompt; keep one of the two columns.")
+        return sample
+
+    @property
+    def name(self) -> str:
+        """What a message to a person calls this sample: file or dataset, row counted from 1, and its column `id`."""
+        source, number, row_id = (self.extra.get(key) for key in (SOURCE_COLUMN, ROW_COLUMN, ID_COLUMN))
+        source = source or self.extra.get("dataset")
+        if number is None and row_id is None:
+            return f"The sample with the last user message {self.last_user_text()!r}"
+        name = _short(source) if source else "The dataset"
+        name += "" if number is None else f", row {number}"
+        return name if row_id is None else f"{name} (id {row_id!r})"
+
+    def last_user_text(self, length: int = 80) -> str:
+        """The start of the student's last user message."""
+        turns = [str(message["content"]) for message in self.messages if message["role"] == "user"]
+        return turns[-1][:length] if turns else ""
+
+    def response_message(self) -> Message:
+        """The assistant turn that both views share. Raises KDError when there is none."""
+        if not self.has_response:
+            raise KDError(
+                f"{self.name} has no response to distil on; give it an assistant message, or let the student "
+                "(--lmbda 1 --use_vllm true) or the teacher (--seq_kd true) write it."
+            )
+        return dict(self.messages[-1])
+
+    @property
+    def written_ids(self) -> list[int]:
+        """Token ids of a written response, of all its turns; [] of the dataset's."""
+        turns = [turn if isinstance(turn, list) else [turn] for turn in self.response_token_ids]
+        return [token for turn in turns for token in turn]
+
+    @property
+    def has_response(self) -> bool:
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
+    def answered(self, ids: list[int], text: str, finish_reason: str) -> "KDSample":
+        """A copy with a sampled response in place of what it may have."""
+        sample = copy.copy(self)
+        turns = self.messages[:-1] if self.has_response else self.messages
+        sample.messages = [*turns, {"role": "assistant", "content": text}]
+        sample.response_token_ids, sample.response_loss_mask = [list(ids)], []
+        sample.finish_reason, sample.add_eos = finish_reason, False
+        return sample
+
+    def teacher_prompt_messages(self) -> list[Message]:
+        """What the teacher sees in front of the response."""
+        if self.teacher_view is not None:
+            return [dict(turn) for turn in self.teacher_view]
+        turns = [dict(turn) for turn in self.messages]
+        if self.has_response:
+            turns.pop()
+        last_user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if self.teacher_prompt and last_user:
+            last_user["content"] = self.teacher_prompt
+        return turns
+
+    def build_teacher_view(self) -> bool:
+        """Fills `teacher_messages` from the view and the current response. True if the teacher sees its own view."""
+        if self.teacher_view is not None:
+            self.teacher_messages = [dict(message) for message in self.teacher_view] + [self.response_message()]
+            return True
+        self.teacher_messages = None  # of an earlier response
+        if super().build_teacher_view():
+            return True
+        own = (self.teacher_tools, self.teacher_chat_template_kwargs, self.teacher_thought)
+        return any(column is not None for column in own)
+
+    def to_teacher_template_dict(self) -> dict[str, Any]:
+        encoded = super().to_teacher_template_dict()
+        if self.teacher_messages is None:
+            encoded["messages"] = self.messages
+        if self.teacher_tools is not None:
+            encoded["tools"] = self.teacher_tools
+        if self.teacher_chat_template_kwargs is not None:
+            encoded["chat_template_kwargs"] = self.teacher_chat_template_kwargs
+        return encoded
+
+
+def _short(dataset: str) -> str:
+    """A file without its folders; the id of a dataset on a hub as it is."""
+    return os.path.basename(dataset) if os.path.splitext(dataset)[1] else dataset

@@ -1,0 +1,1 @@
+"""What happens before training: patches, flags, and checks of models, files and layouts."""

@@ -1,0 +1,83 @@
+"""Joins the kd_* flags with ms-swift's argument class and checks what can be checked before anything is loaded."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.rows.datasets import locate_bad_row
+from swift_kd_plugin.host.rows.named_datasets import check_names, log_reports, register_named_datasets
+from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_targets
+from swift_kd_plugin.host.start.model_checks import (
+    check_length,
+    check_models,
+    check_rows,
+    check_sampling,
+    check_supported,
+    is_plain_folder,
+)
+from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
+
+
+def extend_arguments(stock: type) -> type:
+    """Returns a dataclass with the fields of KDArguments and of `stock` (MegatronRLHFArguments), under stock's name."""
+
+    @dataclass
+    class MegatronRLHFArguments(KDArguments, stock):
+        def __post_init__(self):
+            check_models(self)
+            if self.rlhf_type == "gkd":
+                check_supported(self)
+                check_sampling(self)
+            check_length(self)
+            check_targets(self)
+            check_continued_adapter(self)
+            check_teacher_adapters(self)
+            if self.model and is_plain_folder(self.model):
+                # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
+                self.check_model = False
+            if self.kd_ce_column:
+                self.remove_unused_columns = False
+            if self.kd_datasets:
+                self._register_datasets()
+            try:
+                super().__post_init__()
+            except (ValueError, AssertionError, NotImplementedError) as error:
+                if isinstance(error, KDError) or os.environ.get("SWIFT_KD_TRACEBACK") == "1":
+                    raise
+                raise KDError(_as_sentence(error)) from error
+
+        def init_iters(self, train_dataset, val_dataset):
+            super().init_iters(train_dataset, val_dataset)
+            check_rows(self, train_dataset)
+
+        def get_dataset_kwargs(self):
+            kwargs = super().get_dataset_kwargs()
+            if self.rlhf_type == "gkd" and self.kd_bad_rows == "error":
+                kwargs["strict"] = True
+            return kwargs
+
+        def load_dataset(self):
+            with locate_bad_row([*self.dataset, *self.val_dataset]):
+                datasets = super().load_dataset()
+            if self.kd_datasets:
+                log_reports(self._data_reports, self.output_dir)
+            return datasets
+
+        def _register_datasets(self):
+            columns = (self.kd_ce_column, self.teacher_tag_key)
+            keep = [column for column in columns if column not in (None, "dataset")]
+            self._data_reports = register_named_datasets(self.kd_datasets, keep)
+            check_names(self.kd_datasets, [*self.dataset, *self.val_dataset])
+
+    MegatronRLHFArguments.__module__ = stock.__module__
+    MegatronRLHFArguments.__qualname__ = stock.__qualname__
+    return MegatronRLHFArguments
+
+
+def _as_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    # Where ms-swift lists all that it knows (hundreds of model types), the list hides the mistake.
+    text = re.sub(r"\[('[^']*', ){20,}'[^']*'\]", "what ms-swift supports", text)
+    return f"{text} (SWIFT_KD_TRACEBACK=1 shows where)"

@@ -1,0 +1,151 @@
+"""The local teacher: its forward, what is kept of it, and where it is when it is not needed."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from megatron.core import mpu
+from swift.megatron.utils import forward_step_helper
+from swift.utils import empty_cache, gc_collect
+from torch import Tensor
+from transformers.utils import ContextManagers
+
+from swift_kd_plugin.host.samples.responses import Responses, cut_for_context_rank, number_tokens
+from swift_kd_plugin.host.teacher.hidden_states import language_model, stop_before_head, why_not_linear
+from swift_kd_plugin.losses.shards import shards_of
+from swift_kd_plugin.losses.topk import teacher_topk
+from swift_kd_plugin.teacher.teacher_outputs import StoredSignal, TeacherSignal, store
+
+
+def tensor_group():
+    """The tensor-parallel group, or None where a rank holds the whole vocabulary."""
+    return mpu.get_tensor_model_parallel_group() if mpu.get_tensor_model_parallel_world_size() > 1 else None
+
+
+def context_group():
+    """The context-parallel group, or None where a rank holds whole sequences."""
+    return mpu.get_context_parallel_group() if mpu.get_context_parallel_world_size() > 1 else None
+
+
+@contextmanager
+def without_interleaving(args):
+    """A separate teacher runs forward only: it is built and run as if no interleaved pipeline stages were asked for."""
+    names = ("virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout")
+    given = {name: getattr(args, name) for name in names}
+    if given[names[0]] is None:
+        yield
+        return
+    vars(args).update(dict.fromkeys(names))
+    mpu.set_virtual_pipeline_model_parallel_world_size(None)
+    try:
+        yield
+    finally:
+        vars(args).update(given)
+        mpu.set_virtual_pipeline_model_parallel_world_size(given[names[0]])
+
+
+def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> None:
+    """Adds the teacher's `signal` to every micro-batch by a forward on this machine (on the last pipeline stage).
+
+    The teacher is the separate frozen model, or for self-distillation the student as it is now (its adapters off where
+    the same model with LoRA is asked for).
+    """
+    if trainer._is_self_distillation:
+        model = trainer.unwrapped_models[vp_stage or 0]
+        adapters = trainer.peft_models if trainer._teacher_use_disable_adapter else []
+        context = ContextManagers([peft_model.disable_adapter() for peft_model in adapters])
+    else:
+        model = trainer.teacher_models[vp_stage or 0]
+        context = ContextManagers([trainer.load_teacher_model_context(), without_interleaving(trainer.args)])
+    with torch.no_grad(), context:
+        for index, batch in enumerate(batches):
+            temperature = trainer.temperature_of_step(index // trainer.args.num_microbatches)
+            inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch["teacher_model_inputs"].items()}
+            batch["signal"] = _signal(trainer, model, inputs, batch["responses"], temperature, vp_stage)
+
+
+def _signal(trainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage) -> StoredSignal | None:
+    """What the teacher says about the response tokens that lie on this rank; None before the last pipeline stage."""
+    found = read_rows(trainer, model, inputs, vp_stage)
+    if found is None:
+        return None
+    signal, numbers = found
+    if trainer.gkd_logits_topk is not None:
+        signal = keep_topk(trainer, signal, temperature)
+    wanted = responses.number.flatten()
+    return put_away(trainer, signal.exchange(numbers, wanted[wanted >= 0], context_group()))
+
+
+def read_rows(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherSignal, Tensor] | None:
+    """One forward, and what it says about each token that has a label.
+
+    Args:
+        inputs: a collated micro-batch, which is used up.
+
+    Returns:
+        The rows that lie on this rank, and which of the micro-batch's labels, in sample order, each is about [n]; None
+        before the last pipeline stage.
+    """
+    args = trainer.args
+    numbers = cut_for_context_rank(args, inputs, number_tokens(inputs["labels"])).flatten()
+    data = trainer._prepare_batch(inputs, vp_stage)
+    data.pop("loss_scale", None)
+    labels = data.pop("labels", None)
+    with stop_before_head(model) if why_not_linear(model) is None else nullcontext() as caught:
+        logits = forward_step_helper(model, data)
+    if logits is None:
+        return None
+    rows, (batch, length) = (numbers >= 0).nonzero()[:, 0], labels.shape
+    if caught is None:
+        signal = TeacherSignal("logits", (logits.flatten(0, 1)[rows],), labels.flatten()[rows])
+    else:
+        picked = sequence_first(rows, batch, length)
+        signal = TeacherSignal("hidden", caught.head[picked].inputs, labels.flatten()[rows], caught.head.weights)
+    return signal, numbers[rows]
+
+
+def keep_topk(trainer, signal: TeacherSignal, temperature: float) -> TeacherSignal:
+    """The K most probable tokens of each row, over the whole vocabulary and at the loss's temperature."""
+    teacher = signal.as_teacher()
+    shard, _ = shards_of(teacher, None, tensor_group(), trainer.vocabularies.teacher_columns(teacher), None)
+    entries = teacher_topk(teacher, trainer.gkd_logits_topk, shard, temperature)
+    return TeacherSignal("topk", entries, signal.token_ids, temperature=temperature)
+
+
+def put_away(trainer, signal: TeacherSignal) -> StoredSignal:
+    return store(signal, tensor_group(), pinned=trainer.args.kd_teacher_payload_device == "cpu")
+
+
+def sequence_first(rows: Tensor, batch: int, length: int) -> Tensor:
+    """Row numbers of [b, s] positions in [s, b] order."""
+    return rows % length * batch + rows // length
+
+
+def offload_all_but_head(models, head_stays: bool) -> int:
+    """Moves the teacher to CPU memory.
+
+    Args:
+        head_stays: leave the output weight where it is; the loss needs it while the teacher is away.
+
+    Returns:
+        The bytes of this rank that stay on the device.
+    """
+    stays = 0
+    for model in models:
+        kept = output_weight(model) if head_stays and why_not_linear(model) is None else None
+        for parameter in model.parameters():
+            if parameter is kept:
+                stays += parameter.numel() * parameter.element_size()
+            else:
+                parameter.data = parameter.data.to("cpu", non_blocking=True)
+    gc_collect()
+    empty_cache()
+    return stays
+
+
+def output_weight(model) -> Tensor | None:
+    """The weight of the model's output layer, which may be its embedding's; None on an earlier pipeline stage."""
+    model = language_model(model)
+    if not model.post_process:
+        return None
+    tied = model.share_embeddings_and_output_weights and model.pre_process
+    return model.embedding.word_embeddings.weight if tied else model.output_layer.weight

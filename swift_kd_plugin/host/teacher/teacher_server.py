@@ -1,0 +1,185 @@
+"""A teacher behind `--teacher_model_server`: who asks which server, and how every rank gets its scores."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import torch
+from swift.rlhf_trainers.gkd_helpers import (
+    TeacherServerConfig,
+    parse_teacher_model_server,
+    route_samples_to_teachers,
+)
+from swift.utils import get_logger, json_parse_to_dict
+from torch import distributed as dist
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.samples.encode_views import teacher_requests
+from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
+from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.local_teacher import put_away
+from swift_kd_plugin.serving.model_server import TeacherServer, check_same_texts
+from swift_kd_plugin.serving.scoring_routes import Sequence, ServerScores
+from swift_kd_plugin.serving.transport import KEY_VARIABLE
+from swift_kd_plugin.teacher.teacher_outputs import TeacherSignal
+
+logger = get_logger()
+ENTRY_KEYS = {"url", "tags", "adapter"}
+
+
+@dataclass
+class TaggedServer(TeacherServerConfig):
+    """One entry of `--teacher_model_server`; ms-swift's parser knows no `adapter` and drops it."""
+
+    adapter: str | None = None
+
+
+def parse_servers(value: str) -> list[TaggedServer]:
+    """One address, or a JSON list of {"url", "tags", "adapter"}.
+
+    Raises:
+        KDError: an entry has another key, or is refused by ms-swift.
+    """
+    try:
+        configs = parse_teacher_model_server(value)
+    except ValueError as error:
+        raise KDError(f"--{str(error).rstrip('.')}.") from error
+    entries = json_parse_to_dict(value) if value.strip().startswith("[") else [{}]
+    if unknown := sorted({key for entry in entries for key in entry} - ENTRY_KEYS):
+        raise KDError(f"--teacher_model_server: {unknown[0]!r} is not known in an entry; it takes url, tags, adapter.")
+    return [
+        TaggedServer(config.url, config.tags, entry.get("adapter"))
+        for config, entry in zip(configs, entries, strict=True)
+    ]
+
+
+def score_on_servers(trainer, samples: list[KDSample], encoded: list[dict]) -> list[ServerScores]:
+    """What the teachers say of every response token of this rank's samples.
+
+    The first rank of each group that shares its samples (TP x PP x CP) asks, the others receive: data-parallel ranks
+    parse side by side, and nothing is gathered on one rank. Every rank of the group must call this.
+
+    Args:
+        samples: of this rank.
+        encoded: their teacher views with `input_ids` and `labels`, of equal length and not shifted.
+
+    Returns:
+        For each sample the scores of its response tokens (labels other than -100) in order, on the CPU.
+
+    Raises:
+        KDError: on all ranks of the group, with the sentence of the rank that asked.
+    """
+    group = trainer._get_rollout_group()
+    scores, sentence = [], None
+    if dist.get_rank(group) == 0:
+        try:
+            scores = _ask(trainer, samples, [_sequence(view) for view in encoded])
+        except (KDError, ValueError) as error:
+            sentence = str(error)
+    said = [sentence]
+    dist.broadcast_object_list(said, group_src=0, group=group)
+    if said[0] is not None:
+        raise KDError(said[0])
+    return _broadcast(scores, [len(trained_tokens(view["labels"])) for view in encoded], trainer.gkd_logits_topk, group)
+
+
+def score_remotely(trainer, batches: list[dict]) -> None:
+    """Adds the teacher's `signal` to every micro-batch, from the servers; each has its samples and `teacher_views`."""
+    views = [batch.pop("teacher_views") for batch in batches]
+    samples = [sample for batch in batches for sample in batch.pop("samples")]
+    scores = iter(score_on_servers(trainer, samples, [view for group in views for view in group]))
+    for batch, group in zip(batches, views, strict=True):
+        number = batch["responses"].number
+        signal = _joined([next(scores) for _ in group], group)
+        wanted = number[number >= 0].to(signal.token_ids.device)
+        batch["signal"] = put_away(trainer, signal.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device)))
+
+
+def _joined(scores: list[ServerScores], views: list[dict]) -> TeacherSignal:
+    """The scores of a micro-batch's samples, one after the other, on the CPU."""
+    rows = torch.cat([score.log_probs for score in scores]), torch.cat([score.ids for score in scores])
+    token_ids = [token for view in views for token in trained_tokens(view["labels"])]
+    return TeacherSignal("topk", rows, torch.tensor(token_ids, dtype=torch.long))
+
+
+def _sequence(view: dict) -> Sequence:
+    """Ends with the last response token: padding and what follows the response have no say in it."""
+    positions = [position for position, label in enumerate(view["labels"]) if label != IGNORED]
+    return Sequence(list(view["input_ids"])[: positions[-1] + 1] if positions else [], positions)
+
+
+def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
+    """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
+    if not hasattr(trainer, "teacher_servers"):
+        trainer.teacher_servers = _connect(trainer)
+    configs, servers = zip(*trainer.teacher_servers, strict=True)
+    routes = route_samples_to_teachers(samples, configs, trainer.args.teacher_tag_key)
+    chosen = [[index for index in routes[number] if sequences[index].positions] for number in range(len(servers))]
+    topk = trainer.gkd_logits_topk
+    found = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
+
+    def ask_one(server: TeacherServer, indices: list[int]) -> list[ServerScores]:
+        sent = _prepare(server, [samples[i] for i in indices], [sequences[i] for i in indices], trainer.template)
+        return server.score(sent)
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        for indices, answers in zip(chosen, pool.map(ask_one, servers, chosen), strict=True):
+            for index, scores in zip(indices, answers, strict=True):
+                found[index] = scores
+    return found
+
+
+def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
+    """What the server needs beside the token ids. Raises KDError for media or thoughts that it cannot be sent."""
+    if server.needs_messages:
+        if thinking := next((sample for sample in samples if sample.teacher_thought is not None), None):
+            raise KDError(
+                f"{thinking.name} has a teacher_thought, which cannot go to the teacher server {server.name}, because "
+                "it templates by itself; start it with --use_chat_template false."
+            )
+        return _with_requests(samples, sequences, template)
+    if any(sample.images or sample.teacher_images or sample.videos or sample.audios for sample in samples):
+        raise KDError(
+            f"Samples with images, videos or audio cannot go as token ids to the teacher server {server.name}; "
+            "start it as swift deploy with the student's --template and without --use_chat_template false."
+        )
+    return sequences
+
+
+def _connect(trainer) -> list[tuple[TaggedServer, TeacherServer]]:
+    servers = []
+    for config in parse_servers(trainer.args.teacher_model_server):
+        server = TeacherServer(config.url, trainer.gkd_logits_topk, config.adapter, os.environ.get(KEY_VARIABLE))
+        check_same_texts(trainer.template.tokenizer, server.connect(), server.name)
+        logger.info(server.description)
+        servers.append((config, server))
+    return servers
+
+
+def _with_requests(samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
+    """Adds the samples as messages, for a server that templates by itself."""
+    requests = [asdict(request) for request in teacher_requests(samples, template)]
+    for request in requests:
+        for message in request["messages"]:
+            if isinstance(message.get("content"), list) and all(isinstance(part, int) for part in message["content"]):
+                # A server of ms-swift 4.6 takes a bare list for a list of media.
+                message["content"] = {"token_ids": message["content"]}
+    return [
+        Sequence(sequence.ids, sequence.positions, request)
+        for sequence, request in zip(sequences, requests, strict=True)
+    ]
+
+
+def _broadcast(scores: list[ServerScores], counts: list[int], topk: int, group) -> list[ServerScores]:
+    """From the group's first rank to all, as two tensors over all samples."""
+    device = torch.cuda.current_device()
+    total = sum(counts)
+    log_probs = torch.empty(total, topk, dtype=torch.float32, device=device)
+    ids = torch.empty(total, topk, dtype=torch.long, device=device)
+    if scores:
+        log_probs.copy_(torch.cat([score.log_probs for score in scores]))
+        ids.copy_(torch.cat([score.ids for score in scores]))
+    for tensor in (log_probs, ids):
+        dist.broadcast(tensor, group_src=0, group=group)
+    parts = zip(log_probs.cpu().split(counts), ids.cpu().split(counts), strict=True)
+    return [ServerScores(*part) for part in parts]

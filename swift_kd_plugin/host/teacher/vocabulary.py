@@ -1,0 +1,84 @@
+"""How many token ids either model has, and whether the same id means the same token to both."""
+
+import json
+import os
+from dataclasses import dataclass
+
+from megatron.core import mpu
+from swift.utils import get_logger
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.objective import TopK
+
+logger = get_logger()
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """Numbers of ids without the padding that tensor parallelism adds; the teacher's is None behind a server."""
+
+    student: int
+    teacher: int | None
+
+    def of(self, student: Tensor | Head, teacher: Tensor | Head | TopK) -> tuple[int, int | None]:
+        """Both numbers as the losses take them: never more than there are columns over all ranks."""
+        count = self.teacher if isinstance(teacher, TopK) else self.teacher_columns(teacher)
+        return min(self.student, columns_of(student)), count
+
+    def teacher_columns(self, logits: Tensor | Head) -> int:
+        columns = columns_of(logits)
+        return columns if self.teacher is None else min(self.teacher, columns)
+
+
+def columns_of(logits: Tensor | Head) -> int:
+    width = logits.width if isinstance(logits, Head) else logits.shape[-1]
+    return width * mpu.get_tensor_model_parallel_world_size()
+
+
+def read_vocabularies(trainer) -> Vocabularies:
+    """From the models' configurations; a teacher that is the student itself has the student's."""
+    student = trainer.config.padded_vocab_size  # mcore-bridge's name for the vocab_size of config.json
+    if trainer.use_teacher_api:
+        return Vocabularies(student, None)
+    return Vocabularies(student, trainer.teacher_config.padded_vocab_size if trainer.teacher_models else student)
+
+
+def check_same_tokens(student, teacher_folder: str) -> None:
+    """Raises KDError with examples if an id that both tokenizers have stands for different tokens.
+
+    Args:
+        student: the student's tokenizer.
+        teacher_folder: the teacher's model; without a tokenizer that can be read as data there is nothing to compare,
+            and a warning says so.
+    """
+    if reason := _unreadable(teacher_folder):
+        logger.warning(f"The teacher's tokenizer was not compared with the student's: {reason}.")
+        return
+    teacher = AutoTokenizer.from_pretrained(teacher_folder)
+    mine = {token_id: token for token, token_id in student.get_vocab().items()}
+    theirs = {token_id: token for token, token_id in teacher.get_vocab().items()}
+    different = sorted(token_id for token_id in mine.keys() & theirs.keys() if mine[token_id] != theirs[token_id])
+    if different:
+        examples = "; ".join(
+            f"{token_id} is {mine[token_id]!r} and {theirs[token_id]!r}" for token_id in different[:EXAMPLES]
+        )
+        raise KDError(
+            f"{len(different)} token ids mean different tokens to student and teacher ({examples}); distilling "
+            "probabilities needs one tokenizer. Choose a teacher of the student's family, or distil its texts."
+        )
+
+
+def _unreadable(folder: str) -> str | None:
+    if not any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+        return f"{folder} has none"
+    config = os.path.join(folder, "tokenizer_config.json")
+    if os.path.exists(config):
+        with open(config, encoding="utf-8") as stream:
+            if "auto_map" in json.load(stream):
+                return f"that of {folder} is code of its own, which is not run"
+    return None

@@ -1,0 +1,1 @@
+"""The trainer and its step: loss inputs, loss, metrics, checkpoints, memory."""

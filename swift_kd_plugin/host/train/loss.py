@@ -1,0 +1,74 @@
+"""From a micro-batch's logits, or what they would be made of, to the loss that Megatron sums and the metrics."""
+
+import torch
+from torch import Tensor
+
+from swift_kd_plugin.host.samples.responses import IGNORED, Responses
+from swift_kd_plugin.host.teacher.local_teacher import context_group, sequence_first, tensor_group
+from swift_kd_plugin.host.train.training_metrics import make_metrics
+from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.objective import Settings, Tokens, TopK, objective_loss
+from swift_kd_plugin.losses.overlap import topk_overlap
+from swift_kd_plugin.teacher.teacher_outputs import TeacherSignal
+
+OVERLAP_TOKENS = 128
+OVERLAP_K = 8
+
+
+def choose_tokens(labels: Tensor, responses: Responses, loss_scale: Tensor | None, fused: bool) -> Tokens:
+    """The tokens of a micro-batch that are trained on; the teacher's rows are theirs, in the same order.
+
+    Args:
+        labels: next token ids [b, s], IGNORED where there is nothing to learn.
+        fused: the student's rows are those of its hidden states [s, b, H], not of its logits [b, s, v].
+    """
+    rows = (labels.flatten() != IGNORED).nonzero()[:, 0]
+    response = responses.index.flatten()[rows]
+    scale = None if loss_scale is None else loss_scale.flatten()[rows]
+    student_rows = sequence_first(rows, *labels.shape) if fused else rows
+    teacher_rows = torch.arange(len(rows), device=rows.device)
+    return Tokens(labels.flatten()[rows], student_rows, teacher_rows, response, responses.ce[response], scale)
+
+
+def kd_loss(
+    trainer, settings: Settings, student: Tensor | Head, signal: TeacherSignal, tokens: Tokens, responses: Responses
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The summed loss of the tokens, differentiable in what the student's logits are made of, and this rank's metrics.
+
+    Args:
+        student: logits [N, v] of this rank, whose memory takes the gradient, or what they would be made of.
+        signal: the teacher's rows for `tokens`.
+    """
+    assert torch.equal(signal.token_ids, tokens.labels), "the teacher's rows belong to other tokens"
+    teacher = signal.as_teacher()
+    vocabularies = trainer.vocabularies.of(student, teacher)
+    overlap = _overlap(student, teacher, tokens, vocabularies) if trainer.args.kd_metrics else {}
+    loss, parts = objective_loss(
+        settings,
+        student,
+        teacher,
+        tokens,
+        group=tensor_group(),
+        sequence_group=context_group(),
+        student_vocab=vocabularies[0],
+        teacher_vocab=vocabularies[1],
+        statistics=trainer.args.kd_metrics,
+        inplace_grad=True,
+        kernels=trainer.args.kd_kernels,
+    )
+    of_token = {"source": responses.source[tokens.sample], "thinking": responses.thinking[tokens.sample]}
+    metrics = make_metrics(trainer.metric_names, parts, tokens.ce, **of_token, device=tokens.labels.device)
+    return loss, metrics | overlap
+
+
+@torch.no_grad()
+def _overlap(student: Tensor | Head, teacher: Tensor | Head | TopK, tokens: Tokens, vocabularies) -> dict[str, Tensor]:
+    """The share of the teacher's K most probable tokens that are among the student's, on evenly spread tokens."""
+    step = max(1, -(-len(tokens.student_rows) // OVERLAP_TOKENS))
+    students = student[tokens.student_rows[::step]]
+    rows = tokens.teacher_rows[::step]
+    if isinstance(teacher, TopK):
+        shares = topk_overlap(students, teacher.ids[rows], None, tensor_group(), *vocabularies)
+    else:
+        shares = topk_overlap(students, teacher[rows], OVERLAP_K, tensor_group(), *vocabularies)
+    return {"topk_overlap": torch.stack([shares.sum(), shares.new_tensor(len(shares))]).float()}

@@ -1,0 +1,171 @@
+"""What a rank's memory goes to, read from the real models and optimizer, and the peak that is measured."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.distributed import DistributedDataParallel
+from swift.utils import get_logger
+from torch import distributed as dist
+
+from swift_kd_plugin.losses.request import block_tokens, chunk_tokens
+from swift_kd_plugin.memory.memory_table import Plan, memory_table, render, total
+
+logger = get_logger()
+
+
+class MemoryReport:
+    """Logs the table of the rank that needs most: expected at the start, beside the measured peak after one step.
+
+    Args:
+        payload_on_host: teacher signals wait on the CPU for their micro-batch.
+    """
+
+    def __init__(self, payload_on_host: bool):
+        self.payload_on_host = payload_on_host
+
+    def at_start(self, trainer) -> None:
+        """Call on every rank, with models and optimizer in place."""
+        self.rows = memory_table(read_plan(trainer, self.payload_on_host))
+        self._log(total(self.rows).device, None)
+
+    def after_first_step(self, trainer) -> None:
+        """Call on every rank after a train step."""
+        measured = torch.cuda.max_memory_allocated()
+        self._log(measured, measured)
+
+    def _log(self, need: int, measured: int | None) -> None:
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, (need, self.rows, device_memory(), measured))
+        largest = max(range(len(ranks)), key=lambda rank: ranks[rank][0])
+        _, rows, capacity, peak = ranks[largest]
+        title = f"Memory of rank {largest} of {len(ranks)}, " + ("expected" if peak is None else "after a train step")
+        logger.info(f"{title}:\n{render(rows, capacity, peak)}")
+
+
+def device_memory() -> int:
+    """Memory of this rank's device in bytes."""
+    return torch.cuda.mem_get_info()[1]
+
+
+def read_plan(trainer, payload_on_host: bool) -> Plan:
+    """Reads a trainer that has `teacher_kind` ("hidden", "logits", "topk") and `fused`."""
+    args, config = trainer.args, trainer.config
+    teacher_config = trainer.teacher_config if trainer.teacher_models else config
+    optimizer, optimizer_on_host = optimizer_bytes(trainer.optimizer, trainer.unwrapped_models)
+    tensor_parallel = mpu.get_tensor_model_parallel_world_size()
+    width, device = config.padded_vocab_size // tensor_parallel, torch.device(torch.cuda.current_device())
+    engine, engine_note = _engine(args)
+    payload_tokens, batch_tokens = _tokens(trainer)
+    return Plan(
+        weights=weight_bytes(trainer.unwrapped_models),
+        trainable=weight_bytes(trainer.unwrapped_models, trainable=True),
+        gradients=gradient_bytes(trainer.wrapped_models),
+        optimizer=optimizer,
+        optimizer_on_host=optimizer_on_host,
+        teacher=weight_bytes(trainer.teacher_models or []),
+        teacher_offloaded=bool(trainer.teacher_models) and args.offload_teacher_model,
+        kind=trainer.teacher_kind,
+        payload_tokens=payload_tokens,
+        payload_on_host=payload_on_host,
+        batch_tokens=batch_tokens,
+        fused=trainer.fused,
+        hidden=config.hidden_size,
+        teacher_hidden=teacher_config.hidden_size,
+        vocabulary=config.padded_vocab_size,
+        teacher_vocabulary=teacher_config.padded_vocab_size,
+        chunk=chunk_tokens(width, device),
+        block=block_tokens(width, device),
+        topk=trainer.gkd_logits_topk or 0,
+        tensor_parallel=tensor_parallel,
+        engine=engine,
+        engine_note=engine_note,
+    )
+
+
+def weight_bytes(models: list[torch.nn.Module], trainable: bool = False) -> int:
+    """Of all parameters, or of those that are trained; one that two modules share counts once."""
+    params = {id(p): p for model in models for p in model.parameters() if p.requires_grad or not trainable}
+    return sum(_bytes(param) for param in params.values())
+
+
+def gradient_bytes(wrapped_models: list[torch.nn.Module]) -> int:
+    """Of the buffers that Megatron's DDP sums gradients in; of trained weights where there is no DDP."""
+    count = 0
+    for model in wrapped_models:
+        if isinstance(model, DistributedDataParallel):
+            buffers = [*model.buffers, *model.expert_parallel_buffers]
+            count += sum(_bytes(buffer.grad_data) for buffer in buffers)
+        else:
+            count += weight_bytes([model], trainable=True)
+    return count
+
+
+def optimizer_bytes(optimizer, models: list[torch.nn.Module]) -> tuple[int, int]:
+    """Main weights and states, on the device and on the CPU, of this rank's shard.
+
+    States are made in the first step; their size follows from the parameters that the optimizer holds.
+    """
+    of_models = {param.untyped_storage().data_ptr() for model in models for param in model.parameters()}
+    device = host = 0
+    for config, leaf, on_host in _leaves(optimizer):
+        for param in (param for group in leaf.param_groups for param in group["params"]):
+            shared = param.untyped_storage().data_ptr() in of_models
+            count = (0 if shared else _bytes(param)) + param.numel() * _state_bytes(config, leaf, param, shared)
+            device, host = (device, host + count) if on_host else (device + count, host)
+    return device, host
+
+
+def _leaves(optimizer) -> Iterator[tuple[Any, torch.optim.Optimizer, bool]]:
+    """Megatron's configuration, the torch optimizer, and whether it works on the CPU, for each torch optimizer."""
+    if hasattr(optimizer, "chained_optimizers"):
+        for part in optimizer.chained_optimizers:
+            yield from _leaves(part)
+        return
+    inner = optimizer.optimizer
+    if hasattr(inner, "cpu_optimizers"):
+        yield from ((optimizer.config, leaf, True) for leaf in inner.cpu_optimizers)
+        inner = inner.gpu_optimizer
+    if inner is not None:
+        yield optimizer.config, inner, False
+
+
+def _state_bytes(config, leaf: torch.optim.Optimizer, param: torch.Tensor, shared: bool) -> int:
+    """Bytes of the states of one value."""
+    if config.use_precision_aware_optimizer and shared:
+        # The states hold the main weight too; of an fp32 one beside a bf16 weight only the lower half.
+        remainder = config.store_param_remainders and param.dtype == torch.bfloat16
+        main = 0 if param.dtype == torch.float32 else 2 if remainder else config.main_params_dtype.itemsize
+        return main + config.exp_avg_dtype.itemsize + config.exp_avg_sq_dtype.itemsize
+    moments = 2 if "adam" in type(leaf).__name__.lower() else 1
+    return moments * param.element_size()
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _tokens(trainer) -> tuple[int, int]:
+    """The most response tokens of a generation cycle on this rank, and the most tokens of a micro-batch."""
+    args = trainer.args
+    if not mpu.is_pipeline_last_stage(ignore_virtual=True):
+        return 0, 0
+    on_policy = args.use_vllm and args.lmbda > 0
+    from_dataset = args.max_length if args.lmbda < 1 or not args.use_vllm else 0
+    response = max(from_dataset, args.max_completion_length if on_policy else 0)
+    sample = args.max_length + (args.max_completion_length if on_policy else 0)
+    # A teacher that is the student itself is asked anew in every train step.
+    steps = 1 if trainer._is_self_distillation else trainer.steps_per_generation
+    batches = steps * args.num_microbatches
+    return batches * args.micro_batch_size * response, args.micro_batch_size * sample // args.context_parallel_size
+
+
+def _engine(args) -> tuple[int, str]:
+    if not args.use_vllm:
+        return 0, "none"
+    if args.vllm_mode != "colocate":
+        return 0, "on its server"
+    sleeps = ", sleeps while training" if args.sleep_level else ""
+    share = args.vllm_gpu_memory_utilization
+    return int(share * device_memory()), f"vLLM, {share:.0%} of the device{sleeps}"

@@ -1,0 +1,1 @@
+"""What a rank's memory goes to, by arithmetic from plain numbers. No torch."""

@@ -1,0 +1,100 @@
+"""What a stage was run with, kept in its folder: a changed stage is refused, a finished one is not run again."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swift_kd_plugin.data.build import sources_of
+from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.dataset_specs import File
+from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS
+
+MARKER = "stage.json"
+HASHED_BYTES = 64 << 20
+INPUT_KEYS = ("model", "teacher_model", "adapters", "kd_teacher_adapters", "dataset", "val_dataset", "kd_datasets")
+
+
+@dataclass
+class Marker:
+    """A stage's identity and how far it came.
+
+    Args:
+        keys: its flags, without those that say only where and how it runs (output_dir, env, nproc_per_node).
+        inputs: local files and folders that it reads, with a digest each.
+        started: when its newest attempt began, in seconds since 1970.
+        seconds: what its earlier attempts took, and once it is finished all of them.
+    """
+
+    keys: dict[str, Any]
+    inputs: dict[str, str]
+    started: float = 0.0
+    seconds: float = 0.0
+    finished: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Raises KDError if it cannot be written."""
+        write_atomically(folder / MARKER, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """The marker of a stage that was started, or None. Raises KDError if the folder is not a stage's."""
+    try:
+        return Marker(**json.loads((folder / MARKER).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise KDError(
+                f"{folder} holds files that are not of this command (it has no {MARKER}); choose another output_dir."
+            ) from None
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise KDError(f"{folder / MARKER} cannot be read ({error}); choose another output_dir.") from error
+
+
+def new_marker(keys: dict[str, Any]) -> Marker:
+    """The marker of a stage that is about to be run with these keys."""
+    said = {key: value for key, value in keys.items() if key not in (*LAUNCH_KEYS, "output_dir") and value is not None}
+    return Marker(json.loads(json.dumps(said)), _inputs(said), started=time.time())
+
+
+def find_change(old: Marker, new: Marker) -> str | None:
+    """What differs first, in words, or None."""
+    for key in sorted(old.keys.keys() | new.keys.keys()):
+        before, now = old.keys.get(key), new.keys.get(key)
+        if before != now:
+            words = [
+                f"without {key}" if value is None else f"with {key} {json.dumps(value)}" for value in (before, now)
+            ]
+            return f"it was run {words[0]} and is now to be run {words[1]}"
+    for path in sorted(old.inputs.keys() | new.inputs.keys()):
+        if old.inputs.get(path) != new.inputs.get(path):
+            return f"its input {path} has changed since it was run"
+    return None
+
+
+def _inputs(keys: dict[str, Any]) -> dict[str, str]:
+    """Digests of the local files and folders that the keys name, and of the files that named datasets read."""
+    given = {key: keys[key] if isinstance(keys[key], list) else [keys[key]] for key in INPUT_KEYS if key in keys}
+    names = [str(name) for items in given.values() for name in items]
+    paths = {name.partition("#")[0]: Path(name.partition("#")[0]).expanduser() for name in names}
+    if "kd_datasets" in keys:
+        nodes = read_config(keys["kd_datasets"])
+        for name in {name.partition("#")[0] for name in names} & nodes.keys():
+            paths |= {str(s.path): s.path for s in sources_of(nodes[name]) if isinstance(s, File)}
+    return {name: _digest(path) for name, path in paths.items() if path.exists()}
+
+
+def _digest(path: Path) -> str:
+    """Of a file its content, or of a large one its size and time; of a folder all that of its files."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    said = hashlib.blake2b(digest_size=16)
+    for file in files:
+        stat = file.stat()
+        said.update(f"{file.name} {stat.st_size} ".encode())
+        said.update(file.read_bytes() if stat.st_size <= HASHED_BYTES else str(stat.st_mtime_ns).encode())
+    return said.hexdigest()

@@ -1,0 +1,124 @@
+"""Preprocessors that a user registers from Python, as ms-swift calls them: copied, on several ranks, with streams."""
+
+import os
+import pickle
+import time
+from copy import deepcopy
+
+import pytest
+from datasets import Dataset
+
+from tests.gloo_ranks import run_distributed
+from tests.json_lines import write_json_lines
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+COUNT = 6
+THOUGHT = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+    write_json_lines(tmp_path / "noexp.jsonl", [{"id": n, "query": f"{n}?"} for n in range(COUNT)])
+    write_json_lines(tmp_path / "exp.jsonl", rows("A"))
+    return tmp_path
+
+
+def rows(answer: str) -> list[dict]:
+    return [{"id": n, "query": f"{n}?", "hint": "Add.", "response": f"{THOUGHT}{answer}{n}"} for n in range(COUNT)]
+
+
+def make(name: str):
+    from swift_kd_plugin.host.rows import preprocessors as p
+
+    made = {
+        "rows": lambda: p.RowsPreprocessor(gold="hint"),
+        "experience": lambda: p.ExperiencePreprocessor(experience="hint"),
+        "pair": lambda: p.PairPreprocessor(noexp="noexp.jsonl"),
+        "thinking": lambda: p.ThinkingPreprocessor(thinking_share=0.5),
+        "mix": lambda: p.MixPreprocessor(sources={"dataset": 1, "noexp.jsonl": 1}),
+    }
+    return made[name]()
+
+
+NAMES = ["rows", "experience", "pair", "thinking", "mix"]
+
+
+def without_nulls(dataset) -> list[dict]:
+    """Rows without what they do not have and without our store of columns, which only a stream shows."""
+    return [{key: value for key, value in row.items() if value is not None and key != "columns"} for row in dataset]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_does_the_same(folder, name):
+    preprocessor, dataset = make(name), Dataset.from_list(rows("A"))
+    expected = without_nulls(preprocessor(dataset))
+    for copy in (deepcopy(preprocessor), pickle.loads(pickle.dumps(preprocessor))):
+        assert without_nulls(copy(dataset, num_proc=4, load_from_cache_file=True, strict=True)) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_dataset_gives_other_rows_stored_or_streamed(folder, name):
+    """One preprocessor serves all subsets of a dataset, of which only those in memory have a fingerprint."""
+    preprocessor, answers = make(name), {}
+    for answer in ("A", "B"):
+        dataset = Dataset.from_list(rows(answer))
+        made = without_nulls(preprocessor(dataset))
+        assert without_nulls(preprocessor(dataset.to_iterable_dataset())) == made
+        answers[answer] = {row["messages"][-1]["content"] for row in made} - {"Add."}
+        assert not any("B" in text for text in answers["A"])
+    assert answers["A"] != answers["B"] or name == "rows"
+
+
+def test_subsets_have_copies(folder):
+    from swift.dataset import DatasetMeta, SubsetDataset
+
+    meta = DatasetMeta(dataset_name="own", preprocess_func=make("pair"), subsets=["a", "b"])
+    subsets = [SubsetDataset(name).set_default(meta) for name in ("a", "b")]
+    datasets = [Dataset.from_list(rows(answer)) for answer in "AB"]
+    made = [subset.preprocess_func(dataset) for subset, dataset in zip(subsets, datasets, strict=True)]
+    assert [dataset[0]["messages"][-1]["content"] for dataset in made] == [f"{THOUGHT}A0", f"{THOUGHT}B0"]
+
+
+def test_a_strict_call_names_the_row(folder):
+    bad = Dataset.from_list([*rows("A"), {"id": 9, "query": None}])
+    assert len(make("experience")(bad)) == COUNT
+    with pytest.raises(ValueError, match=rf"^dataset, row {COUNT + 1} \(id '9'\) cannot be used: "):
+        make("experience")(bad, strict=True)
+
+
+def load_on_a_rank(rank: int, folder: str, environ: dict) -> list:
+    os.environ.update(environ)
+    os.chdir(folder)
+    from swift_kd_plugin.cpu import switch_on
+
+    switch_on()
+    from swift.dataset import DatasetMeta, load_dataset, register_dataset
+
+    from swift_kd_plugin.data import build
+    from swift_kd_plugin.host.start.host_patches import LEDGER
+
+    LEDGER.arm()
+    built, write_rows = [], build.write_rows
+
+    def write_slowly(*args):
+        built.append(rank)
+        time.sleep(1)
+        return write_rows(*args)
+
+    build.write_rows = write_slowly
+    path = f"{folder}/exp.jsonl"
+    register_dataset(DatasetMeta(dataset_name="own", dataset_path=path, preprocess_func=make("pair")))
+    train, _ = load_dataset([path], num_proc=2, strict=True)
+    return [built, [row["messages"] for row in train]]
+
+
+def test_ranks_build_once_and_have_the_same_rows(folder):
+    environ = {name: os.environ[name] for name in ("MODELSCOPE_CACHE", "HF_DATASETS_CACHE")}
+    (first, mine), (second, theirs) = run_distributed(load_on_a_rank, 2, str(folder), environ)
+    assert mine == theirs
+    assert len(mine) == COUNT
+    assert first == [0] * 3  # both sides and the pairs
+    assert second == []

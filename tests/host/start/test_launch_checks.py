@@ -1,0 +1,198 @@
+"""What the launcher says of the flags of `megatron rlhf`, before a rank is started."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.start.launch_checks import check_command, parse
+from swift_kd_plugin.host.start.megatron_flags import megatron_flags
+from tests.json_lines import write_json_lines
+from tests.paths import BASE_MODEL
+
+CPU = {"SWIFT_KD_DEVICE": "cpu"}
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A command line that is right, of flags by name."""
+    write_json_lines(tmp_path / "rows.jsonl", [{"query": str(number), "response": "4"} for number in range(10)])
+    flags = {"rlhf_type": "gkd", "model": BASE_MODEL, "teacher_model": BASE_MODEL, "lmbda": 0}
+    flags |= {"dataset": tmp_path / "rows.jsonl", "train_iters": 2}
+
+    def make(**changes) -> list[str]:
+        found = []
+        for name, value in {**flags, **changes}.items():
+            if value is not None:
+                found += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return found
+
+    return make
+
+
+def message(words: list[str], **env: str) -> str:
+    with pytest.raises(KDError) as error:
+        check_command(words, {**CPU, **env})
+    return str(error.value)
+
+
+def test_a_right_command_is_silent(words):
+    check_command(words(), CPU)
+    check_command(words(global_batch_size=8, micro_batch_size=2), {**CPU, "NPROC_PER_NODE": "4"})
+    check_command(words(tensor_model_parallel_size=2), {**CPU, "NPROC_PER_NODE": "auto"})
+    check_command(words(dataset=["AI-ModelScope/alpaca-gpt4-data-en#500", "hf::a/b:c", "swift/self-cognition"]), CPU)
+
+
+def test_every_flag_is_known_in_every_spelling():
+    for name in megatron_flags():
+        for spelling in (f"--{name}", f"--{name.replace('_', '-')}"):
+            with pytest.raises(KDError) as error:
+                parse([spelling, "--none_such"])
+            assert "unknown on the command line: --none_such" in str(error.value) or "expected" in str(error.value)
+    assert parse(["--micro_batch", "3"]).micro_batch_size == 3  # argparse takes a beginning that is clear
+    assert parse(["--no_save_optim", "true"]).no_save_optim is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": 1e-5}, "unknown on the command line: --learning_rate (here it is --lr)"),
+        ({"per_device_train_batch_size": 1}, "--per_device_train_batch_size (here it is --micro_batch_size)"),
+        ({"kd_divergance": "jsd"}, "unknown on the command line: --kd_divergance (did you mean 'kd_divergence'?)"),
+        ({"train_iters": "many"}, "argument --train_iters/--train-iters: invalid int value: 'many'"),
+        ({"lr": "1e"}, "argument --lr: invalid float value: '1e'"),
+        ({"kd_divergence": "kl"}, "argument --kd_divergence/--kd-divergence: invalid choice: 'kl' (choose from"),
+        ({"kd_fused_loss": "maybe"}, "'maybe'"),
+        ({"train_iters": 0}, "--train_iters 0 must be at least 1."),
+        ({"train_iters": None, "num_train_epochs": 0}, "--num_train_epochs 0 must be at least 1."),
+        ({"train_iters": None}, "nothing says how long to train; give --num_train_epochs or --train_iters."),
+        (
+            {"micro_batch_size": 3},
+            "--global_batch_size 16 is no multiple of --micro_batch_size 3 x 1 replicas of the mod",
+        ),
+        ({"tensor_model_parallel_size": 2}, "--context_parallel_size 1 does not divide the 1 processes"),
+        (
+            {"train_iters": None, "num_train_epochs": 1},
+            "10 rows make no step of --global_batch_size 16; give more, or lo",
+        ),
+        ({"model": "/none"}, "--model /none does not exist"),
+        ({"teacher_model": "./none"}, "--teacher_model ./none does not exist"),
+        ({"kd_teacher_adapters": "./none"}, "--kd_teacher_adapters ./none does not exist; give an existing folder."),
+        (
+            {"dataset": "units/rows.jsonl"},
+            "--dataset units/rows.jsonl does not exist, nor does its folder; check the pat",
+        ),
+        ({"val_dataset": "/none#100"}, "--val_dataset /none does not exist"),
+        (
+            {"target_modules": ["all-linear", "all-embedding"]},
+            "--target_modules all-embedding: Megatron's embedding and",
+        ),
+        (
+            {"target_modules": "output_layer"},
+            "--target_modules output_layer: Megatron's embedding and output layer take",
+        ),
+        (
+            {"tuner_type": "lora", "lora_bias": "all"},
+            "--lora_bias all trains biases of the base model, and with LoRA and the same --teacher_model the teacher",
+        ),
+        (
+            {"kd_teacher_adapters": BASE_MODEL},
+            f"--kd_teacher_adapters: {BASE_MODEL} has no adapter_config.json; give the folder of a PEFT LoRA adapter.",
+        ),
+        (
+            {"tuner_type": "lora", "kd_teacher_adapters": BASE_MODEL},
+            "there is no model to merge others into; give the teacher as another folder.",
+        ),
+        ({"teacher_model": None, "kd_teacher_adapters": BASE_MODEL}, "give one with --teacher_model (a server loads"),
+        ({"kd_lambda": 7}, "--kd_lambda is 7.0; it must lie between 0 and 1."),
+        ({"kd_beta": 0.3, "kd_divergence": "skew_kl"}, "--kd_beta belongs to --kd_divergence jsd."),
+        ({"kd_ce_alpha_final": 0.5}, "--kd_ce_alpha_final is where a schedule ends; say with --kd_ce_alpha where it"),
+        ({"lmbda": 0.5}, "--lmbda 0.5 lets the student write with vLLM; say where: --vllm_mode colocate"),
+        ({"rlhf_type": "dpo", "kd_topk": 3}, "--kd_topk has a meaning for --rlhf_type gkd only, and --rlhf_type is d"),
+        ({"mtp_num_layers": 1}, "--mtp_num_layers: distillation gives the multi-token prediction layers no loss"),
+        ({"temperature": 3, "seq_kd": "true"}, "--temperature 3: vLLM writes responses with 2 at most"),
+        ({"kd_datasets": "data.yaml"}, "--kd_datasets data.yaml does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, changes, said):
+    assert said in message(words(**changes))
+
+
+def test_a_file_that_is_called_nearly_so_is_named(words, tmp_path):
+    said = message(words(dataset=f"{tmp_path}/row.jsonl#5"))
+    assert said == f"--dataset {tmp_path}/row.jsonl does not exist; did you mean 'rows.jsonl' in the same folder?"
+
+
+def test_rows_are_counted_over_epochs_and_files(words, tmp_path):
+    both = [str(tmp_path / "rows.jsonl"), str(tmp_path / "more.jsonl")]
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({"query": "?"}) for _ in range(6)) + "\n\n\n")
+    check_command(words(train_iters=None, num_train_epochs=1, dataset=both), CPU)
+    check_command(words(train_iters=None, num_train_epochs=2), CPU)
+    said = message(words(train_iters=None, num_train_epochs=2, global_batch_size=32))
+    assert said == "10 rows make no step of --global_batch_size 32 in 2 epochs; give more, or lower it."
+
+
+def test_sizes_are_those_of_all_machines(words):
+    env = {"NPROC_PER_NODE": "2", "NNODES": "2"}
+    check_command(words(tensor_model_parallel_size=4), {**CPU, **env})
+    assert "micro_batch_size 8 x 4 replicas" in message(words(micro_batch_size=8), **env)
+
+
+def test_without_transformer_engine_the_way_is_said(words, monkeypatch):
+    """Also for --help, which a rank would have to answer."""
+    monkeypatch.setattr("swift_kd_plugin.host.start.launch_checks.find_spec", lambda name: None)
+    for given in (words(), ["--help"]):
+        with pytest.raises(KDError, match="there is no Transformer Engine here: on GPUs `pip install"):
+            check_command(given, {})
+    check_command(["--help"], CPU)
+
+
+def test_an_adapter_of_one_end_of_a_tied_teacher_is_refused(words, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    layer = "base_model.model.lm_head"
+    matrices = {f"{layer}.lora_A.weight": torch.ones(1, 2), f"{layer}.lora_B.weight": torch.ones(2, 1)}
+    save_file(matrices, tmp_path / "adapter/adapter_model.safetensors")
+    for tied in (True, False):
+        teacher = tmp_path / f"tied_{tied}"
+        teacher.mkdir()
+        (teacher / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        given = words(teacher_model=teacher, kd_teacher_adapters=tmp_path / "adapter")
+        if tied:
+            said = f"{tmp_path}/adapter changes lm_head.weight, and the teacher {teacher} has one tensor for embedding"
+            assert said.replace("changes ", "changes base_model.model.") in message(given)
+        else:
+            check_command(given, CPU)
+
+
+def write_adapter(folder, **layers: int) -> None:
+    """lora_A of layers by name, alike where the numbers are."""
+    folder.mkdir()
+    place = "base_model.model.model.layers.0.self_attn"
+    matrices = {f"{place}.{name}.lora_A.weight": torch.full([2, 4], float(value)) for name, value in layers.items()}
+    save_file(matrices, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({"q_proj": 1, "k_proj": 1, "v_proj": 1, "gate_proj": 2, "up_proj": 2, "o_proj": 3}, None),
+        ({"q_proj": 1, "k_proj": 1, "o_proj": 3}, None),
+        (
+            {"q_proj": 1, "k_proj": 2, "v_proj": 1},
+            "q_proj and k_proj of base_model.model.model.layers.0.self_attn ha",
+        ),
+        ({"q_proj": 1, "k_proj": 1, "v_proj": 2}, "q_proj and v_proj of"),
+        ({"gate_proj": 1, "up_proj": 2}, "gate_proj and up_proj of"),
+        ({"q_proj": 1}, "are not both adapted (k_proj is not), as PEFT and `swift sft` make them"),
+    ],
+)
+def test_an_adapter_that_megatron_cannot_hold_is_refused(words, tmp_path, layers, said):
+    write_adapter(tmp_path / "adapter", **layers)
+    given = words(adapters=tmp_path / "adapter", tuner_type="lora")
+    if said is None:
+        check_command(given, CPU)
+    else:
+        assert said in message(given)

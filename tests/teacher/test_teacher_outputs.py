@@ -1,0 +1,96 @@
+"""Rows of a teacher find the ranks whose tokens they speak of, and wait there in the space of one block each."""
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.objective import TopK
+from swift_kd_plugin.teacher.teacher_outputs import TeacherSignal, store
+from tests.gloo_ranks import run_distributed
+
+HIDDEN = 3
+
+
+def hidden_signal(numbers: torch.Tensor) -> TeacherSignal:
+    """Row i says which token it belongs to."""
+    rows = (numbers[:, None] * 10 + torch.arange(HIDDEN)).bfloat16()
+    return TeacherSignal("hidden", (rows,), numbers + 100, (torch.ones(5, HIDDEN),))
+
+
+def exchange_on_rank(rank: int, made: list[list[int]], wanted: list[list[int]]) -> tuple:
+    numbers, mine = torch.tensor(made[rank], dtype=torch.long), torch.tensor(wanted[rank], dtype=torch.long)
+    signal = hidden_signal(numbers).exchange(numbers, mine, dist.group.WORLD)
+    assert signal.rows[0].dtype == torch.bfloat16
+    return signal.rows[0].float(), signal.token_ids
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        pytest.param([[0, 3, 4], [1, 2]], [[0, 1], [2, 3, 4]], id="uneven"),
+        pytest.param([[2, 0, 1], []], [[], [1, 2, 0]], id="one rank made all, the other needs all"),
+        pytest.param([[], []], [[], []], id="no response token"),
+        pytest.param([[0], [1]], [[1, 0], [0, 1]], id="both need all"),
+    ],
+)
+def test_rows_go_to_the_ranks_that_need_them(made, wanted):
+    for (rows, token_ids), mine in zip(run_distributed(exchange_on_rank, 2, made, wanted), wanted, strict=True):
+        expected = hidden_signal(torch.tensor(mine, dtype=torch.long))
+        assert torch.equal(rows, expected.rows[0].float())
+        assert torch.equal(token_ids, expected.token_ids)
+
+
+def test_one_rank_puts_rows_in_its_own_order():
+    numbers = torch.tensor([2, 0, 1])
+    signal = hidden_signal(numbers).exchange(numbers, torch.tensor([1, 2]), None)
+    assert signal.token_ids.tolist() == [101, 102]
+    assert signal.rows[0][:, 0].tolist() == [10.0, 20.0]
+
+
+def store_on_rank(rank: int, tokens: int, pinned: bool) -> tuple:
+    signal = hidden_signal(torch.arange(tokens))
+    stored = store(signal, dist.group.WORLD, pinned)
+    loaded = stored.load("cpu")
+    logits = TeacherSignal("logits", (torch.full((tokens, 4), float(rank)),), signal.token_ids)
+    assert torch.equal(store(logits, dist.group.WORLD, pinned).load("cpu").rows[0], logits.rows[0])
+    return stored.bytes, torch.equal(loaded.rows[0], signal.rows[0]), torch.equal(loaded.token_ids, signal.token_ids)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 5, 8])
+def test_each_rank_keeps_its_block(tokens, pinned):
+    for kept, same_rows, same_ids in run_distributed(store_on_rank, 2, tokens, pinned):
+        assert kept == -(-tokens // 2) * HIDDEN * 2
+        assert same_rows
+        assert same_ids
+
+
+def test_a_block_does_not_keep_the_whole():
+    signal = hidden_signal(torch.arange(8))
+    (kept,) = run_distributed(storage_of_block, 1, signal)
+    assert kept == 8 * HIDDEN * 2
+
+
+def storage_of_block(rank: int, signal: TeacherSignal) -> int:
+    longer = signal.map(lambda rows: torch.cat([rows, rows])[: len(rows)])
+    return store(longer, dist.group.WORLD, False).signal.rows[0].untyped_storage().nbytes()
+
+
+def test_hidden_states_cost_a_thirty_seventh_of_logits():
+    """H = 4096 and V = 151,936: 8,192 bytes a response token in bf16 against 303,872."""
+    tokens, hidden, vocabulary = 16, 4096, 151_936
+    ids = torch.zeros(tokens, dtype=torch.long)
+    payload = store(TeacherSignal("hidden", (torch.zeros(tokens, hidden, dtype=torch.bfloat16),), ids), None, False)
+    logits = store(TeacherSignal("logits", (torch.zeros(tokens, vocabulary, dtype=torch.bfloat16),), ids), None, False)
+    assert payload.bytes / tokens == 8192
+    assert logits.bytes / tokens == 303_872
+
+
+def test_what_the_losses_take():
+    rows, ids = torch.zeros(2, 4), torch.arange(2)
+    assert isinstance(TeacherSignal("hidden", (rows,), ids, (rows,)).as_teacher(), Head)
+    topk = TeacherSignal("topk", (rows, rows.long()), ids, temperature=2.0).as_teacher()
+    assert isinstance(topk, TopK)
+    assert topk.temperature == 2.0
+    assert TeacherSignal("logits", (rows,), ids).as_teacher() is rows
