@@ -15,6 +15,7 @@ from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_config
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
+from swift_kd_plugin.data.views import has_teacher_view, teacher_view
 from swift_kd_plugin.errors import KDError
 
 TRAINED, WEIGHTED, OWN, CONTEXT = "bold green", "green", "black on yellow", "dim"
@@ -112,8 +113,8 @@ def text_views(row: Row) -> dict[str, list[tuple[str, str, str]]]:
     prompt = without_response(row["messages"])
     response = [(role, text, TRAINED) for role, text in student[len(prompt) :]]
     shown = {"student": [*((role, text, CONTEXT) for role, text in student[: len(prompt)]), *response]}
-    if "teacher_messages" in row or "teacher_thought" in row:
-        turns = [(turn["role"], text_of(turn["content"])) for turn in row.get("teacher_messages", prompt)]
+    if has_teacher_view(row):
+        turns = [(turn["role"], text_of(turn["content"])) for turn in teacher_view(row).messages]
         thought = [("thought", row["teacher_thought"], OWN)] if row.get("teacher_thought") else []
         view = [(role, text, CONTEXT if (role, text) in student else OWN) for role, text in turns]
         shown["teacher"] = [*view, *thought, *response]

@@ -12,6 +12,7 @@ from uuid import uuid4
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
+from swift_kd_plugin.data.columns import FEATURES
 from swift_kd_plugin.data.dataset_specs import DatasetId, Experienced, File, Mix, Node, Pairs, Rows, ThinkingMix
 from swift_kd_plugin.data.experience import experienced_rows
 from swift_kd_plugin.data.files import write_atomically
@@ -19,7 +20,7 @@ from swift_kd_plugin.data.mixing import Part, mix
 from swift_kd_plugin.data.pairing import Side, join_sides, paired_rows, with_gold
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import copy_rows, read_dataset, to_rows, write_rows
-from swift_kd_plugin.data.rows import FEATURES, Place, Row
+from swift_kd_plugin.data.rows import Place, Row
 from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, place_of, read_rows
 from swift_kd_plugin.data.thinking import rows_in_modes
 from swift_kd_plugin.errors import KDError

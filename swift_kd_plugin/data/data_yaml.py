@@ -32,7 +32,8 @@ from swift_kd_plugin.data.dataset_specs import (
 from swift_kd_plugin.data.experience import MARK, Placement
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ORDER, ResponseRule
-from swift_kd_plugin.data.thinking import KEEP, NON_THINKING, THINKING, Modes
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING
+from swift_kd_plugin.data.thinking import KEEP, Modes
 from swift_kd_plugin.errors import KDError
 
 EXAMPLE = "names to datasets, for example `pairs: {type: exp_noexp, exp: …, noexp: …}`"

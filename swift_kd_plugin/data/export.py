@@ -5,20 +5,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from swift_kd_plugin.data.columns import IMAGE_COLUMNS, PLACE_COLUMNS
 from swift_kd_plugin.data.files import written_whole
 from swift_kd_plugin.data.rows import Place, Row
 from swift_kd_plugin.errors import KDError
 
-INTERNAL = ("columns", "kd_source", "kd_row", "kd_id")
-
 
 def public_row(row: Row) -> dict[str, Any]:
     """A row as it is written: the source's own columns beside ours. Raises KDError if it holds what JSON cannot."""
-    ours = {name: value for name, value in row.items() if name not in INTERNAL and value is not None}
-    for image in [*(ours.get("images") or []), *(ours.get("teacher_images") or [])]:
-        if image.get("bytes") is not None:
+    ours = {name: value for name, value in row.items() if name not in PLACE_COLUMNS and value is not None}
+    for name in IMAGE_COLUMNS:
+        if any(image.get("bytes") is not None for image in ours.get(name, ())):
             raise KDError(f"{Place.of(row)} holds an image as bytes, which JSON cannot; give the path of a file.")
-    for name in ("images", "teacher_images"):
         if name in ours:
             ours[name] = [image["path"] for image in ours[name]]
     return {**row.get("columns", {}), **ours}

@@ -18,7 +18,7 @@ columns as any other; synonyms alone have to be equal. Every other column goes i
 
 from typing import Any
 
-from swift_kd_plugin.data.fields import FIELDS
+from swift_kd_plugin.data.columns import COLUMNS, READ_AS
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
 from swift_kd_plugin.data.turns import to_turns
 from swift_kd_plugin.data.values import SCALARS, as_json, kind_of, parse_json, parse_text, shown
@@ -33,9 +33,7 @@ RESPONSE = (
     *("text", "completion", "content"),
 )
 OWN = ("kd_source", "kd_row", "kd_id")
-KNOWN = frozenset({*MESSAGES, *SYSTEM, *QUERY, *RESPONSE, *FIELDS, *OWN, "history", "teacher_prompt"})
-# Kept though empty: they take from the teacher what the student has.
-KEPT_EMPTY = ("teacher_tools", "teacher_images", "teacher_chat_template_kwargs")
+KNOWN = frozenset({*MESSAGES, *SYSTEM, *QUERY, *RESPONSE, *READ_AS, *OWN, "history", "teacher_prompt"})
 COLUMNS_SHOWN = 8
 
 Raw = dict[str, Any]
@@ -58,9 +56,8 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
     prompt = rest.pop("teacher_prompt", None)
     kept = _own_columns(rest)
     for name, value in rest.items():
-        field = FIELDS.get(name)
-        if field is not None:
-            _add_field(row, name, value, *field)
+        if name in READ_AS:
+            _add_column(row, name, value)
         elif name not in OWN:
             kept[name] = value if type(value) in SCALARS else as_json(value)
     if prompt:
@@ -216,9 +213,10 @@ def _prompted(messages: list[Message], prompt: Any) -> list[Message]:
     return turns
 
 
-def _add_field(row: Row, column: str, value: Any, name: str, make: Any) -> None:
-    made = make(value, column)
-    if made is None or (made in ([], {}, "") and name not in KEPT_EMPTY):
+def _add_column(row: Row, column: str, value: Any) -> None:
+    name = READ_AS[column]
+    made = COLUMNS[name].read(value, column)
+    if made is None or (made in ([], {}, "") and COLUMNS[name].nothing is None):
         return
     if name in row and row[name] != made:
         raise RowError("format", f"its column {column!r} and another that means {name} differ; keep one of them")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
+from swift_kd_plugin.data.columns import COLUMNS, RESPONSE_COLUMNS, SHARED_COLUMNS, TEACHER_COLUMNS
 from swift_kd_plugin.data.formats import QUERY
 from swift_kd_plugin.data.joining import Keys, join
 from swift_kd_plugin.data.leaks import Suspicions
@@ -31,13 +32,9 @@ from swift_kd_plugin.data.rows import (
     text_of,
     without_response,
 )
-from swift_kd_plugin.data.thinking import split_thought
+from swift_kd_plugin.data.think_block import split_thought
 
 LAST_USER_MESSAGE, ORDER = "last_user_message", "order"
-# Columns of a view that the teacher may have of its own, each with what says that it has none.
-OWN_COLUMNS = {"tools": [], "images": [], "chat_template_kwargs": {}}
-SHARED_COLUMNS = ("videos", "audios", "objects")
-RESPONSE_COLUMNS = ("teacher_thought", "think_loss")
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def paired_rows(
     tolerant = report.but(strict=False)
     both = zip(pairs[:, 1], exp.numbered(pairs[:, 0]), noexp.numbered(pairs[:, 1]), strict=True)
     for _, partners in groupby(both, key=itemgetter(0)):
-        used = False
+        used, refused = False, []
         for _, exp_row, noexp_row in partners:
             try:
                 row = merge_rows(exp_row, noexp_row, rule)
@@ -186,11 +183,13 @@ def paired_rows(
                 error, page = reason, report
             if error:
                 page.leave_out(error, Place.of(exp_row))
+                refused.append((error, page))
                 continue
             _note_conflict(exp_row, noexp_row, row, rule, report)
             used = True
             yield row
-        if not used:
+        if not used:  # of several reasons one that does not depend on the order of the lines
+            error, page = min(refused, key=lambda found: (found[0].kind, str(found[0])))
             page.leave_out(error, Place.of(noexp_row))
 
 
@@ -229,10 +228,11 @@ def merge_rows(exp: Row, noexp: Row, rule: ResponseRule) -> Row:
 
 def _own_columns(exp: Row, noexp: Row) -> Row:
     columns = {}
-    for column, absent in OWN_COLUMNS.items():
-        mine, theirs = (absent if row.get(column) is None else row[column] for row in (exp, noexp))
-        if mine != theirs:
-            columns[f"teacher_{column}"] = mine
+    for name in TEACHER_COLUMNS:
+        column, nothing = COLUMNS[name].stands_for, COLUMNS[name].nothing
+        mine, theirs = (nothing if row.get(column) is None else row[column] for row in (exp, noexp))
+        if nothing is not None and mine != theirs:
+            columns[name] = mine
     return columns
 
 

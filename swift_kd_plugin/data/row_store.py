@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List
 
+from swift_kd_plugin.data.columns import FEATURES, IMAGE_COLUMNS
 from swift_kd_plugin.data.files import written_whole
-from swift_kd_plugin.data.rows import FEATURES, Message, Row
+from swift_kd_plugin.data.rows import Message, Row
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20
-IMAGE_COLUMNS = ("images", "teacher_images")
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 

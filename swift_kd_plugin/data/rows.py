@@ -1,6 +1,6 @@
 """The one row type that every source becomes, and how a row on disk is named.
 
-A row is a dict; a key that is absent or None says that there is no such thing:
+A row is a dict with the columns of `data/columns.py`; a key that is absent or None says that there is no such thing:
 
     messages                       what the student sees, and the response as its last assistant turn if there is one
     tools, images, videos, audios, objects, chat_template_kwargs     as in ms-swift
@@ -17,35 +17,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Features, Json, List, Value
-
 Row = dict[str, Any]
 Message = dict[str, Any]
-
-MESSAGES = List(Json())
-TOOLS = List(Json())
-IMAGES = List({"bytes": Value("binary"), "path": Value("string")})
-FEATURES = Features(
-    {
-        "messages": MESSAGES,
-        "tools": TOOLS,
-        "images": IMAGES,
-        "videos": List(Value("string")),
-        "audios": List(Value("string")),
-        "objects": Json(),
-        "chat_template_kwargs": Json(),
-        "teacher_messages": MESSAGES,
-        "teacher_tools": TOOLS,
-        "teacher_images": IMAGES,
-        "teacher_chat_template_kwargs": Json(),
-        "teacher_thought": Value("string"),
-        "think_loss": Value("float64"),
-        "columns": Json(),
-        "kd_source": Value("string"),
-        "kd_row": Value("int64"),
-        "kd_id": Value("string"),
-    }
-)
 
 
 @dataclass(frozen=True)

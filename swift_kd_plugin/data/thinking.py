@@ -20,26 +20,13 @@ from swift_kd_plugin.data.rows import (
     response_of,
     without_response,
 )
-from swift_kd_plugin.data.turns import CLOSE, OPEN
+from swift_kd_plugin.data.think_block import NON_THINKING, SWITCH, THINKING, mode_of, place_thought, split_thought
 
-THINKING, NON_THINKING, KEEP = "thinking", "non_thinking", "keep"
+KEEP = "keep"
 SWITCHES = {THINKING: "/think", NON_THINKING: "/no_think"}
 _SWITCH_AT_END = re.compile(r"\s*/(no_)?think\s*$")
 _COLUMN_VALUES = {THINKING: THINKING, NON_THINKING: NON_THINKING, KEEP: KEEP, "true": THINKING, "false": NON_THINKING}
 _WORDS = "thinking, non_thinking, keep, true or false"
-
-
-def split_thought(text: str) -> tuple[str | None, str]:
-    """The text in a response's leading think block, None if it has no block, and the answer behind it."""
-    if not text.lstrip().startswith(OPEN) or CLOSE not in text:
-        return None, text
-    thought, answer = text.split(CLOSE, 1)
-    return thought.split(OPEN, 1)[1].strip("\n"), answer.lstrip("\n")
-
-
-def join_thought(thought: str, answer: str) -> str:
-    """The inverse of `split_thought`, as Qwen3's chat template writes it."""
-    return f"{OPEN}\n{thought}\n{CLOSE}\n\n{answer}"
 
 
 @dataclass(frozen=True)
@@ -107,10 +94,10 @@ class Modes:
         return split_thought(response["content"])
 
     def _with_response(self, row: Row, thought: str | None, answer: str, student: str, teacher: str) -> Row:
-        content = join_thought(thought, answer) if student == THINKING and thought else answer
+        content, teacher_thought = place_thought(thought, answer, teacher, student)
         row["messages"] = [*without_response(row["messages"]), {**response_of(row), "content": content}]
-        if student != teacher:
-            row["teacher_thought"] = thought if teacher == THINKING else ""
+        if teacher_thought is not None:
+            row["teacher_thought"] = teacher_thought
         elif self.think_loss is not None:
             row["think_loss"] = self.think_loss
         return row
@@ -130,9 +117,8 @@ class Modes:
 
 def own_mode(row: Row) -> str | None:
     """The mode that a row says (its template settings, a switch in its last user turn) or shows (its response)."""
-    said = (row.get("chat_template_kwargs") or {}).get("enable_thinking")
-    if said is not None:
-        return THINKING if said else NON_THINKING
+    if said := mode_of(row.get("chat_template_kwargs")):
+        return said
     if switch := _SWITCH_AT_END.search(last_user_text(row["messages"])):
         return NON_THINKING if switch[1] else THINKING
     response = response_of(row)
@@ -159,10 +145,10 @@ def rows_in_modes(rows: Iterable[Row], modes: Modes, name: str, report: Report) 
 def _template_settings(row: Row, student: str, teacher: str) -> Row:
     mine = row.get("chat_template_kwargs") or {}
     theirs = row.get("teacher_chat_template_kwargs")
-    settings = {"chat_template_kwargs": {**mine, "enable_thinking": student == THINKING}}
+    settings = {"chat_template_kwargs": {**mine, SWITCH: student == THINKING}}
     if theirs is not None or teacher != student:
         theirs = mine if theirs is None else theirs
-        settings["teacher_chat_template_kwargs"] = {**theirs, "enable_thinking": teacher == THINKING}
+        settings["teacher_chat_template_kwargs"] = {**theirs, SWITCH: teacher == THINKING}
     return settings
 
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from swift_kd_plugin.data.rows import Message, RowError
+from swift_kd_plugin.data.think_block import CLOSE, OPEN
 from swift_kd_plugin.data.values import kind_of, parse_json, parse_text, shown
 
 TOOL_ROLES = ("tool", "tool_response")
@@ -28,7 +29,6 @@ ASKED = ("user", "human")
 ANSWERED = ("assistant", "gpt", "bot")
 REASONING = ("reasoning_content", "reasoning")
 MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio", "audio_url")
-OPEN, CLOSE = "<think>", "</think>"
 
 
 def name_turn(number: int, column: str) -> str:

@@ -3,9 +3,12 @@
 from itertools import groupby
 from typing import Any
 
+from swift_kd_plugin.data.columns import COLUMNS, IMAGE_COLUMNS, PLACE_COLUMNS, VIEW_COLUMNS
 from swift_kd_plugin.data.rows import Message, Row, RowError, text_of
-from swift_kd_plugin.data.turns import CLOSE, OPEN, ROLES, TOOL_ROLES, name_turn
+from swift_kd_plugin.data.think_block import CLOSE, OPEN
+from swift_kd_plugin.data.turns import ROLES, TOOL_ROLES, name_turn
 from swift_kd_plugin.data.values import check_value, kind_of, parse_text, shown
+from swift_kd_plugin.data.views import teachers_own
 
 SPEAKS = ("assistant", "tool_call")
 # By role: the roles of the turn before, None being the start.
@@ -17,9 +20,8 @@ MAY_FOLLOW = {
     "tool": (*SPEAKS, *TOOL_ROLES),
     "tool_response": (*SPEAKS, *TOOL_ROLES),
 }
-MEDIA = {"images": "image", "videos": "video", "audios": "audio"}
-IMAGES = ("images", "teacher_images")
-PLAIN = frozenset({"messages", "columns", "kd_source", "kd_row", "kd_id"})
+MEDIA = {name: COLUMNS[name].medium for name in VIEW_COLUMNS if COLUMNS[name].medium}
+PLAIN = frozenset({"messages", *PLACE_COLUMNS})
 
 
 def check_row(row: Row) -> None:
@@ -39,7 +41,7 @@ def check_row(row: Row) -> None:
     if not plain:
         _check_settings(row)
     for name, value in row.items():
-        if name not in IMAGES:
+        if name not in IMAGE_COLUMNS:
             check_value(value)
     if not plain:
         _check_view(row)
@@ -143,7 +145,7 @@ def _check_view(row: Row) -> None:
     view = row.get("teacher_messages")
     if view is None:
         return
-    has_media = any(row.get(name) for name in (*MEDIA, "teacher_images"))
+    has_media = any(row.get(name) for name, column in COLUMNS.items() if column.medium)
     _check_turns(view, "teacher_messages", has_media)
     if view[-1]["role"] not in ("user", *TOOL_ROLES):
         raise RowError(
@@ -168,18 +170,24 @@ def _check_settings(row: Row) -> None:
     thought = row.get("teacher_thought")
     if thought and (OPEN in thought or CLOSE in thought):
         raise RowError("think", "its teacher_thought has think tags, between which it is put")
+    if thought is not None and weight:
+        raise RowError(
+            "think",
+            f"it has think_loss {weight} beside teacher_thought, with which the two views have different think blocks "
+            "that cannot be compared; give 0 or leave think_loss out",
+        )
 
 
 def _check_media(row: Row) -> None:
-    for name in IMAGES:
+    for name in IMAGE_COLUMNS:
         for number, image in enumerate(row.get(name) or (), start=1):
             if not image.get("path") and not image.get("bytes"):
                 raise RowError("media", f"image {number} of {name} has neither path nor bytes")
             check_value(image.get("path"))
     _check_tags(row["messages"], row, "messages")
-    if row.get("teacher_messages") or row.get("teacher_images") is not None:
-        own = {} if row.get("teacher_images") is None else {"images": row["teacher_images"]}
-        _check_tags(row.get("teacher_messages") or row["messages"], row | own, "the teacher's messages")
+    own = teachers_own(row)
+    if own.keys() & {"messages", *MEDIA}:
+        _check_tags(own.get("messages", row["messages"]), row | own, "the teacher's messages")
 
 
 def _check_tags(messages: list[Message], row: Row, what: str) -> None:

@@ -6,10 +6,11 @@ from typing import Literal
 
 from datasets import Dataset
 
+from swift_kd_plugin.data.columns import TEACHER_ONLY
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import used_columns
 from swift_kd_plugin.data.rows import Place, Row
-from swift_kd_plugin.data.thinking import NON_THINKING, THINKING
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.tasks import Thinking
 
@@ -24,7 +25,7 @@ MODES: dict[str, dict[str, Thinking]] = {
 
 
 @dataclass(frozen=True)
-class View:
+class EvalView:
     """Rows as they are asked.
 
     Args:
@@ -58,7 +59,7 @@ class Cell:
 _SAID = {"row": "mode of the row", THINKING: "thinking", NON_THINKING: "non-thinking"}
 
 
-def open_views(dataset: Dataset, rows: Sequence[Row], wanted: Sequence[str], notes: Report) -> list[View]:
+def open_views(dataset: Dataset, rows: Sequence[Row], wanted: Sequence[str], notes: Report) -> list[EvalView]:
     """The views that are asked: those in `wanted`, or all that the rows have.
 
     Raises:
@@ -76,9 +77,9 @@ def open_views(dataset: Dataset, rows: Sequence[Row], wanted: Sequence[str], not
             )
         for number in sorted(set(range(len(rows))) - set(having)):
             notes.note("no experience", "it has no teacher_messages and is not asked with it", Place.of(rows[number]))
-    theirs = [name for name in used_columns(dataset) if name.startswith("teacher_")]
+    theirs = [name for name in used_columns(dataset) if name in TEACHER_ONLY]
     views = {
-        "without": View("without", dataset.remove_columns(theirs), list(range(len(rows)))),
-        "with": View("with", dataset.select(having), having),
+        "without": EvalView("without", dataset.remove_columns(theirs), list(range(len(rows)))),
+        "with": EvalView("with", dataset.select(having), having),
     }
     return [views[name] for name in names]

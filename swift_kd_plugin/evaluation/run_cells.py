@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from swift_kd_plugin.data.files import write_atomically
-from swift_kd_plugin.data.thinking import NON_THINKING, THINKING, split_thought
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, split_thought
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.evaluation.cells import MODES, Cell, View
+from swift_kd_plugin.evaluation.cells import MODES, Cell, EvalView
 from swift_kd_plugin.evaluation.likelihood import Likelihood, measure_likelihoods
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
@@ -98,7 +98,7 @@ class Measurement:
     """
 
     folder: Path
-    views: Sequence[View]
+    views: Sequence[EvalView]
     digest: str
     thinking: str
     seed: int
@@ -125,7 +125,7 @@ class Measurement:
             free_memory()
             return [work.result(subject.who, self.gold) for work in works]
 
-    def _open(self, cell: Cell, view: View, subject: Subject, held: ExitStack) -> "Work":
+    def _open(self, cell: Cell, view: EvalView, subject: Subject, held: ExitStack) -> "Work":
         judge = Judge(Filters(finish="any"))
         plan = Plan(view.dataset, self.sampling, judge, MODES[self.thinking][cell.mode], self.seed)
         flags = {name: getattr(subject.options, name) for name in MODEL_FLAGS}
@@ -153,7 +153,7 @@ class Work:
     """A cell with its rows and its folder."""
 
     cell: Cell
-    view: View
+    view: EvalView
     plan: Plan
     store: Store
 

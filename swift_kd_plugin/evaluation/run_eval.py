@@ -13,7 +13,7 @@ from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import Row
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.evaluation.cells import View, open_views
+from swift_kd_plugin.evaluation.cells import EvalView, open_views
 from swift_kd_plugin.evaluation.eval_metrics import Metric, Perplexity, find_metrics
 from swift_kd_plugin.evaluation.eval_report import as_csv, as_json
 from swift_kd_plugin.evaluation.markdown_page import as_markdown, as_table, choose_samples
@@ -36,7 +36,7 @@ class Asked:
     digest: str
     rows: list[Row]
     golds: list[str | None]
-    views: list[View]
+    views: list[EvalView]
     tags: dict[str, set[int]]
     metrics: list[Metric]
 

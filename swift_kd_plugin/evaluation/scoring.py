@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, text_of
-from swift_kd_plugin.data.thinking import split_thought
-from swift_kd_plugin.data.turns import OPEN
+from swift_kd_plugin.data.think_block import answer_of
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.evaluation.cells import Cell
 from swift_kd_plugin.evaluation.eval_metrics import RIGHT, Figure, Item, Metric
@@ -137,12 +136,6 @@ def score(
         shown = tqdm(items.values(), f"{measured.cell}: {metric.name}", unit="row", disable=None, leave=False)
         scored.added[metric.name] = {item.number: added for item in shown if (added := metric.rows(item)) is not None}
     return scored
-
-
-def answer_of(response: str) -> str:
-    """A response without its thought; nothing, if the thought was cut off before it ended."""
-    thought, answer = split_thought(response)
-    return "" if thought is None and response.lstrip().startswith(OPEN) else answer.strip()
 
 
 def tags_of(rows: Sequence[Row], column: str | None) -> dict[str, set[int]]:

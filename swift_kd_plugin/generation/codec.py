@@ -11,7 +11,7 @@ from swift.template import Template, TemplateMeta, get_template, get_template_me
 from transformers import GenerationConfig
 
 from swift_kd_plugin.data.row_report import shorten
-from swift_kd_plugin.data.turns import OPEN
+from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt, PromptError, Sampling
 

@@ -10,7 +10,7 @@ from swift_kd_plugin.data.row_report import Report, shorten
 from swift_kd_plugin.data.rows import Place, RowError, text_of
 from swift_kd_plugin.generation.judging import Verdict
 from swift_kd_plugin.generation.shard_store import Record
-from swift_kd_plugin.generation.tasks import Task, mode_of
+from swift_kd_plugin.generation.tasks import Task, shown_mode
 
 SHOWN_TASKS = 12
 SHOWN_TEXT = 2000
@@ -65,7 +65,7 @@ class Tally:
             return
         self.accepted += 1
         self.by_source[place.source]["accepted"] += 1
-        self.lengths.setdefault(mode_of(task, verdict.row), []).append(verdict.sample.tokens)
+        self.lengths.setdefault(shown_mode(task, verdict.row), []).append(verdict.sample.tokens)
 
     def show(self, task: Task, verdicts: Sequence[Verdict]) -> None:
         """Keeps the first prompts for the page."""

@@ -16,7 +16,7 @@ from swift_kd_plugin.generation.generation_report import Tally
 from swift_kd_plugin.generation.judging import Judge, Sample, Verdict
 from swift_kd_plugin.generation.quotas import Quotas
 from swift_kd_plugin.generation.shard_store import RESPONSES, Record, Store
-from swift_kd_plugin.generation.tasks import MADE, MODES, REPLACED, Task, Thinking, mode_of, own_answer, tasks_of
+from swift_kd_plugin.generation.tasks import MADE, MODES, REPLACED, Task, Thinking, own_answer, shown_mode, tasks_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Collector:
     def _admit(self, task: Task, verdict: Verdict) -> Verdict:
         if verdict.row is None:
             return verdict
-        mode = mode_of(task, verdict.row)
+        mode = shown_mode(task, verdict.row)
         if (group := self.quotas.closed(verdict.row, mode)) is not None:
             return replace(verdict, row=None, error=RowError("quota is full", f"the quota of {group} is full"))
         if self.plan.dedup:
@@ -99,7 +99,7 @@ class Collector:
         """The row with how it was made, and the dataset's own response, beside it."""
         sample, columns = verdict.sample, dict(verdict.row.get("columns", {}))
         made = {"sample": number, "tokens": sample.tokens, "finish_reason": sample.finish_reason}
-        made |= {"mode": mode_of(task, verdict.row)} | ({} if sample.score is None else {"score": sample.score})
+        made |= {"mode": shown_mode(task, verdict.row)} | ({} if sample.score is None else {"score": sample.score})
         if (own := own_answer(task.row)) is not None:
             columns.setdefault(REPLACED, own)
         return {**verdict.row, "columns": {**columns, MADE: made}}

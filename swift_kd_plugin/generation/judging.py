@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from swift_kd_plugin.data.rows import Row, RowError
-from swift_kd_plugin.data.thinking import split_thought
+from swift_kd_plugin.data.think_block import split_thought
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.filters import Filters
 from swift_kd_plugin.generation.tasks import Task, write_response

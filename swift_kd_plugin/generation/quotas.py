@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from swift_kd_plugin.data.rows import Row
-from swift_kd_plugin.data.thinking import NON_THINKING, THINKING
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING
 from swift_kd_plugin.errors import KDError
 
 _FORM = re.compile(r"(?:(?P<name>[^=:]+)(?::(?P<value>[^=]*))?=)?(?P<count>\d+)")

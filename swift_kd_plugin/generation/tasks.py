@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from swift_kd_plugin.data.rows import Row, RowError, digest, response_of, text_of, without_response
-from swift_kd_plugin.data.thinking import NON_THINKING, THINKING, split_thought
-from swift_kd_plugin.data.turns import CLOSE, OPEN
+from swift_kd_plugin.data.think_block import (
+    CLOSE,
+    NON_THINKING,
+    OPEN,
+    SWITCH,
+    THINKING,
+    mode_of,
+    place_thought,
+    split_thought,
+)
 from swift_kd_plugin.data.validate import check_row
+from swift_kd_plugin.data.views import teacher_view
 from swift_kd_plugin.generation.engines import Prompt
 
 Thinking = Literal["row", "on", "off", "both"]
@@ -15,7 +24,6 @@ Thinking = Literal["row", "on", "off", "both"]
 MODES: dict[str, tuple[bool | None, ...]] = {"row": (None,), "on": (True,), "off": (False,), "both": (True, False)}
 # Seeds that JSON holds exactly, with room for the numbers of samples.
 SEED_BITS = 48
-SWITCH = "enable_thinking"
 REPLACED = "replaced_response"
 MADE = "generation"
 
@@ -35,26 +43,21 @@ class Task:
     @property
     def writer_settings(self) -> dict[str, Any]:
         """The chat template settings of who writes."""
-        own = self.row.get("teacher_chat_template_kwargs")
-        return (self.row.get("chat_template_kwargs") if own is None else own) or {}
+        return teacher_view(self.row).chat_template_kwargs or {}
 
     @property
     def mode(self) -> str | None:
         """Whether the writer is told to think; None if nothing is said."""
-        return _mode(self.writer_settings)
+        return mode_of(self.writer_settings)
 
     def prompt(self, seed: int) -> Prompt:
         """The writer's view, with a seed of its own that depends on the run's seed and this view alone."""
-        row = self.row
-        messages = without_response(row.get("teacher_messages") or row["messages"])
-        tools = row.get("tools") if row.get("teacher_tools") is None else row["teacher_tools"]
-        images = row.get("images") if row.get("teacher_images") is None else row["teacher_images"]
-        media = [_media(images), row.get("videos") or (), row.get("audios") or ()]
+        view = teacher_view(self.row)
+        media = [_media(view.images), view.videos or (), view.audios or ()]
         settings = self.writer_settings
-        drawn = digest([seed, messages, tools, [str(item)[:1000] for items in media for item in items], settings])
-        return Prompt(
-            messages, tools or None, *media, row.get("objects"), settings, int.from_bytes(drawn) >> (128 - SEED_BITS)
-        )
+        shown = [str(item)[:1000] for items in media for item in items]
+        drawn = int.from_bytes(digest([seed, view.messages, view.tools, shown, settings])) >> (128 - SEED_BITS)
+        return Prompt(view.messages, view.tools or None, *media, view.objects, settings, drawn)
 
 
 def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[Task]:
@@ -73,7 +76,7 @@ def write_response(task: Task, text: str) -> Row:
         RowError: the text is none that can be trained on in the row's mode.
     """
     thought, answer = split_thought(text)
-    writer, student = task.mode, _mode(task.row.get("chat_template_kwargs") or {})
+    writer, student = task.mode, mode_of(task.row.get("chat_template_kwargs"))
     row = {key: value for key, value in task.row.items() if key not in ("teacher_thought", "messages")}
     if thought is not None and not answer.strip():
         raise RowError("empty", "it has a think block and no answer")
@@ -82,8 +85,7 @@ def write_response(task: Task, text: str) -> Row:
     if writer == THINKING and not (thought or OPEN in text or CLOSE in text):
         raise RowError("think block", "it has no thought, though the mode is thinking")
     if writer and student and writer != student:
-        row["teacher_thought"] = thought or "" if writer == THINKING else ""
-        text = answer
+        text, row["teacher_thought"] = place_thought(thought, answer, writer, student)
     elif student == NON_THINKING or thought == "":
         text = answer
     row["messages"] = [*without_response(task.row["messages"]), {"role": "assistant", "content": text}]
@@ -91,7 +93,7 @@ def write_response(task: Task, text: str) -> Row:
     return row
 
 
-def mode_of(task: Task, row: Row) -> str:
+def shown_mode(task: Task, row: Row) -> str:
     """The mode in which a response was written: as told, else as it shows."""
     content = response_of(row)["content"]
     return task.mode or (THINKING if isinstance(content, str) and split_thought(content)[0] else NON_THINKING)
@@ -101,11 +103,6 @@ def own_answer(row: Row) -> str | None:
     """The answer of the response that the dataset has, without its thought."""
     response = response_of(row)
     return None if response is None else split_thought(text_of(response["content"]))[1]
-
-
-def _mode(settings: dict[str, Any]) -> str | None:
-    said = settings.get(SWITCH)
-    return None if said is None else THINKING if said else NON_THINKING
 
 
 def _in_mode(row: Row, mode: bool) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.export import public_row
 from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
-from swift_kd_plugin.data.thinking import split_thought
+from swift_kd_plugin.data.think_block import split_thought
 from swift_kd_plugin.errors import KDError
 
 # (row as it stands in a file, response) -> whether it is right, or how good it is

@@ -36,7 +36,7 @@ def test_a_variable_that_is_set_wins(tmp_path):
 
 
 def test_the_exit_code_and_the_sentence_of_a_plain_run(tmp_path):
-    write(tmp_path, model="/none", dataset="none.jsonl", output_dir="out", add_version=False)
+    write(tmp_path, model="/none", lmbda=0, dataset="none.jsonl", output_dir="out", add_version=False)
     code, log = train(tmp_path, "run.yaml")
     assert code == 1
     assert "--model /none does not exist" in log

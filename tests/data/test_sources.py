@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from swift_kd_plugin.data.columns import FEATURES
 from swift_kd_plugin.data.row_report import Report
-from swift_kd_plugin.data.rows import FEATURES, Place
+from swift_kd_plugin.data.rows import Place
 from swift_kd_plugin.data.sources import read_file, read_rows
 from swift_kd_plugin.errors import KDError
 from tests.json_lines import write_json_lines

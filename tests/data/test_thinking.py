@@ -7,7 +7,8 @@ from scipy.stats import binom
 
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import RowError
-from swift_kd_plugin.data.thinking import Modes, join_thought, own_mode, rows_in_modes, split_thought
+from swift_kd_plugin.data.think_block import join_thought, split_thought
+from swift_kd_plugin.data.thinking import Modes, own_mode, rows_in_modes
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n4"
 

@@ -65,7 +65,8 @@ GOOD = {
     "view without pictures": row(user("q"), images=[PATH], teacher_messages=VIEW, teacher_images=[]),
     "view with pictures": row(*QA, teacher_messages=[user("<image>")], teacher_images=[PATH]),
     "empty settings": row(*QA, teacher_tools=[], teacher_chat_template_kwargs={"response_prefix": None}),
-    "weight": row(*QA, think_loss=0.5, teacher_thought="hm"),
+    "weight": row(*QA, think_loss=0.5),
+    "no weight": row(*QA, think_loss=0, teacher_thought="hm"),
     "whole weight": row(*QA, think_loss=1),
     "other text": row(user("é\U0001f600\0"), bot("a\u2028"), columns={"ключ": ["值"]}),
 }
@@ -169,6 +170,12 @@ BAD = [
     ),
     (row(*QA, teacher_chat_template_kwargs={"response_prefix": ""}), "format", "set response_prefix, but what stands"),
     (row(*QA, teacher_thought="a</think>b"), "think", "its teacher_thought has think tags, between which it is put"),
+    (
+        row(*QA, think_loss=0.5, teacher_thought="hm"),
+        "think",
+        "it has think_loss 0.5 beside teacher_thought, with which the two views have different think blocks that "
+        "cannot be compared; give 0 or leave think_loss out",
+    ),
     (row(*QA, think_loss=1.5), "format", "its think_loss is 1.5, not a number from 0 to 1"),
     (row(*QA, think_loss=-1), "format", "its think_loss is -1, not a number from 0 to 1"),
     (row(*QA, think_loss=float("nan")), "format", "its think_loss is nan, not a number from 0 to 1"),

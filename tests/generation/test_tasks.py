@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_kd_plugin.data.rows import RowError
-from swift_kd_plugin.generation.tasks import Task, mode_of, tasks_of, write_response
+from swift_kd_plugin.generation.tasks import Task, shown_mode, tasks_of, write_response
 from tests.generation.row_factories import make_row
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n4"
@@ -49,7 +49,7 @@ def test_thoughts_go_where_the_modes_say(student, teacher, text, response, thoug
     row = write_response(task, text)
     assert row["messages"][-1]["content"] == response
     assert row.get("teacher_thought") == thought
-    assert mode_of(task, row) == ("thinking" if "Two" in text else "non_thinking")
+    assert shown_mode(task, row) == ("thinking" if "Two" in text else "non_thinking")
 
 
 @pytest.mark.parametrize(

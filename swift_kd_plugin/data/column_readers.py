@@ -1,10 +1,8 @@
 """What a row has beside its turns, in the one form of it: tools, media, objects, template settings, numbers."""
 
-from collections.abc import Callable
 from typing import Any
 
 from swift_kd_plugin.data.rows import RowError
-from swift_kd_plugin.data.turns import to_turns
 from swift_kd_plugin.data.values import kind_of, parse_json, shown
 
 # The order matters to ms-swift.
@@ -110,19 +108,3 @@ def to_number(value: Any, column: str) -> float:
     except (TypeError, ValueError, OverflowError):
         pass
     raise RowError("format", f"its column {column!r} is {shown(value)}, not a number")
-
-
-IMAGES, VIDEOS, AUDIOS = ("images", to_images), ("videos", to_paths), ("audios", to_paths)
-# By the column's name: the name in the row, and what makes the value.
-FIELDS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
-    "tools": ("tools", to_tools),
-    **{"images": IMAGES, "image": IMAGES, "videos": VIDEOS, "video": VIDEOS, "audios": AUDIOS, "audio": AUDIOS},
-    "objects": ("objects", to_objects),
-    "chat_template_kwargs": ("chat_template_kwargs", to_settings),
-    "teacher_messages": ("teacher_messages", to_turns),
-    "teacher_tools": ("teacher_tools", to_tools),
-    "teacher_images": ("teacher_images", to_images),
-    "teacher_chat_template_kwargs": ("teacher_chat_template_kwargs", to_settings),
-    "teacher_thought": ("teacher_thought", to_text),
-    "think_loss": ("think_loss", to_number),
-}

@@ -43,7 +43,7 @@ FIELDS = [
     ({"teacher_tools": "[]", "teacher_images": []}, {"teacher_tools": [], "teacher_images": []}),
     ({"teacher_chat_template_kwargs": {}}, {"teacher_chat_template_kwargs": {}}),
     ({"teacher_images": "a"}, {"teacher_images": [{"bytes": None, "path": "a"}]}),
-    ({"teacher_thought": "hm", "think_loss": "0.5"}, {"teacher_thought": "hm", "think_loss": 0.5}),
+    ({"teacher_thought": "hm", "think_loss": "0"}, {"teacher_thought": "hm", "think_loss": 0.0}),
     ({"think_loss": 0}, {"think_loss": 0.0}),
     ({"teacher_prompt": "book: q"}, {"teacher_messages": [user("book: q")]}),
     ({"teacher_prompt": ""}, {}),
