@@ -16,7 +16,7 @@ OWN_SERVER_COMMANDS = (["generate"], ["eval"])
 
 
 def autoload() -> None:
-    named, device = is_named(sys.argv), os.environ.get(DEVICE_VARIABLE)
+    named, device = is_named(sys.argv), os.environ.get(DEVICE_VARIABLE) or None
     if not named and device is None:
         return
     if is_launcher():
@@ -91,7 +91,7 @@ def check_command_line(argv: list[str]) -> None:
         from swift_kd_plugin.host.start.launch_checks import check_command
 
         try:
-            check_command(words_of(argv, config), environment_of(config))
+            check_command(words_of(argv, config), environment_of(config), argv[2] if config else "", config)
         except KDError as error:
             stop(str(error))
 

@@ -23,7 +23,7 @@ def check_launch(argv: list[str], config: dict) -> None:
     env = environment_of(config)
     if not env.keys() & {"NPROC_PER_NODE", "NNODES"}:
         return
-    if not env.get("NPROC_PER_NODE", "1").isalpha():  # torchrun also takes auto and the names of devices
+    if env.get("NPROC_PER_NODE") not in ("auto", "gpu", "cpu", "xpu"):  # torchrun counts the devices itself
         _number(env, "NPROC_PER_NODE", 1, least=1)
     several = _may_be_several_nodes(env.get("NNODES", "1"))
     # On one node torchrun takes a free port where it is told none (torch 2.13).

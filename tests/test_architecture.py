@@ -15,7 +15,7 @@ FRONT = {"errors", "ledger", "version", "arguments", "launcher", "requirements"}
 # room: the rooms that it imports
 ROOMS = {
     "cli": "recipes host/start host/rows host/samples evaluation generation data config",
-    "recipes": "host/train data config",
+    "recipes": "host/start host/train data config",
     "host/start": "host/train host/rows host/teacher generation data config",
     "host/train": "host/rollout host/teacher host/samples host/rows teacher losses memory data",
     "host/rollout": "host/teacher host/samples host/rows generation serving losses",

@@ -1,5 +1,6 @@
 """`swift-kd pair`: two files of rows, with and without the experience, become training rows with two views."""
 
+import os
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -84,5 +85,5 @@ def check_files(output: Path, files: dict[str, Path | None]) -> None:
     for written, others in (("--output", ("--exp", "--noexp")), ("--report", ("--exp", "--noexp", "--output"))):
         file = files[written]
         for flag in others:
-            if file is not None and file.resolve() == files[flag].resolve():
+            if file is not None and os.path.realpath(file) == os.path.realpath(files[flag]):
                 raise KDError(f"{written} {file} is the file of {flag}, too; choose another.")

@@ -112,7 +112,7 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
             shutil.rmtree(folder)  # after a failure it stays, with the log
             say("every stage loads, makes one step and writes its result")
             return 0
-        output = stages[0].folder.parent if stages[0].student is None else stages[0].folder.parents[1]
+        output = stages[0].root
         with locked(output) as lock:
             for chosen_stage in chosen:
                 Runner(say, rerun, lock).finish(chosen_stage)

@@ -118,6 +118,13 @@ LEDGER = Ledger(
             remove_when="vLLM on the CPU packs experts anew after each load of weights",
             apply=vllm.pack_experts_again,
         ),
+        Patch(
+            symbol="vllm.lora.lora_weights.LoRALayerWeights.optimize",
+            module="vllm.lora.lora_weights",
+            why="it scales lora_B where it is, which on one device is the trainer's own weight",
+            remove_when="vLLM scales a copy, or copies the adapter on a CPU as well",
+            apply=vllm.scale_a_copy,
+        ),
     ]
 )
 

@@ -39,3 +39,14 @@ def pack_experts_again(module) -> Undo:
             weight.data.copy_(cpu_prepack_moe_weight(weight.data, experts.isa))
 
     return replace_attribute(method, "_setup_kernel", _setup_kernel)
+
+
+def scale_a_copy(module) -> Undo:
+    """vLLM multiplies an adapter's lora_B by its scale in place; on a GPU that is a copy, here the trainer's own."""
+    stock = module.LoRALayerWeights.optimize
+
+    def optimize(self):
+        self.lora_b = self.lora_b.clone()
+        return stock(self)
+
+    return replace_attribute(module.LoRALayerWeights, "optimize", optimize)

@@ -6,14 +6,14 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from swift_kd_plugin.errors import KDError
 
 LOCK = ".swift-kd.lock"
-PART = re.compile(r"\..+\.[0-9a-f]{32}")
+PART = re.compile(r"\..+\.[0-9a-f]{32}\.swift-kd-part")
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def written_whole(file: Path) -> Iterator[Path]:
         KDError: it cannot be written.
     """
     # Not the process id: machines that share a folder may have the same ones.
-    part = file.parent / f".{file.name}.{uuid4().hex}"
+    part = file.parent / f".{file.name}.{uuid4().hex}.swift-kd-part"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -74,8 +74,15 @@ def move_aside(folder: Path, paths: Iterable[Path], name: str = "aside") -> Path
         for path in paths:
             path.rename(aside / path.name)
     except OSError as error:
+        with suppress(OSError):  # it is not empty, or is not there
+            aside.rmdir()
         raise KDError(f"{error.filename} cannot be moved into {aside}: {error.strerror}.") from error
     return aside
+
+
+def is_local(path: str) -> bool:
+    """Whether a name can only be a path: an id on a hub is OWNER/NAME."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 
 def printable(file: Path) -> str:
@@ -91,8 +98,11 @@ def why_not_opened(file: Path, error: OSError) -> str:
         return f"{printable(file)} cannot be read: {error.strerror}; check its permissions."
     if not file.parent.is_dir():
         return f"{printable(file)} does not exist, nor does its folder; check the path."
-    names = sorted(entry.name for entry in os.scandir(file.parent) if entry.is_file())
-    near = difflib.get_close_matches(file.name, names)
+    try:
+        names = sorted(os.listdir(file.parent))
+    except OSError:  # a folder that may not be listed
+        names = []
+    near = [name for name in difflib.get_close_matches(file.name, names) if os.path.isfile(file.parent / name)]
     hint = f"did you mean {' or '.join(map(repr, near))} in the same folder?" if near else "check the path."
     return f"{printable(file)} does not exist; {hint}"
 
@@ -110,7 +120,8 @@ def locked(folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise KDError(f"{folder} cannot be written: {error.strerror}; choose another output folder.") from error
+        why = "it is a file" if os.path.isfile(folder) else error.strerror
+        raise KDError(f"{folder} cannot be written: {why}; choose another output folder.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

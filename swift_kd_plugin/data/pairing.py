@@ -164,6 +164,8 @@ def _no_key(row: Row, on: str) -> RowError:
     value = row.get("columns", {}).get(on)
     if value is None and on in QUERY:
         return RowError("no key", f"its column {on!r} became the user's turn; join by last_user_message")
+    if value is None:
+        return RowError("no key", f"it has no column {on!r} to be joined by")
     return RowError("no key", f"it needs a text or a whole number in its column {on!r}, not {value!r}")
 
 

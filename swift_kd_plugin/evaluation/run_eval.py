@@ -12,7 +12,6 @@ from swift_kd_plugin.data.files import locked, write_atomically
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import Row
-from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.evaluation.cells import EvalView, open_views
 from swift_kd_plugin.evaluation.eval_metrics import Metric, Perplexity, find_metrics
 from swift_kd_plugin.evaluation.eval_report import as_csv, as_json
@@ -22,10 +21,11 @@ from swift_kd_plugin.evaluation.run_cells import CELLS, Measured, Measurement, S
 from swift_kd_plugin.evaluation.scoring import answers, check_gold, score, table, tags_of
 from swift_kd_plugin.generation.engines import Sampling
 from swift_kd_plugin.generation.model_setup import ModelOptions, describe_rows, open_rows
-from swift_kd_plugin.generation.shard_store import MANIFEST, put_aside, read_manifest, refuse_another
+from swift_kd_plugin.generation.shard_store import MANIFEST, put_aside, read_manifest, refuse_another, refuse_unknown
 from swift_kd_plugin.generation.verifiers import Gold
 
 JSON, CSV, MARKDOWN, ANSWERS = "report.json", "report.csv", "report.md", "answers.jsonl"
+OWN = (CELLS, MANIFEST, JSON, CSV, MARKDOWN, ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def claim(options: ModelOptions, identity: dict[str, Any]) -> None:
     """Makes a folder this run's. Raises KDError if it holds another run."""
     folder, manifest = options.output, options.output / MANIFEST
     if options.overwrite:
-        put_aside(folder, (CELLS, MANIFEST, JSON, CSV, MARKDOWN, ANSWERS))
+        put_aside(folder, OWN)
     if manifest.exists():
         refuse_another(folder, read_manifest(manifest), identity)
-    elif any((folder / name).exists() for name in (CELLS, JSON, ANSWERS)):
-        raise KDError(f"{folder} has a report of an unknown run; choose another folder, or give --overwrite.")
+    else:
+        refuse_unknown(folder, OWN)
     write_atomically(manifest, json.dumps(identity, ensure_ascii=False, indent=2) + "\n")
 
 

@@ -1,12 +1,13 @@
-"""Does a LoRA adapter belong to a model? Told by names on disk, before anything is loaded."""
+"""LoRA adapters, told by their files before anything is loaded: what they are, and whether they belong to a model."""
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from swift_kd_plugin.errors import KDError
 
@@ -14,6 +15,18 @@ from swift_kd_plugin.errors import KDError
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, SUFFIX = "base_model.model.", ".lora_A.weight"
+# Settings that change what an adapter means beyond W + scale * B @ A, and the values with which they do not.
+PLAIN: Mapping[str, tuple] = {
+    "use_dora": (False, None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "fan_in_fan_out": (False,),
+    "lora_bias": (False, None),
+    "bias": ("none",),
+}
 
 
 def check_adapter(adapter: Path, folder: Path, engine: str) -> None:
@@ -28,11 +41,10 @@ def check_adapter(adapter: Path, folder: Path, engine: str) -> None:
         engine: that loads both.
 
     Raises:
-        KDError: it is no folder, or belongs to another base model, or vLLM would answer as another model.
+        KDError: it is no adapter, or belongs to another base model, or vLLM would answer as another model.
     """
-    if not adapter.is_dir():
-        raise KDError(f"--adapters {adapter} is no folder; give the folder of a LoRA adapter.")
-    if engine == "vllm" and (why := _more_than_matrices(adapter, folder)):
+    settings = read_settings(adapter, "--adapters")
+    if engine == "vllm" and (why := _more_than_matrices(settings, adapter, folder)):
         raise KDError(
             f"The adapter {adapter} {why}, with which vLLM answers as another model; use --engine transformers."
         )
@@ -45,6 +57,46 @@ def check_adapter(adapter: Path, folder: Path, engine: str) -> None:
             f"The adapter {adapter} does not fit {folder}: it changes {strange[0]}, which the model does not have; it "
             "belongs to another base model."
         )
+
+
+def read_settings(adapter: Path, flag: str) -> dict[str, Any]:
+    """A folder's adapter_config.json.
+
+    Raises:
+        KDError: naming the flag that gave the folder, if that is none of an adapter.
+    """
+    if not adapter.is_dir():
+        raise KDError(f"{flag} {adapter} is no folder; give the folder of a PEFT adapter.")
+    try:
+        settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KDError(f"{flag} {adapter} has no {CONFIG}; give the folder of a PEFT adapter.") from None
+    except (OSError, ValueError) as error:
+        raise KDError(f"{flag}: {adapter / CONFIG} cannot be read ({error}); copy it again.") from error
+    if not isinstance(settings, dict):
+        raise KDError(f"{flag}: {adapter / CONFIG} is no JSON object; copy it again.")
+    return settings
+
+
+def why_more_than_matrices(settings: dict[str, Any]) -> str | None:
+    """What a LoRA adapter has or does beyond W + scale * B @ A with the base model's own W; None for a plain one."""
+    if settings.get("peft_type") != "LORA":
+        return f"is {settings.get('peft_type')} and not LoRA"
+    for name, plain in PLAIN.items():
+        if settings.get(name, plain[0]) not in plain:
+            return f"has {name} {settings[name]!r}"
+    start = changes_the_base(settings)
+    return f"was started from {start}, which changes the base model" if start else None
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file. Raises KDError if it is damaged or not there."""
+    try:
+        with safe_open(file, framework="pt") as weights:
+            yield weights
+    except (OSError, SafetensorError) as error:
+        raise KDError(f"{file} cannot be read ({' '.join(str(error).split())}); copy it again.") from error
 
 
 def changes_the_base(settings: dict[str, Any]) -> str | None:
@@ -76,8 +128,7 @@ def is_tied(folder: Path) -> bool:
     return said if said is not None else not any("lm_head" in name for name in _names(folder))
 
 
-def _more_than_matrices(adapter: Path, folder: Path) -> str | None:
-    settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+def _more_than_matrices(settings: dict[str, Any], adapter: Path, folder: Path) -> str | None:
     if start := changes_the_base(settings):
         return f"was started from {start}, which changes the base model"
     if name := adapts_tied_weights(_names(adapter), folder):
@@ -87,7 +138,7 @@ def _more_than_matrices(adapter: Path, folder: Path) -> str | None:
 
 def _names(folder: Path) -> Iterator[str]:
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             yield from weights.keys()
 
 

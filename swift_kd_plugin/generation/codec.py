@@ -10,9 +10,11 @@ from swift.model import get_processor
 from swift.template import Template, TemplateMeta, get_template, get_template_meta
 from transformers import GenerationConfig
 
+from swift_kd_plugin.data.files import is_local
 from swift_kd_plugin.data.row_report import shorten
 from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.adapters import CONFIG
 from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt, PromptError, Sampling
 
 # The start of a think block that stands at a prompt's end has this many tokens at most.
@@ -46,11 +48,10 @@ def load_processor(
     model: str | Path, template: str | None = None, model_type: str | None = None, torch_dtype: Any = None
 ) -> tuple[Any, TemplateMeta]:
     """The model's processor and what ms-swift knows of its template; arguments and errors as `load_template`."""
-    if is_path(str(model)) and not Path(model).is_dir():
+    if is_local(str(model)) and not Path(model).is_dir():
         raise KDError(f"{model} is no folder of a model.")
-    if Path(model).is_dir() and not any(file for name in TOKENIZERS for file in Path(model).glob(name)):
-        # transformers would make an empty one.
-        raise KDError(f"{model} has no tokenizer; copy its files (tokenizer.json, ...) from the base model's folder.")
+    if Path(model).is_dir():
+        _check_folder(Path(model))
     try:
         processor = get_processor(str(model), model_type=model_type, torch_dtype=torch_dtype)
         return processor, get_template_meta(processor.model_info, processor.model_meta, template_type=template)
@@ -63,9 +64,17 @@ def one_line(error: BaseException) -> str:
     return shorten(" ".join(str(error).split()), SHOWN_REASON).rstrip(".")
 
 
-def is_path(model: str) -> bool:
-    """Whether a model cannot be an id of a hub, which ms-swift would look for, and wait."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 1
+def _check_folder(model: Path) -> None:
+    if (model / CONFIG).is_file() and not (model / "config.json").is_file():
+        raise KDError(
+            f"{model} is a LoRA adapter; give its base model, and the adapter to --adapters, or the folder "
+            f"{model.name}-merged that training writes beside it."
+        )
+    if not (model / "config.json").is_file() and (runs := sorted(model.glob("**/checkpoint-*/config.json"))):
+        raise KDError(f"{model} is the folder of a run; give a checkpoint in it, such as {runs[-1].parent}.")
+    if not any(file for name in TOKENIZERS for file in model.glob(name)):
+        # transformers would make an empty one.
+        raise KDError(f"{model} has no tokenizer; copy its files (tokenizer.json, ...) from the base model's folder.")
 
 
 class Codec:

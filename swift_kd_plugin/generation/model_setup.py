@@ -106,15 +106,20 @@ def make_engine(options: ModelOptions, template: Any, name: str) -> Engine:
 
         batch = min(options.max_num_seqs, TRANSFORMERS_ROWS)
         return TransformersEngine(options.model, template, adapters, batch, options.max_model_len)
-    from swift_kd_plugin.generation.vllm_engine import VllmEngine
-
     settings = {"tensor_parallel_size": options.tensor_parallel_size, "max_num_seqs": options.max_num_seqs}
     if options.gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.enforce_eager:
         settings["enforce_eager"] = True
     trust = options.trust_remote_code
-    return VllmEngine(options.model, template, adapters, options.max_model_len, trust_remote_code=trust, **settings)
+    try:
+        from swift_kd_plugin.generation.vllm_engine import VllmEngine
+
+        return VllmEngine(options.model, template, adapters, options.max_model_len, trust_remote_code=trust, **settings)
+    except ImportError as error:
+        raise KDError(
+            f"vLLM cannot be loaded ({error}); without a GPU set SWIFT_KD_DEVICE=cpu, or use --engine transformers."
+        ) from error
 
 
 def describe_model(options: ModelOptions, folder: Path, engine_name: str) -> dict[str, Any]:

@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import VLLM_HOTTEST, Sampling
 from swift_kd_plugin.generation.filters import Filters
@@ -70,6 +74,8 @@ def run(options: Options, opener: Callable[[str], Any]) -> Tally:
     """
     judge, engine_name = options.judge, options.engine_name
     dataset, rows_digest, report = open_rows(options, opener)
+    if options.verifier in BUILT_IN:
+        check_gold_column(dataset, options.gold)
     template = make_template(options)
     folder = Path(template.processor.model_info.model_dir)
     sampling = options.sampling(folder)
@@ -88,6 +94,14 @@ def run(options: Options, opener: Callable[[str], Any]) -> Tally:
         page = {"run": identity, **tally.as_json(), "input": report.as_json()}
         write_atomically(store.folder / REPORT, json.dumps(page, ensure_ascii=False, indent=2) + "\n")
     return tally
+
+
+def check_gold_column(dataset: Dataset, column: str | None) -> None:
+    """Raises KDError if no row has the column with the gold answers."""
+    names = {name for row in to_rows(dataset) for name in row.get("columns", {})}
+    if column is not None and column not in names:
+        there = f"they have the columns {', '.join(sorted(names))}" if names else "they have no further columns"
+        raise KDError(f"--gold {column}: no row has such a column{suggest(column, names)}; {there}.")
 
 
 def identify(options: Options, plan: Plan, rows_digest: str, folder: Path, engine_name: str) -> dict[str, Any]:

@@ -70,14 +70,13 @@ class Store:
     def _claim(self, identity: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
             put_aside(self.folder, OWN)
-        (self.folder / SHARDS).mkdir(exist_ok=True)
         manifest = self.folder / MANIFEST
         if manifest.exists():
             refuse_another(self.folder, read_manifest(manifest), identity)
-        elif any((self.folder / SHARDS).iterdir()) or (self.folder / RESPONSES).exists():
-            raise KDError(f"{self.folder} has responses of an unknown run; choose another folder, or give --overwrite.")
         else:
+            refuse_unknown(self.folder, OWN)
             write_atomically(manifest, json.dumps(identity, ensure_ascii=False, indent=2) + "\n")
+        (self.folder / SHARDS).mkdir(exist_ok=True)
         for place in (self.folder, self.folder / SHARDS):
             remove_parts(place)
 
@@ -125,6 +124,15 @@ def put_aside(folder: Path, names: Sequence[str]) -> None:
     """Moves another run's files into `replaced-1` of their folder, or the next number."""
     if found := [folder / name for name in names if (folder / name).exists()]:
         move_aside(folder, found, "replaced")
+
+
+def refuse_unknown(folder: Path, names: Sequence[str]) -> None:
+    """Raises KDError if a folder has files that this run would replace, and no manifest says whose they are."""
+    if there := [name for name in names if (folder / name).exists()]:
+        raise KDError(
+            f"{folder} has {', '.join(there)} of an unknown run; choose another folder, or give --overwrite, which "
+            "moves them aside."
+        )
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

@@ -23,9 +23,12 @@ Verifier = Callable[[dict[str, Any], str], bool | float]
 
 # Not within a word of Latin letters; a sign behind a number is a minus between two.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?:\s*/\s*\d+)?"
+    r"(?<![A-Za-z0-9_.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?"
 )
-_MARKED = re.compile(r"\\boxed\{([^{}]*)\}|####\s*(.+)")
+_MARK = re.compile(r"\\boxed\s*\{|####")
+_FRACTION = re.compile(r"\\[dt]?frac(?:\{([^{}]*)\}\{([^{}]*)\}|\s*(\d)\s*(\d))")
+_EXPONENT = re.compile(r"[eE][-+]?0*\d{4,}")  # larger than any answer, and than what can be computed with
+MINUS = str.maketrans("\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}", "--")
 CLOSE_TO = Fraction(1, 10**6)
 
 
@@ -65,14 +68,39 @@ def normalise(text: str) -> str:
 
 
 def find_number(text: str) -> Fraction | None:
-    r"""The last number of a text; if an answer is marked with \boxed{} or ####, the last one there."""
-    marked = [boxed or behind for boxed, behind in _MARKED.findall(text)]
-    found = _NUMBER.findall(marked[-1] if marked else text)
-    if not found:
+    r"""The last number of a text; if an answer is marked with \boxed{} or ####, the last one there.
+
+    None also for what is written as a number and is none: a fraction over 0, a power of ten beyond 999.
+    """
+    text = _FRACTION.sub(_as_division, _marked(text).translate(MINUS))
+    found = _NUMBER.findall(text)
+    if not found or _EXPONENT.search(found[-1]):
         return None
-    above, _, below = found[-1].replace(",", "").partition("/")
+    above, slash, below = found[-1].replace(",", "").partition("/")
     # By way of Decimal, which reads any number of digits; int refuses more than 4,300.
-    return Fraction(Decimal(above.strip())) / (Fraction(Decimal(below.strip() or 1)) or 1)
+    divisor = Fraction(Decimal(below.strip())) if slash else Fraction(1)
+    return Fraction(Decimal(above.strip())) / divisor if divisor else None
+
+
+def _marked(text: str) -> str:
+    r"""What stands in the last \boxed{} or behind the last ####; the whole text if nothing is marked."""
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return text
+    rest = text[marks[-1].end() :]
+    if marks[-1][0] == "####":
+        return rest.lstrip().partition("\n")[0]
+    depth = 1
+    for index, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if not depth:
+            return rest[:index]
+    return rest
+
+
+def _as_division(found: re.Match) -> str:
+    above, below = found[1] or found[3], found[2] or found[4]
+    return f"{above}/{below}"
 
 
 def find_pattern(text: str, pattern: str) -> str | None:

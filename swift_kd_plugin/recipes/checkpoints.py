@@ -7,11 +7,19 @@ from pathlib import Path
 
 from swift_kd_plugin.data.files import move_aside
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.train.checkpoint_manifest import MERGED, State, merged, state_of, step_of
+from swift_kd_plugin.host.train.checkpoint_manifest import (
+    LAST,
+    MERGED,
+    State,
+    describe_damage,
+    linked,
+    merged,
+    state_of,
+    step_of,
+)
 from swift_kd_plugin.recipes.progress import best_step, read_divergences
 
 PREFIX = "checkpoint-"
-LAST = "last-checkpoint"  # ms-swift's link to the checkpoint that was written whole last
 KEPT, ASIDE = "kept", "aside"
 
 
@@ -31,17 +39,16 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         KDError: there are checkpoints, and nothing tells whether one of them is whole.
     """
     states = {path: state_of(path) for path in _checkpoints(folder)}
-    linked = _linked(folder)
     whole = [path for path, state in states.items() if state is State.WHOLE]
-    if states.get(linked) in (State.UNKNOWN, State.UNFINISHED):
-        whole.append(linked)  # ms-swift links what it has written whole
+    if states.get(named := linked(folder)) is State.UNKNOWN:
+        whole.append(named)  # ms-swift links what it has written whole
     if whole:
         return max(whole, key=step_of)
     for path in sorted(states, key=step_of, reverse=True):
         if states[path] is State.DAMAGED:
             raise KDError(
-                f"{path} is damaged ({states[path].value}), and no other checkpoint is whole; copy it again, or move "
-                "the checkpoints away to begin anew."
+                f"{path} is damaged ({describe_damage(path)}), and no other checkpoint is whole; copy it again, or "
+                "move the checkpoints away to begin anew."
             )
         if states[path] is State.UNKNOWN:
             raise KDError(
@@ -60,9 +67,7 @@ def make_way(folder: Path, whole: Path | None, keep: tuple[str, ...] = ()) -> Pa
     """
     there = [path for path in folder.iterdir() if path.name not in keep and not path.name.startswith(f"{ASIDE}-")]
     if whole is not None:
-        there = [
-            path for path in there if _succeeds(path, step_of(whole)) or (path.name == LAST and not path.is_symlink())
-        ]
+        there = [path for path in there if _is_in_the_way(path, step_of(whole))]
     return move_aside(folder, there, ASIDE) if there else None
 
 
@@ -113,19 +118,22 @@ def _model_folder(folder: Path, step: int, adapter: bool) -> Path:
     )
 
 
+def damaged_checkpoints(folder: Path) -> dict[Path, str]:
+    """Checkpoints that a run cannot go on from, by what is wrong with each."""
+    return {path: describe_damage(path) for path in _checkpoints(folder) if state_of(path) is State.DAMAGED}
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{PREFIX}*") if step_of(path) is not None and path.is_dir()]
+    return [path for path in folder.glob(f"{PREFIX}*") if step_of(path) is not None and os.path.isdir(path)]
 
 
-def _linked(folder: Path) -> Path | None:
-    link = folder / LAST
-    return folder / Path(os.readlink(link)).name if link.is_symlink() else None
-
-
-def _succeeds(path: Path, step: int) -> bool:
-    """Whether it is a later checkpoint, or a model that was merged of one."""
+def _is_in_the_way(path: Path, step: int) -> bool:
+    """Whether it is a later checkpoint than a step's, a model that was merged of one, or a link that names one."""
+    if path.name == LAST:
+        named = linked(path.parent)
+        return named is None or (step_of(named) or 0) > step
     own = step_of(path.with_name(path.name.removesuffix(MERGED)))
-    return own is not None and own > step and path.is_dir()
+    return own is not None and own > step and os.path.isdir(path)
 
 
 def _link(source: str, target: str) -> str:

@@ -59,6 +59,11 @@ class Stage:
         return self.kind if self.student is None else f"{self.student}/{self.kind}"
 
     @property
+    def root(self) -> Path:
+        """The folder of the whole run."""
+        return self.folder.parent if self.student is None else self.folder.parents[1]
+
+    @property
     def rows_file(self) -> Path:
         return self.folder / ROWS_FILE
 

@@ -1,6 +1,7 @@
 """How far a training stage has come, by its log."""
 
 import json
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     file = folder / LOG
     if not file.is_file():
         return []
-    *whole, _ = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole if line]
+    *whole, _ = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [row for line in whole if (row := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A row; None for what is none: where the disk was full for a moment, a line has lost its end."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def cut_half_row(folder: Path) -> None:
@@ -40,5 +50,6 @@ def read_divergences(folder: Path, metric: str) -> dict[int, float]:
 
 
 def best_step(divergences: dict[int, float]) -> int:
-    """The step of the smallest divergence, the later one of equals, as ms-swift chooses."""
-    return min(divergences, key=lambda step: (divergences[step], -step))
+    """The step of the smallest divergence, the later one of equals, as ms-swift chooses; one that is no number comes
+    last."""
+    return min(divergences, key=lambda step: (isnan(divergences[step]), divergences[step], -step))

@@ -15,7 +15,9 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS
 
 MARKER = "stage.json"
-HASHED_BYTES = 64 << 20
+ROOT = "{output_dir}"
+# Of a larger file, this many parts of BLOCK bytes are read.
+HASHED_BYTES, PARTS, BLOCK = 64 << 20, 64, 64 << 10
 INPUT_KEYS = ("model", "teacher_model", "adapters", "kd_teacher_adapters", "dataset", "val_dataset", "kd_datasets")
 
 
@@ -24,7 +26,8 @@ class Marker:
     """A stage's identity and how far it came.
 
     Args:
-        keys: its flags, without those that say only where and how it runs (output_dir, env, nproc_per_node).
+        keys: its flags, without those that say only where and how it runs (output_dir, env, nproc_per_node). What
+            lies in the run's own folder is named from there, so that the folder may be moved.
         inputs: local files and folders that it reads, with a digest each.
         started: when its newest attempt began, in seconds since 1970.
         seconds: what its earlier attempts took, and once it is finished all of them.
@@ -56,10 +59,15 @@ def read_marker(folder: Path) -> Marker | None:
         raise KDError(f"{folder / MARKER} cannot be read ({error}); choose another output_dir.") from error
 
 
-def new_marker(keys: dict[str, Any]) -> Marker:
-    """The marker of a stage that is about to be run with these keys."""
+def new_marker(keys: dict[str, Any], root: Path) -> Marker:
+    """The marker of a stage that is about to be run with these keys.
+
+    Args:
+        root: the folder of the whole run.
+    """
     said = {key: value for key, value in keys.items() if key not in (*LAUNCH_KEYS, "output_dir") and value is not None}
-    return Marker(json.loads(json.dumps(said)), _inputs(said), started=time.time())
+    inputs = {_from_root(path, root): digest for path, digest in _inputs(said).items()}
+    return Marker(_from_root(json.loads(json.dumps(said)), root), inputs, started=time.time())
 
 
 def find_change(old: Marker, new: Marker) -> str | None:
@@ -77,6 +85,20 @@ def find_change(old: Marker, new: Marker) -> str | None:
     return None
 
 
+def _from_root(value: Any, root: Path) -> Any:
+    """A value whose paths into the run's folder begin with ROOT."""
+    if isinstance(value, dict):
+        return {key: _from_root(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_root(item, root) for item in value]
+    if not isinstance(value, str):
+        return value
+    for prefix in (str(root), str(root.resolve())):
+        if value.startswith(f"{prefix}/"):
+            return ROOT + value.removeprefix(prefix)
+    return value
+
+
 def _inputs(keys: dict[str, Any]) -> dict[str, str]:
     """Digests of the local files and folders that the keys name, and of the files that named datasets read."""
     given = {key: keys[key] if isinstance(keys[key], list) else [keys[key]] for key in INPUT_KEYS if key in keys}
@@ -90,11 +112,17 @@ def _inputs(keys: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Of a file its content, or of a large one its size and time; of a folder all that of its files."""
+    """Of a file its content, or of a large one its size and parts of its content; of a folder that of its files."""
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     said = hashlib.blake2b(digest_size=16)
     for file in files:
-        stat = file.stat()
-        said.update(f"{file.name} {stat.st_size} ".encode())
-        said.update(file.read_bytes() if stat.st_size <= HASHED_BYTES else str(stat.st_mtime_ns).encode())
+        size = file.stat().st_size
+        said.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            if size <= HASHED_BYTES:
+                said.update(content.read())
+                continue
+            for part in range(PARTS + 1):
+                content.seek((size - BLOCK) * part // PARTS)
+                said.update(content.read(BLOCK))
     return said.hexdigest()

@@ -13,7 +13,13 @@ from tqdm import tqdm
 
 from swift_kd_plugin.data.files import first_free
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.checkpoints import keep_best, last_whole_checkpoint, make_way, read_result
+from swift_kd_plugin.recipes.checkpoints import (
+    damaged_checkpoints,
+    keep_best,
+    last_whole_checkpoint,
+    make_way,
+    read_result,
+)
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run
 from swift_kd_plugin.recipes.progress import cut_half_row, read_rows, step_of
@@ -59,7 +65,7 @@ class Runner:
     def finish(self, stage: Stage) -> Marker:
         """Brings a stage to its end, from wherever it is. Raises KDError if it has changed or fails."""
         keys = complete_keys(stage, best_of)
-        old, marker = read_marker(stage.folder), new_marker(keys)
+        old, marker = read_marker(stage.folder), new_marker(keys, stage.root)
         if old is not None and (change := find_change(old, marker)) and (self.rerun or _has_result(stage, old)):
             old = self._put_aside(stage, change)
         if old is not None and old.finished:
@@ -127,6 +133,8 @@ class Runner:
             aside = make_way(stage.folder, None, keep=(TRAIN_LOG, MARKER))
             self.say(f"{stage.name}: begins anew, because {why}{_is_in(aside)}")
             return {}
+        for damaged, why in damaged_checkpoints(stage.folder).items():
+            self.say(f"{stage.name}: {damaged.name} is damaged: {why}")
         cut_half_row(stage.folder)
         aside = make_way(stage.folder, checkpoint)
         if keys.get("save_total_limit"):
@@ -222,7 +230,7 @@ def _time_of_killed(old: Marker, folder: Path) -> float:
 
 
 def _is_in(aside: Path | None) -> str:
-    return f"; what was in its way is now in {aside}" if aside else ""
+    return f"; what was there behind it is now in {aside}" if aside else ""
 
 
 def _port(env: Mapping[str, str]) -> dict[str, str]:
@@ -242,6 +250,7 @@ class _Progress:
         self._bar = tqdm(desc=stage.name, unit="step", disable=None)
         self._shown: dict[str, str] = {}
         self._lines = 0
+        self._old_rows = len(read_rows(stage.folder))  # of an earlier attempt
 
     def __enter__(self) -> "_Progress":
         return self
@@ -250,7 +259,7 @@ class _Progress:
         self._bar.close()
 
     def update(self) -> None:
-        for row in read_rows(self._stage.folder):
+        for row in read_rows(self._stage.folder)[self._old_rows :]:
             if (at := step_of(row)) is not None:
                 self._bar.n, self._bar.total = at
                 names = {"loss": "loss", "eval_divergence": "validation divergence"}

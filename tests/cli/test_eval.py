@@ -35,7 +35,7 @@ def error_of(folder, *switches, **changes) -> str:
         ({"tag_column": "kind"}, "--tag_column kind: no row has such a column."),
         ({"temperature": -1}, "temperature is -1.0; it must be at least 0."),
         ({"model": "./nowhere"}, "nowhere is no folder of a model."),
-        ({"adapters": "nowhere"}, "--adapters nowhere is no folder; give the folder of a LoRA adapter."),
+        ({"adapters": "nowhere"}, "--adapters nowhere is no folder; give the folder of a PEFT adapter."),
         ({"model": [f"base={BASE_MODEL}", "./nowhere"]}, "nowhere is no folder of a model."),
         ({"dataset": "nothing.jsonl"}, "nothing.jsonl"),
         ({"engine": "server"}, "--engine server and --server URL belong together."),
@@ -87,6 +87,13 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(BASE_MODEL / name)
     assert f"{tmp_path} has no tokenizer" in error_of(tmp_path / "out", model=tmp_path)
+    (tmp_path / "runs" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "runs" / "checkpoint-4" / "config.json").write_text("{}")
+    said = error_of(tmp_path / "out", model=tmp_path / "runs")
+    assert f"runs is the folder of a run; give a checkpoint in it, such as {tmp_path}/runs/checkpoint-4." in said
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    assert "lora is a LoRA adapter; give its base model, and" in error_of(tmp_path / "out", model=tmp_path / "lora")
 
 
 @pytest.mark.parametrize(
@@ -131,4 +138,4 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path):
     assert 'its command is null, and now it is "swift-kd eval"' in error_of(tmp_path / "generated", **changes)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "report.json").write_text("{}")
-    assert "has a report of an unknown run" in error_of(tmp_path / "foreign", **changes)
+    assert "of an unknown run; choose another folder" in error_of(tmp_path / "foreign", **changes)

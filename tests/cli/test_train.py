@@ -46,6 +46,7 @@ def test_the_exit_code_and_the_sentence_of_a_plain_run(tmp_path):
     ("content", "arguments", "message"),
     [
         ({"model": "m", "lrr": 1}, ["run.yaml"], "run.yaml: unknown key 'lrr' (did you mean 'lr'?)."),
+        ({"model": "m", "learning_rate": 1}, ["run.yaml"], "run.yaml: unknown key 'learning_rate' (here it is 'lr')."),
         ({"model": "m"}, ["run.yaml", "lrr=1"], "the command line: unknown key 'lrr' (did you mean 'lr'?)."),
         (
             {"model": "m", "tiny": {"lrr": 1}},

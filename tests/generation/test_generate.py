@@ -241,6 +241,11 @@ def test_a_config_file_gives_defaults(tmp_path):
     [
         ({"language": "fr"}, "--language fr is not known"),
         ({"verifier": "exakt"}, "did you mean 'exact'?"),
+        ({"verifier": "exact", "gold": "golden"}, "--gold golden: no row has such a column; they have"),
+        (
+            {"adapters": QUESTIONS.parent},
+            f"--adapters {QUESTIONS.parent} has no adapter_config.json; give the folder of a PEFT adapter.",
+        ),
         ({"quota": "many"}, "--quota 'many' is none of N"),
         ({"select": "best"}, "give a --verifier"),
         ({"top_p": 2}, "top_p is 2.0; it must be above 0 and at most 1"),

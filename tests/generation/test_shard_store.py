@@ -87,10 +87,14 @@ def test_what_is_overwritten_is_moved_aside(tmp_path):
 
 
 def test_responses_of_unknown_origin_are_left_alone(tmp_path):
-    (tmp_path / "responses.jsonl").write_text("{}\n")
-    with pytest.raises(KDError, match="responses of an unknown run"):
-        open_store(tmp_path)
-    assert (tmp_path / "responses.jsonl").read_text() == "{}\n"
+    for name in ("responses.jsonl", "report.html"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}\n")
+        with pytest.raises(KDError, match=f"has {name} of an unknown run"):
+            open_store(folder)
+        assert (folder / name).read_text() == "{}\n"
+        assert not (folder / "shards").exists()
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path):
@@ -101,9 +105,9 @@ def test_two_runs_cannot_write_one_folder(tmp_path):
 
 def test_files_that_a_killed_process_left_half_written_go(tmp_path):
     open_store(tmp_path).close()
-    part = uuid4().hex
+    part = f"{uuid4().hex}.swift-kd-part"
     left = [tmp_path / "shards" / f".000000.jsonl.{part}", tmp_path / f".responses.jsonl.{part}"]
-    mine = [tmp_path / ".notes.json.bak", tmp_path / "shards" / ".a.jsonl.1"]
+    mine = [tmp_path / ".notes.json.bak", tmp_path / "shards" / ".a.jsonl.1", tmp_path / f".secrets.{uuid4().hex}"]
     for file in (*left, *mine):
         file.write_text('{"task": 0, "pro')
     with open_store(tmp_path) as store:
@@ -131,3 +135,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KDError, match="cannot be written"):
         open_store(tmp_path / "file" / "out")
+    with pytest.raises(KDError, match="cannot be written: it is a file; choose another output folder"):
+        open_store(tmp_path / "file")

@@ -95,6 +95,9 @@ class WarmCommand:
         self.connection.close()
 
 
+# What a test sets for itself must not be what every later command of this worker has been started with.
+CACHES = ("HF_HOME", "HF_DATASETS_CACHE", "MODELSCOPE_CACHE")
+AT_START = {name: os.environ[name] for name in CACHES if name in os.environ}
 RUNNING: list[WarmProcess] = []
 STARTING = threading.Lock()
 
@@ -103,7 +106,7 @@ def warm_process(env: dict[str, str]) -> WarmProcess:
     """This worker's process, started at the first call and again if it has died."""
     with STARTING:
         if not RUNNING or RUNNING[-1].process.poll() is not None:
-            RUNNING.append(WarmProcess(env))
+            RUNNING.append(WarmProcess({name: env[name] for name in env if name not in CACHES} | AT_START))
         return RUNNING[-1]
 
 

@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.train.checkpoint_manifest import State, merged, state_of
-from swift_kd_plugin.recipes.checkpoints import keep_best, last_whole_checkpoint, make_way, read_result
+from swift_kd_plugin.host.train.checkpoint_manifest import State, begin, describe_failed_save, merged, state_of
+from swift_kd_plugin.recipes.checkpoints import (
+    damaged_checkpoints,
+    keep_best,
+    last_whole_checkpoint,
+    make_way,
+    read_result,
+)
 from tests.recipes.stage_folders import link_last, write_checkpoint, write_log
 
 LINK = "last-checkpoint"
@@ -86,7 +92,8 @@ def test_half_written_checkpoints_are_moved_aside(stage):
 
 @pytest.mark.parametrize("change", [None, *LINKS])
 def test_names_beside_checkpoints_are_left_alone(stage, change):
-    for name in ("checkpoint-8-backup", "checkpoint-best", "checkpoint-", "checkpoint-8.old"):
+    others = ("checkpoint-8-backup", "checkpoint-best", "checkpoint-", "checkpoint-8.old")
+    for name in (*others, "checkpoint-08", "checkpoint-٣", "checkpoint-8 ", "checkpoint-²"):
         (stage / name).mkdir()
     (stage / "checkpoint-9").write_text("mine")
     if change:
@@ -106,7 +113,8 @@ def test_a_damaged_one_is_passed_over(stage):
     assert last_whole_checkpoint(stage) == stage / "checkpoint-2"
     (stage / "checkpoint-2" / "kd_files.json").write_text("{")
     with pytest.raises(
-        KDError, match=r"checkpoint-6 is damaged \(a file is missing.*; copy it again, or move the checkpo"
+        KDError,
+        match=r"checkpoint-6 is damaged \(iter_0000006/__0_0.distcp: No such file or directory\), .*; copy it again, ",
     ):
         last_whole_checkpoint(stage)
 
@@ -135,6 +143,54 @@ def test_a_run_that_was_killed_behind_the_link_had_saved(tmp_path):
     write_checkpoint(tmp_path, 2, whole=False)
     link_last(tmp_path, "checkpoint-2")
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_link_from_before_the_writing_says_nothing(stage):
+    """checkpoint-6 was damaged and moved aside, and the run that wrote it anew was killed meanwhile."""
+    shutil.move(stage / "checkpoint-6", stage / "aside-1")
+    assert begin(stage / "checkpoint-6") is None
+    assert state_of(stage / "checkpoint-6") is State.UNFINISHED
+    assert last_whole_checkpoint(stage) == stage / "checkpoint-4"
+    aside = make_way(stage, stage / "checkpoint-4")
+    assert names(aside) == ["checkpoint-6", LINK]  # a link to what has gone would mislead the next run
+    link_last(stage, "checkpoint-4")
+    begin(stage / "checkpoint-6")
+    link_last(stage, "checkpoint-6")  # as ms-swift does behind its last file
+    assert last_whole_checkpoint(stage) == stage / "checkpoint-6"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "0", '"x"', '{"files": []}', '{"files": {}}', '{"files": 1}', "[" * 9999]
+)
+def test_a_manifest_that_is_none_is_damage(stage, content):
+    (stage / "checkpoint-6" / "kd_files.json").write_text(content)
+    assert state_of(stage / "checkpoint-6") is State.DAMAGED
+    assert last_whole_checkpoint(stage) == stage / "checkpoint-4"
+    assert stage / "checkpoint-6" in damaged_checkpoints(stage)
+
+
+def test_a_part_that_lies_on_another_disk_is_there(stage, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("disk") / "part"
+    shutil.move(stage / "checkpoint-6" / "iter_0000006", elsewhere)
+    (stage / "checkpoint-6" / "iter_0000006").symlink_to(elsewhere)
+    assert state_of(stage / "checkpoint-6") is State.WHOLE
+
+
+def test_a_failed_save_takes_away_what_it_has_made_and_nothing_else(stage):
+    full = OSError(28, "No space left on device")
+    for began, left in ((False, True), (True, False)):
+        said = str(describe_failed_save(full, stage / "checkpoint-6", "checkpoint-4", began))
+        assert (stage / "checkpoint-6").exists() is left
+        assert ("the half-written folder is removed" in said) is began
+        assert said.endswith("the last good checkpoint is checkpoint-4, make room.")
+
+
+def test_a_divergence_that_is_no_number_is_not_the_best(stage):
+    write_log(stage, (2, float("nan")), (4, 0.3), (6, 0.2))
+    assert read_result(stage, "divergence", adapter=False)[0].step == 6
+    with (stage / "logging.jsonl").open("a") as log:
+        log.write('{"iteration": "8/8", "eval_diver\n7\n')  # the disk was full for a moment
+    assert read_result(stage, "divergence", adapter=False)[0].step == 6
 
 
 def test_none_is_whole_before_the_first_is(tmp_path):

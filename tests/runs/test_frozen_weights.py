@@ -70,3 +70,26 @@ def test_the_adapter_of_a_vision_tower_is_merged(flags, tmp_path):
         scale = settings["lora_alpha"] / settings["r"]
         assert delta.any()
         assert merged[weight].equal(base[weight] + (scale * delta).to(base[weight].dtype))
+
+
+def test_rslora_is_trained_as_it_is_saved(flags, tmp_path):
+    """Megatron's modules do not read the setting; who opens the adapter does."""
+    run = megatron_rlhf(
+        tmp_path / "run", {**flags, **LORA, "lora_rank": 4, "use_rslora": True, "lora_dropout": 0.05, "lr": 1e-1}
+    ).expect_success()
+    assert "--lora_dropout 0.05 has no effect" in run.log
+    base, adapter = (
+        load_file(flags["model"] / "model.safetensors"),
+        load_file(run.checkpoint / "adapter_model.safetensors"),
+    )
+    merged = load_file(run.output / f"{run.checkpoint.name}-merged" / "model.safetensors")
+    settings = json.loads((run.checkpoint / "adapter_config.json").read_text())
+    assert settings["use_rslora"] is True
+    for name in (name.removesuffix(".lora_A.weight") for name in adapter if ".lora_A." in name):
+        weight = f"{name.removeprefix('base_model.model.')}.weight"
+        delta = (adapter[f"{name}.lora_B.weight"].float() @ adapter[f"{name}.lora_A.weight"].float()) * (
+            settings["lora_alpha"] / settings["r"] ** 0.5
+        )
+        changed = merged[weight].float() - base[weight].float()
+        assert delta.norm() > 0
+        assert (changed - delta).norm() < 0.05 * delta.norm(), name

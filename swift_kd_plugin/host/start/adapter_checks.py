@@ -1,39 +1,126 @@
-"""LoRA that Megatron cannot hold: it fuses layers, so that those share one lora_A, and adapts no vocabulary."""
+"""LoRA that Megatron cannot hold, or that ms-swift would train or save as another model: told by flags and files."""
 
-import os
 import re
-
-from safetensors import safe_open
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.adapters import WEIGHTS
+from swift_kd_plugin.generation.adapters import WEIGHTS, is_tied, opened, read_settings, why_more_than_matrices
 
 # Megatron fuses these, which then share one lora_A; the first of each names the fused layer.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-VOCABULARY = {"all-embedding", "embedding", "word_embeddings", "output_layer"}
+# By a layer's name on Hugging Face: Megatron's.
+MEGATRON_NAMES = dict.fromkeys(FUSED[0], "linear_qkv") | dict.fromkeys(FUSED[1], "linear_fc1")
+MEGATRON_NAMES |= {"o_proj": "linear_proj", "down_proj": "linear_fc2"}
+VOCABULARY = ("all-embedding", "embedding", "word_embeddings", "output_layer")
+INPUT_EMBEDDING = ("all-embedding", "embedding", "word_embeddings")
 MATRIX = re.compile(r"(?P<place>.*\.)(?P<layer>\w+)\.lora_A\.weight")
 
 
-def check_targets(args) -> None:
-    """Raises KDError if --target_modules names an embedding or output layer, which PEFT refuses late."""
-    targets = args.target_modules if isinstance(args.target_modules, list) else []
-    if found := sorted(VOCABULARY & set(targets)):
+def check_lora(args) -> None:
+    """Raises KDError for flags of LoRA with which the saved adapter, a resumed run or the teacher is another model."""
+    if args.tuner_type != "lora" and not args.adapters and not args.mcore_adapter:
+        return
+    if args.lora_rank < 1:
+        raise KDError(f"--lora_rank {args.lora_rank} must be at least 1.")
+    if args.lora_bias != "none":
         raise KDError(
-            f"--target_modules {found[0]}: Megatron's embedding and output layer take no adapter; leave it out, or "
+            f"--lora_bias {args.lora_bias}: ms-swift trains biases and saves none of them beside the adapter, so that "
+            "a resumed run is another one; leave it at none, or train all weights (--tuner_type full)."
+        )
+    if (args.expert_tensor_parallel_size or 1) > 1:
+        raise KDError("--expert_tensor_parallel_size above 1: Megatron's LoRA has no such experts; leave it at 1.")
+    _check_targets(args)
+    _check_saved_modules(args)
+    _check_own_teacher(args)
+
+
+def _check_targets(args) -> None:
+    """An embedding or output layer as a target, which PEFT refuses late."""
+    targets = args.target_modules if isinstance(args.target_modules, list) else []
+    found = sorted(set(VOCABULARY) & set(targets))
+    if args.target_regex:
+        found += [name for name in VOCABULARY if _may_match(args.target_regex, name)]
+    if found:
+        flag = "--target_regex" if args.target_regex else "--target_modules"
+        raise KDError(
+            f"{flag} {found[0]}: Megatron's embedding and output layer take no adapter; leave it out, or "
             "train them as they are (--tuner_type full --trainable_parameters)."
         )
 
 
+def _may_match(regex: str, layer: str) -> bool:
+    try:
+        return any(re.fullmatch(regex, f"{prefix}{layer}") for prefix in ("", "language_model.", "embedding."))
+    except re.error as error:
+        raise KDError(f"--target_regex {regex!r} is no regular expression: {error}.") from error
+
+
+def _check_saved_modules(args) -> None:
+    """Modules that are trained as a whole: of fused layers and tied ends ms-swift saves another model."""
+    for name in args.modules_to_save or ():
+        last = name.rpartition(".")[2]
+        if last.startswith("linear_") or last == "router":
+            raise KDError(
+                f"--modules_to_save {name}: ms-swift does not save this layer beside the adapter; give it to "
+                "--target_modules, or train all weights (--tuner_type full)."
+            )
+        if last in INPUT_EMBEDDING and args.model and is_tied(Path(args.model)):
+            raise KDError(
+                f"--modules_to_save {name}: the embedding of {args.model} is its output layer, too, and the saved "
+                "adapter holds one of them; use --tuner_type full."
+            )
+
+
+def _check_own_teacher(args) -> None:
+    """With LoRA and one model for both, the teacher is the student without its adapter."""
+    if args.rlhf_type != "gkd" or args.teacher_model is None or args.teacher_model != args.model:
+        return
+    why = None
+    if {"all-router", "router"} & {*(args.target_modules or ())}:
+        why = "--target_modules all-router stays in the router when the adapter is switched off"
+    elif args.mcore_model:
+        why = f"--mcore_model {args.mcore_model} is loaded in its place"
+    if why:
+        raise KDError(
+            f"{why}, and with LoRA and the same --teacher_model as --model the teacher is the student without its "
+            "adapter; give the teacher as another folder."
+        )
+
+
 def check_continued_adapter(args) -> None:
-    """Raises KDError if --adapters names a LoRA adapter that Megatron cannot hold."""
-    for folder in args.adapters or ():
-        file = os.path.join(folder, WEIGHTS)
-        if os.path.isfile(file):
-            with safe_open(file, framework="pt") as matrices:
-                _check_shared(folder, matrices)
+    """Raises KDError if --adapters names what Megatron would hold in part, as another model, or not at all."""
+    for given in args.adapters or ():
+        folder = Path(given).expanduser()
+        if not folder.is_dir():  # may be the id of one on a hub
+            continue
+        settings = read_settings(folder, "--adapters")
+        if saved := set(settings.get("modules_to_save") or ()) - {""}:
+            if not args.modules_to_save:
+                raise KDError(
+                    f"--adapters {folder} has trained {', '.join(sorted(saved))} as a whole, which would be left out; "
+                    "merge it (`swift export --merge_lora true`) and train a new adapter on the merged model."
+                )
+            settings = {**settings, "modules_to_save": None}
+        if (why := why_more_than_matrices(settings)) or (why := _patterns(settings)):
+            raise KDError(
+                f"--adapters {folder} {why}, which Megatron's LoRA does not have; merge it (`swift export --merge_lora "
+                "true`) and train a new adapter on the merged model."
+            )
+        if not (folder / WEIGHTS).is_file():
+            raise KDError(f"--adapters {folder} has no {WEIGHTS}; save it with safetensors.")
+        with opened(folder / WEIGHTS) as matrices:
+            _check_shared(folder, matrices)
+            _check_same_targets(folder, matrices.keys(), args)
 
 
-def _check_shared(folder: str, matrices: safe_open) -> None:
+def _patterns(settings: dict[str, Any]) -> str | None:
+    names = ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules")
+    return next((f"has {name} {settings[name]!r}" for name in names if settings.get(name)), None)
+
+
+def _check_shared(folder: Path, matrices: Any) -> None:
     names = set(matrices.keys())
     for name in sorted(names):
         found = MATRIX.fullmatch(name)
@@ -50,3 +137,18 @@ def _check_shared(folder: str, matrices: safe_open) -> None:
                 "`swift sft` make them, and in Megatron they share one; merge it (`swift export --merge_lora true`) "
                 "and train a new adapter on the merged model."
             )
+
+
+def _check_same_targets(folder: Path, names: Iterable[str], args) -> None:
+    """The layers that an adapter has must be those that the flags say; of other layers than these nothing is known."""
+    layers = {found["layer"] for name in names if (found := MATRIX.fullmatch(name))}
+    if args.target_regex or not layers <= MEGATRON_NAMES.keys():
+        return
+    there = {MEGATRON_NAMES[layer] for layer in layers}
+    given = args.target_modules if isinstance(args.target_modules, list) else []
+    wanted = set(MEGATRON_NAMES.values()) if "all-linear" in given else set(given)
+    if wanted <= set(MEGATRON_NAMES.values()) and wanted != there:
+        raise KDError(
+            f"--adapters {folder} has adapted {', '.join(sorted(layers))}, and --target_modules says "
+            f"{' '.join(given)}; give --target_modules {' '.join(sorted(there))}."
+        )

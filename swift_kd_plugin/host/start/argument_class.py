@@ -8,7 +8,7 @@ from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rows.datasets import locate_bad_row
 from swift_kd_plugin.host.rows.named_datasets import check_names, log_reports, register_named_datasets
-from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_targets
+from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
     check_models,
@@ -31,7 +31,7 @@ def extend_arguments(stock: type) -> type:
                 check_supported(self)
                 check_sampling(self)
             check_length(self)
-            check_targets(self)
+            check_lora(self)
             check_continued_adapter(self)
             check_teacher_adapters(self)
             if self.model and is_plain_folder(self.model):

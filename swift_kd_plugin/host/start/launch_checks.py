@@ -5,7 +5,8 @@ A rank takes seconds to import what it needs before it can say the same.
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
@@ -14,11 +15,12 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.config.mapping_files import read_mapping
 from swift_kd_plugin.config.typed_keys import suggest
-from swift_kd_plugin.data.files import why_not_opened
-from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_targets
-from swift_kd_plugin.host.start.megatron_flags import megatron_defaults, megatron_flags
+from swift_kd_plugin.data.files import is_local, why_not_opened
+from swift_kd_plugin.errors import NAME, KDError
+from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
+from swift_kd_plugin.host.start.megatron_flags import ALIASES, megatron_defaults, megatron_flags
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
     check_models,
@@ -28,34 +30,26 @@ from swift_kd_plugin.host.start.model_checks import (
 )
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
 
-# As trl, transformers and `swift sft` call them.
-ALIASES = {
-    "learning_rate": "lr",
-    "per_device_train_batch_size": "micro_batch_size",
-    "per_device_eval_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "global_batch_size",
-    "train_batch_size": "global_batch_size",
-    "max_steps": "train_iters",
-    "warmup_ratio": "lr_warmup_fraction",
-    "warmup_steps": "lr_warmup_iters",
-    "lr_scheduler_type": "lr_decay_style",
-    "max_grad_norm": "clip_grad",
-    "num_epochs": "num_train_epochs",
-    "train_type": "tuner_type",
-    "max_seq_length": "max_length",
-    "alpha": "kd_ce_alpha",
-}
-FOLDERS = ("mcore_model", "mcore_adapter", "adapters", "kd_teacher_adapters")
-DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".yaml", ".yml")
+# Folders and files of this machine, and what may be the id of a model on a hub, too.
+LOCAL_FOLDERS = ("mcore_model", "mcore_adapter", "mcore_ref_model", "mcore_ref_adapter", "kd_teacher_adapters")
+FOLDERS_OR_IDS = ("adapters", "ref_adapters", "cached_dataset", "cached_val_dataset")
+LOCAL_FILES = ("external_plugins", "custom_register_path", "custom_dataset_info")
+DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+SIZES = (
+    *("train_iters", "num_train_epochs", "micro_batch_size", "global_batch_size", "max_length"),
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
+    *("expert_model_parallel_size", "expert_tensor_parallel_size", "virtual_pipeline_model_parallel_size"),
+)
 WORDS = {"true": True, "false": False, "yes": True, "no": False, "t": True, "f": False, "y": True, "n": False}
 
 
-def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
+def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", keys: Container[str] = ()) -> None:
     """Raises KDError for what a rank would refuse later, or stumble over.
 
     Args:
         words: behind `megatron rlhf`.
         env: with what decides the number of processes.
+        file, keys: the flags that come from a file.
     """
     if not find_spec("transformer_engine") and env.get("SWIFT_KD_DEVICE") != "cpu":
         raise KDError(
@@ -64,36 +58,41 @@ def check_command(words: Sequence[str], env: Mapping[str, str]) -> None:
         )
     if {"-h", "--help"} & set(words):
         return
-    args = parse(words)
+    args = parse(words, file, keys)
     check_kd_flags(args)
+    _check_positive(args)
     check_models(args)
     check_files(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
-    check_targets(args)
+    check_lora(args)
     check_continued_adapter(args)
     check_teacher_adapters(args)
     check_sizes(args, processes_of(env))
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> argparse.Namespace:
     """The flags as ms-swift's parser will read them. Raises KDError as that one would."""
     flags = megatron_flags()
     given, unknown = _parser().parse_known_args(list(words))
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         meant = f" (here it is --{ALIASES[name]})" if name in ALIASES else suggest(name, flags)
+        if unknown[0].endswith((".yaml", ".yml", ".json")) and not unknown[0].startswith("-"):
+            raise KDError(f"{unknown[0]} does not exist; give an existing file, or flags.")
+        if name in keys:
+            raise KDError(f"{file}: unknown key {name!r}{meant}; see `megatron rlhf --help` for the flags.")
         raise KDError(f"unknown on the command line: {unknown[0]}{meant}; see `megatron rlhf --help` for the flags.")
     return argparse.Namespace(**megatron_defaults() | vars(given))
 
 
 @cache
 def _parser() -> argparse.ArgumentParser:
-    flags = megatron_flags()
+    flags, defaults = megatron_flags(), megatron_defaults()
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     for name, hint in flags.items():
         parser.add_argument(*_spellings(name), dest=name, **_reader_of(hint))
-        if bool in _options_of(hint) and f"no_{name}" not in flags:
+        if bool in _options_of(hint) and defaults[name] is True:
             parser.add_argument(*_spellings(f"no_{name}"), dest=name, action="store_false")
     return parser
 
@@ -150,30 +149,52 @@ def check_kd_flags(args: argparse.Namespace) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """Raises KDError for a file or folder that does not exist."""
-    for flag in ("dataset", "val_dataset", "cached_dataset"):
+    names = _names_of(args.kd_datasets)
+    for flag in ("dataset", "val_dataset"):
         for given in getattr(args, flag) or ():
-            _check_dataset(flag, given)
-    if args.kd_datasets and not Path(args.kd_datasets).expanduser().is_file():
-        raise _missing("kd_datasets", args.kd_datasets)
-    for flag in FOLDERS:
+            if given.rpartition("#")[0] not in names and given not in names:
+                _check_dataset(flag, given)
+    for flag in (*LOCAL_FOLDERS, *FOLDERS_OR_IDS):
         for folder in _as_list(getattr(args, flag)):
-            if _looks_local(folder) and not Path(folder).expanduser().is_dir():
+            if (flag in LOCAL_FOLDERS or is_local(folder)) and not Path(folder).expanduser().is_dir():
                 raise KDError(f"--{flag} {folder} does not exist; give an existing folder.")
+    for flag in LOCAL_FILES:
+        for file in _as_list(getattr(args, flag)):
+            if file != NAME and file.endswith((".py", ".json")) and not Path(file).expanduser().is_file():
+                raise _missing(flag, file)
+
+
+def _names_of(data_yaml: str | None) -> set[str]:
+    if data_yaml is None:
+        return set()
+    file = Path(data_yaml).expanduser()
+    if not file.is_file():
+        raise _missing("kd_datasets", data_yaml)
+    return {str(name) for name in read_mapping(file)}
 
 
 def _check_dataset(flag: str, given: str) -> None:
-    """Of a file, which may be followed by #ROWS; ids are looked up by ms-swift."""
-    name = given if os.path.exists(given) else given.rpartition("#")[0] or given
-    if (_looks_local(name) or name.lower().endswith(DATA_FILES)) and not Path(name).expanduser().exists():
+    """Of a file, which may be followed by #ROWS, or of a folder with :SUBSET#ROWS; ids are looked up by ms-swift."""
+    if re.match("(hf|ms)::", given, re.IGNORECASE):
+        return
+    name, number = given, ""
+    if not os.path.exists(given) and "#" in given:
+        name, _, number = given.rpartition("#")
+        if not number.strip().isdecimal():
+            raise KDError(f"--{flag} {given}: what stands behind # is no number of rows.")
+    file = Path(name).expanduser()
+    if file.is_file():
+        if file.suffix.lower() not in DATA_FILES:
+            raise KDError(f"--{flag} {name} is none of the files that are read: {', '.join(DATA_FILES)}.")
+    elif file.is_dir():
+        if name.lower().endswith(DATA_FILES):
+            raise _missing(flag, name)
+    elif not os.path.exists(name.partition(":")[0]) and (is_local(name) or name.lower().endswith(DATA_FILES)):
         raise _missing(flag, name)
 
 
 def _missing(flag: str, file: str) -> KDError:
     return KDError(f"--{flag} {why_not_opened(Path(file).expanduser(), FileNotFoundError())}")
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith(("/", ".", "~"))
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -182,17 +203,22 @@ def _as_list(value: Any) -> list[Any]:
 
 def processes_of(env: Mapping[str, str]) -> int | None:
     """Ranks of all machines; None where torchrun counts devices itself."""
+    if not env.keys() & {"NPROC_PER_NODE", "NNODES"}:  # one process, which another launcher may have started
+        return int(world) if (world := env.get("WORLD_SIZE", "1")).isdecimal() else None
     try:
         return int(env.get("NPROC_PER_NODE", "1")) * int(env.get("NNODES", "1"))
     except ValueError:
         return None
 
 
-def check_sizes(args: argparse.Namespace, processes: int | None) -> None:
-    """Raises KDError for a batch that cannot be cut, or a run of no steps."""
-    for flag in ("train_iters", "num_train_epochs", "micro_batch_size", "global_batch_size"):
+def _check_positive(args: argparse.Namespace) -> None:
+    for flag in SIZES:
         if (value := getattr(args, flag)) is not None and value < 1:
             raise KDError(f"--{flag} {value} must be at least 1.")
+
+
+def check_sizes(args: argparse.Namespace, processes: int | None) -> None:
+    """Raises KDError for a batch that cannot be cut, or a run of no steps."""
     if args.train_iters is None and args.num_train_epochs is None:
         raise KDError("nothing says how long to train; give --num_train_epochs or --train_iters.")
     if processes is not None:
@@ -207,6 +233,12 @@ def _check_batches(args: argparse.Namespace, processes: int) -> None:
             f"--tensor_model_parallel_size {tp} x --pipeline_model_parallel_size {pp} x --context_parallel_size {cp} "
             f"does not divide the {processes} processes (NPROC_PER_NODE x NNODES)."
         )
+    ep, etp = args.expert_model_parallel_size, args.expert_tensor_parallel_size or 1
+    if processes % (ep * etp * pp):
+        raise KDError(
+            f"--expert_model_parallel_size {ep} x --pipeline_model_parallel_size {pp} x --expert_tensor_parallel_size "
+            f"{etp} does not divide the {processes} processes (NPROC_PER_NODE x NNODES)."
+        )
     replicas = processes // (tp * pp * cp)
     if args.global_batch_size % (args.micro_batch_size * replicas):
         raise KDError(
@@ -217,14 +249,24 @@ def _check_batches(args: argparse.Namespace, processes: int) -> None:
 
 def _check_rows(args: argparse.Namespace) -> None:
     """Counts no further than it must."""
-    if args.train_iters is not None or args.streaming:
-        return
-    enough = -(-args.global_batch_size // args.num_train_epochs)
+    enough = 1 if args.train_iters is not None else -(-args.global_batch_size // args.num_train_epochs)
+    uncounted = args.streaming or args.cached_dataset or args.interleave_prob
+    if args.dataset and not uncounted and (rows := _count_rows(args.dataset, enough)) is not None:
+        if not rows:
+            raise KDError(f"--dataset {args.dataset[0]} has no rows.")
+        if rows < enough:
+            raise KDError(too_few_rows(rows, args))
+    for given in args.val_dataset or ():
+        if _count_rows([given], 1) == 0:
+            raise KDError(f"--val_dataset {given} has no rows.")
+
+
+def _count_rows(files: Sequence[str], enough: int) -> int | None:
+    """Rows of .jsonl files, at most `enough` of each; None if one of them is something else."""
     rows = 0
-    for given in args.dataset or ():
+    for given in files:
         if not (given.endswith(".jsonl") and os.path.isfile(given)):
-            return
+            return None
         with open(given, "rb") as lines:
             rows += sum(1 for line in islice((line for line in lines if line.strip()), enough))
-    if args.dataset and rows < enough:
-        raise KDError(too_few_rows(rows, args))
+    return rows

@@ -14,6 +14,24 @@ from swift_kd_plugin.errors import KDError
 
 ARGUMENTS = "MegatronRLHFArguments"
 FOLDERS = ("megatron/arguments", "arguments", "rlhf_trainers", "ray_utils")
+# As trl, transformers and `swift sft` call them.
+ALIASES = {
+    "learning_rate": "lr",
+    "per_device_train_batch_size": "micro_batch_size",
+    "per_device_eval_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "global_batch_size",
+    "train_batch_size": "global_batch_size",
+    "max_steps": "train_iters",
+    "resume_from_checkpoint": "mcore_model",
+    "warmup_ratio": "lr_warmup_fraction",
+    "warmup_steps": "lr_warmup_iters",
+    "lr_scheduler_type": "lr_decay_style",
+    "max_grad_norm": "clip_grad",
+    "num_epochs": "num_train_epochs",
+    "train_type": "tuner_type",
+    "max_seq_length": "max_length",
+    "alpha": "kd_ce_alpha",
+}
 # What annotations may name. A dtype is written as a text.
 NAMES = {**vars(typing), "torch": SimpleNamespace(dtype=str)}
 
@@ -52,12 +70,13 @@ def _declarations() -> dict[str, ast.AnnAssign]:
 
 
 def _default_of(value: ast.expr | None) -> Any:
-    """Of `name: hint = value`, where the value is written out or an empty list or dict is made for each."""
+    """Of `name: hint = value`, where the value is written out, or a list or dict is made for each."""
     if isinstance(value, ast.Call):
         given = {keyword.arg: keyword.value for keyword in value.keywords}
-        if isinstance(made := given.get("default_factory"), ast.Name):
+        made = given.get("default_factory")
+        if isinstance(made, ast.Name):
             return {"list": [], "dict": {}}.get(made.id)
-        value = given.get("default")
+        value = made.body if isinstance(made, ast.Lambda) else given.get("default")
     try:
         return None if value is None else ast.literal_eval(value)
     except ValueError:

@@ -3,6 +3,7 @@
 import json
 import os
 
+from swift_kd_plugin.data.files import is_local
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import VLLM_HOTTEST
 
@@ -17,6 +18,8 @@ def is_plain_folder(path: str) -> bool:
 
 def check_models(args) -> None:
     """Raises KDError if --model or --teacher_model is a missing folder or does not fit the parallel layout."""
+    if not any((args.model, args.mcore_model, args.mcore_adapter, args.adapters)):
+        raise KDError("--model is missing; give a folder or the id of a model on a hub.")
     for flag in ("model", "teacher_model"):
         path = getattr(args, flag, None)
         if not path:
@@ -68,6 +71,8 @@ def too_few_rows(rows: int, args) -> str:
 
 def check_supported(args) -> None:
     """Raises KDError for what distillation would do wrong without a word."""
+    if str(args.torch_dtype).removeprefix("torch.") == "float32" and args.fp16 is None and args.bf16 is None:
+        raise KDError("--torch_dtype float32 trains in fp16; add --fp16 false --bf16 false to train in float32.")
     if args.mtp_num_layers:
         raise KDError(
             "--mtp_num_layers: distillation gives the multi-token prediction layers no loss, so they would be saved "
@@ -91,8 +96,10 @@ def _attention_knows_partition() -> bool:
 
 
 def _check_folder(flag: str, path: str) -> None:
+    folder, colon, part = path.rpartition(":")
+    path = os.path.expanduser(os.path.join(folder, part) if colon and os.path.isdir(folder) else path)
     if not os.path.isdir(path):
-        if path.startswith(("/", ".", "~")):
+        if is_local(path):
             raise KDError(f"--{flag} {path} does not exist; give an existing folder or the id of a model on a hub.")
         return
     if not os.path.exists(os.path.join(path, "config.json")):
@@ -100,15 +107,20 @@ def _check_folder(flag: str, path: str) -> None:
 
 
 def _read_config(path: str) -> dict | None:
-    file = os.path.join(path, "config.json")
+    file = os.path.join(os.path.expanduser(path), "config.json")
     if not os.path.exists(file):
         return None
     try:
         with open(file, encoding="utf-8") as stream:
             config = json.load(stream)
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise KDError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
         raise KDError(f"{file} is not valid JSON: {error}.") from error
-    return config.get("text_config", config)
+    if not isinstance(config, dict):
+        raise KDError(f"{file} holds no object; give the folder of a Hugging Face model.")
+    text_config = config.get("text_config", config)
+    return text_config if isinstance(text_config, dict) else config
 
 
 def _check_layout(args, path: str, config: dict) -> None:
@@ -117,6 +129,7 @@ def _check_layout(args, path: str, config: dict) -> None:
         args.pipeline_model_parallel_size,
         args.expert_model_parallel_size,
     )
+    config = {name: value for name, value in config.items() if type(value) is int}
     heads = config.get("num_attention_heads")
     groups = config.get("num_key_value_heads", heads)
     layers = config.get("num_hidden_layers")

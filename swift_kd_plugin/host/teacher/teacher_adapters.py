@@ -21,7 +21,7 @@ from torch import Tensor
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import PREFIX, WEIGHTS
-from swift_kd_plugin.host.teacher.adapter_files import read_settings, read_targets, refuse_tied
+from swift_kd_plugin.host.teacher.adapter_files import read_mergeable, read_targets, refuse_tied
 
 logger = get_logger()
 SCALES = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -89,7 +89,7 @@ def read_adapters(folders: list[str]) -> dict[str, list[Delta]]:
     """
     deltas = defaultdict(list)
     for folder in folders:
-        settings = read_settings(folder)
+        settings = read_mergeable(folder)
         config = LoraConfig(**{name: settings[name] for name in SCALES if settings.get(name) is not None})
         for key in read_targets(folder):
             deltas[f"{key.removeprefix(PREFIX)}.weight"].append(Delta(folder, key, scale_of(config, key)))

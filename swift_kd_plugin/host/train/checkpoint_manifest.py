@@ -6,13 +6,15 @@ import re
 import shutil
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from swift_kd_plugin.data.files import move_aside, write_atomically
 from swift_kd_plugin.errors import KDError
 
 MANIFEST = "kd_files.json"
 MERGED = "-merged"
-NAME = re.compile(r"checkpoint-(\d+)")
+LAST = "last-checkpoint"  # ms-swift's link to the checkpoint that was written whole last
+NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")  # as ms-swift writes it
 # Writers in Rust and C++ (safetensors, torch) report a full disk in their own exceptions.
 WRITE_FAILURE = re.compile(r"No space left on device|File too large|Disk quota exceeded|failed writing file")
 
@@ -23,7 +25,7 @@ class State(Enum):
     WHOLE = "all files are there that were written"
     UNFINISHED = "its writer did not come to the end"
     DAMAGED = "a file is missing or has another size than was written"
-    UNKNOWN = "it was written without the plugin, or asynchronously"
+    UNKNOWN = "nothing but ms-swift's link can tell"
 
 
 def step_of(folder: Path) -> int | None:
@@ -38,7 +40,7 @@ def begin(folder: Path) -> Path | None:
     old = [place for place in (folder, merged(folder)) if place.is_dir() and any(place.iterdir())]
     aside = move_aside(folder.parent, old) if old else None
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, None)
+    _write(folder, None, linked_before=linked(folder.parent) == folder)
     return aside
 
 
@@ -52,15 +54,47 @@ def finish(folder: Path) -> None:
 def state_of(folder: Path) -> State:
     """What a checkpoint's own files say."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
     except FileNotFoundError:
         return State.UNKNOWN
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State.DAMAGED
     if files is None:
-        return State.UNFINISHED
-    present = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    return State.WHOLE if files.items() <= present.items() else State.DAMAGED
+        # A link that was set after the writing had begun was set when all was written.
+        new_link = linked(folder.parent) == folder and not manifest.get("linked_before")
+        return State.UNKNOWN if new_link else State.UNFINISHED
+    return State.DAMAGED if first_damage(folder, files) else State.WHOLE
+
+
+def first_damage(folder: Path, files: Any) -> str | None:
+    """What is wrong with a checkpoint, held against the sizes in its manifest; None if nothing is."""
+    if not isinstance(files, dict) or not files:
+        return f"{MANIFEST} lists no files"
+    for name, size in sorted(files.items()):
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if found != size:
+            return f"{name} has {found:,} bytes in place of {size:,}"
+        if not os.access(folder / name, os.R_OK):
+            return f"{name} may not be read"
+    return None
+
+
+def describe_damage(folder: Path) -> str:
+    """A damaged checkpoint's reason, in words."""
+    try:
+        return first_damage(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) or ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"{MANIFEST} cannot be read"
+
+
+def linked(folder: Path) -> Path | None:
+    """The checkpoint that ms-swift's link in a run's folder names, whether it is there or not."""
+    link = folder / LAST
+    return folder / Path(os.readlink(link)).name if link.is_symlink() else None
 
 
 def merged(folder: Path) -> Path:
@@ -68,20 +102,26 @@ def merged(folder: Path) -> Path:
     return folder.with_name(folder.name + MERGED)
 
 
-def describe_failed_save(error: Exception, folder: Path, last_good: str | None, is_owner: bool) -> Exception:
-    """Takes what was half-written away (on the owning rank) and returns the exception to raise."""
-    if is_owner and state_of(folder) is State.UNFINISHED:
+def describe_failed_save(error: BaseException, folder: Path, last_good: str | None, began: bool) -> BaseException:
+    """Takes what was half-written away and returns the exception to raise.
+
+    Args:
+        last_good: the checkpoint before it, if that is known to be whole.
+        began: whether this rank has begun the checkpoint, so that what is there is its own.
+    """
+    if began:
         for place in (folder, merged(folder)):
             shutil.rmtree(place, ignore_errors=True)
     reason = _find_write_failure(error)
     if reason is None:
         return error
-    kept = f"the last good checkpoint is {last_good}" if last_good else "there is no earlier checkpoint"
-    return KDError(f"Writing {folder} failed ({reason}); the half-written folder is removed, {kept}.")
+    said = ["the half-written folder is removed"] if began else []
+    said += [f"the last good checkpoint is {last_good}"] if last_good else []
+    return KDError(f"Writing {folder} failed ({reason}); {', '.join([*said, 'make room'])}.")
 
 
-def _write(folder: Path, files: dict[str, int] | None) -> None:
-    write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+def _write(folder: Path, files: dict[str, int] | None, **more: bool) -> None:
+    write_atomically(folder / MANIFEST, json.dumps({"files": files, **more}, indent=1) + "\n")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_attr_wrapped_model
 from swift.megatron.utils import get_padding_to
 from swift.utils import get_logger, is_master, to_device
+from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rollout.completions import keep_prompts
@@ -28,6 +29,7 @@ from swift_kd_plugin.host.teacher.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.teacher.teacher_server import score_remotely
 from swift_kd_plugin.host.teacher.vocabulary import check_same_tokens, read_vocabularies
 from swift_kd_plugin.host.train import checkpoint_manifest
+from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.train.loss_inputs import choose_roads
 from swift_kd_plugin.host.train.memory_report import MemoryReport
@@ -52,6 +54,7 @@ class KDTrainer(RolloutHooks):
     def __init__(self, args, template, **kwargs):
         self.stock_loss = args.kd_divergence == "stock"
         super().__init__(args, template, **kwargs)
+        apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
         self.train_seconds = 0.0
         self.memory_report = MemoryReport(payload_on_host=args.kd_teacher_payload_device == "cpu")
         if self.stock_loss:
@@ -232,17 +235,22 @@ class KDTrainer(RolloutHooks):
 
     def save_checkpoint(self) -> None:
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.iteration}")
-        last_good, says_itself = self.state.last_model_checkpoint, not self.args.async_save
+        last_good = None if self.args.async_save else self.state.last_model_checkpoint
+        owns = is_master() and not self.args.async_save
+        began = False
         try:
-            if says_itself and is_master() and (aside := checkpoint_manifest.begin(folder)):
-                logger.info(f"What stood in {folder} is now in {aside}.")
+            if owns:
+                aside = checkpoint_manifest.begin(folder)
+                began = True
+                if aside:
+                    logger.info(f"What stood in {folder} is now in {aside}.")
             torch.distributed.barrier()
             super().save_checkpoint()
             torch.distributed.barrier()
-            if says_itself and is_master():
+            if owns:
                 checkpoint_manifest.finish(folder)
-        except Exception as error:
-            raise checkpoint_manifest.describe_failed_save(error, folder, last_good, is_master()) from error
+        except (Exception, CheckpointException) as error:
+            raise checkpoint_manifest.describe_failed_save(error, folder, last_good, began) from error
 
     def merge_lora_adapters(self, adapter_name: str = ADAPTER) -> None:
         self.merged_export = MergedExport(self.bridge, self.unwrapped_models)

@@ -8,6 +8,7 @@ import pytest
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.start.megatron_flags import megatron_defaults
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -15,17 +16,7 @@ pytestmark = pytest.mark.usefixtures("cpu_backend")
 def make_args(folder, **changes):
     config = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4, **changes.pop("config", {})}
     (folder / "config.json").write_text(json.dumps(config))
-    defaults = {
-        "model": str(folder),
-        "teacher_model": None,
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "expert_model_parallel_size": 1,
-        "context_parallel_size": 1,
-        "cp_partition_mode": "zigzag",
-        "max_length": None,
-    }
-    return SimpleNamespace(**{**defaults, **changes})
+    return SimpleNamespace(**{**megatron_defaults(), "model": str(folder), **changes})
 
 
 @pytest.mark.parametrize(
@@ -223,9 +214,9 @@ def test_a_temperature_that_vllm_refuses_is_refused_before_it_starts():
 def test_multi_token_prediction_is_refused():
     from swift_kd_plugin.host.start.model_checks import check_supported
 
-    check_supported(SimpleNamespace(mtp_num_layers=None))
+    check_supported(SimpleNamespace(**megatron_defaults()))
     with pytest.raises(ValueError, match="would be saved untrained"):
-        check_supported(SimpleNamespace(mtp_num_layers=1))
+        check_supported(SimpleNamespace(**{**megatron_defaults(), "mtp_num_layers": 1}))
 
 
 def test_the_defaults_have_one_home_and_a_help_text():

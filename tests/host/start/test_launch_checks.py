@@ -10,7 +10,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.start.launch_checks import check_command, parse
 from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from tests.json_lines import write_json_lines
-from tests.paths import BASE_MODEL
+from tests.paths import BASE_MODEL, EXAMPLES
 
 CPU = {"SWIFT_KD_DEVICE": "cpu"}
 
@@ -86,26 +86,47 @@ def test_every_flag_is_known_in_every_spelling():
         ),
         ({"val_dataset": "/none#100"}, "--val_dataset /none does not exist"),
         (
-            {"target_modules": ["all-linear", "all-embedding"]},
-            "--target_modules all-embedding: Megatron's embedding and",
+            {"tuner_type": "lora", "target_modules": ["all-linear", "all-embedding"]},
+            "--target_modules all-embedding: Megatron's embedding and output layer take no adapter",
         ),
         (
-            {"target_modules": "output_layer"},
-            "--target_modules output_layer: Megatron's embedding and output layer take",
+            {"tuner_type": "lora", "target_regex": ".*output_layer|.*linear_qkv"},
+            "--target_regex output_layer: Megatron's embedding and",
+        ),
+        ({"tuner_type": "lora", "target_regex": "("}, "--target_regex '(' is no regular expression: missing )"),
+        ({"tuner_type": "lora", "lora_rank": 0}, "--lora_rank 0 must be at least 1."),
+        ({"tuner_type": "lora", "lora_bias": "all"}, "--lora_bias all: ms-swift trains biases and saves none of them"),
+        ({"tuner_type": "lora", "expert_tensor_parallel_size": 2}, "--expert_tensor_parallel_size above 1: Megatron's"),
+        ({"tuner_type": "lora", "modules_to_save": "linear_qkv"}, "--modules_to_save linear_qkv: ms-swift does not sa"),
+        ({"tuner_type": "lora", "modules_to_save": "router"}, "--modules_to_save router: ms-swift does not save this"),
+        (
+            {"tuner_type": "lora", "target_modules": ["all-linear", "all-router"]},
+            "--target_modules all-router stays in the router when the adapter is switched off, and with LoRA and the s",
         ),
         (
-            {"tuner_type": "lora", "lora_bias": "all"},
-            "--lora_bias all trains biases of the base model, and with LoRA and the same --teacher_model the teacher",
+            {"tuner_type": "lora", "mcore_model": BASE_MODEL},
+            f"--mcore_model {BASE_MODEL} is loaded in its place, and with LoRA and the same --teacher_model as --model",
         ),
         (
             {"kd_teacher_adapters": BASE_MODEL},
-            f"--kd_teacher_adapters: {BASE_MODEL} has no adapter_config.json; give the folder of a PEFT LoRA adapter.",
+            f"--kd_teacher_adapters {BASE_MODEL} has no adapter_config.json; give the folder of a PEFT adapter.",
         ),
         (
             {"tuner_type": "lora", "kd_teacher_adapters": BASE_MODEL},
             "there is no model to merge others into; give the teacher as another folder.",
         ),
         ({"teacher_model": None, "kd_teacher_adapters": BASE_MODEL}, "give one with --teacher_model (a server loads"),
+        ({"tensor_model_parallel_size": 0}, "--tensor_model_parallel_size 0 must be at least 1."),
+        ({"max_length": 0}, "--max_length 0 must be at least 1."),
+        ({"expert_model_parallel_size": 3}, "--expert_model_parallel_size 3 x --pipeline_model_parallel_size 1"),
+        ({"mcore_model": "out/checkpoint-4"}, "--mcore_model out/checkpoint-4 does not exist"),
+        ({"model": "output/run/checkpoint-4"}, "--model output/run/checkpoint-4 does not exist"),
+        ({"model": None}, "--model is missing; give a folder or the id of a model on a hub."),
+        ({"external_plugins": ["swift_kd_plugin", "none.py"]}, "--external_plugins none.py does not exist"),
+        ({"dataset": "rows.jsonl#many"}, "--dataset rows.jsonl#many: what stands behind # is no number of rows"),
+        ({"dataset": EXAMPLES / "README.md"}, "README.md is none of the files that are read"),
+        ({"torch_dtype": "float32"}, "--torch_dtype float32 trains in fp16; add --fp16 false --bf16 false"),
+        ({"resume_from_checkpoint": "x"}, "--resume_from_checkpoint (here it is --mcore_model)"),
         ({"kd_lambda": 7}, "--kd_lambda is 7.0; it must lie between 0 and 1."),
         ({"kd_beta": 0.3, "kd_divergence": "skew_kl"}, "--kd_beta belongs to --kd_divergence jsd."),
         ({"kd_ce_alpha_final": 0.5}, "--kd_ce_alpha_final is where a schedule ends; say with --kd_ce_alpha where it"),
@@ -167,26 +188,32 @@ def test_an_adapter_of_one_end_of_a_tied_teacher_is_refused(words, tmp_path):
             check_command(given, CPU)
 
 
-def write_adapter(folder, **layers: int) -> None:
+def write_adapter(folder, settings: dict | None = None, **layers: int) -> None:
     """lora_A of layers by name, alike where the numbers are."""
     folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **(settings or {})}))
     place = "base_model.model.model.layers.0.self_attn"
     matrices = {f"{place}.{name}.lora_A.weight": torch.full([2, 4], float(value)) for name, value in layers.items()}
     save_file(matrices, folder / "adapter_model.safetensors")
 
 
+ALL = {"q_proj": 1, "k_proj": 1, "v_proj": 1, "gate_proj": 2, "up_proj": 2, "o_proj": 3, "down_proj": 4}
+
+
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ({"q_proj": 1, "k_proj": 1, "v_proj": 1, "gate_proj": 2, "up_proj": 2, "o_proj": 3}, None),
-        ({"q_proj": 1, "k_proj": 1, "o_proj": 3}, None),
-        (
-            {"q_proj": 1, "k_proj": 2, "v_proj": 1},
-            "q_proj and k_proj of base_model.model.model.layers.0.self_attn ha",
-        ),
-        ({"q_proj": 1, "k_proj": 1, "v_proj": 2}, "q_proj and v_proj of"),
-        ({"gate_proj": 1, "up_proj": 2}, "gate_proj and up_proj of"),
+        (ALL, None),
+        ({**ALL, "k_proj": 2}, "q_proj and k_proj of base_model.model.model.layers.0.self_attn have a lora_A each"),
+        ({**ALL, "v_proj": 2}, "q_proj and v_proj of"),
+        ({**ALL, "up_proj": 1}, "gate_proj and up_proj of"),
         ({"q_proj": 1}, "are not both adapted (k_proj is not), as PEFT and `swift sft` make them"),
+        (
+            {"o_proj": 1, "down_proj": 2},
+            "has adapted down_proj, o_proj, and --target_modules says all-linear; give --target_modules linear_fc2 lin",
+        ),
+        ({"q_proj": 1, "k_proj": 1}, "give --target_modules linear_qkv."),
+        ({**ALL, "gate": 1}, None),  # of layers that are not known nothing is said
     ],
 )
 def test_an_adapter_that_megatron_cannot_hold_is_refused(words, tmp_path, layers, said):
@@ -196,3 +223,103 @@ def test_an_adapter_that_megatron_cannot_hold_is_refused(words, tmp_path, layers
         check_command(given, CPU)
     else:
         assert said in message(given)
+
+
+def test_an_adapter_of_some_layers_goes_on_with_their_names(words, tmp_path):
+    write_adapter(tmp_path / "adapter", o_proj=1, down_proj=2)
+    check_command(words(adapters=tmp_path / "adapter", target_modules=["linear_proj", "linear_fc2"]), CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "has use_dora True, which Megatron's LoRA does not have; merge it"),
+        ({"init_lora_weights": "pissa"}, "was started from pissa, which changes the base model"),
+        ({"alpha_pattern": {"q_proj": 4}}, "has alpha_pattern {'q_proj': 4}"),
+        ({"rank_pattern": {"q_proj": 4}}, "has rank_pattern"),
+        ({"lora_bias": True}, "has lora_bias True"),
+        ({"bias": "all"}, "has bias 'all'"),
+        ({"peft_type": "IA3"}, "is IA3 and not LoRA"),
+        ({"modules_to_save": ["lm_head"]}, "has trained lm_head as a whole, which would be left out"),
+        ({"use_rslora": True, "lora_dropout": 0.1}, None),
+    ],
+)
+def test_an_adapter_that_would_be_another_model_is_refused(words, tmp_path, settings, said):
+    write_adapter(tmp_path / "adapter", settings, **ALL)
+    given = words(adapters=tmp_path / "adapter")
+    if said is None:
+        check_command(given, CPU)
+    else:
+        assert said in message(given)
+
+
+def test_an_adapter_whose_files_are_damaged_is_named(words, tmp_path):
+    write_adapter(tmp_path / "adapter", **ALL)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    for flag in ("adapters", "kd_teacher_adapters"):
+        assert f"{weights} cannot be read" in message(words(**{flag: tmp_path / "adapter"}))
+    weights.unlink()
+    assert "has no adapter_model.safetensors" in message(words(adapters=tmp_path / "adapter"))
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{")
+    assert "adapter_config.json cannot be read" in message(words(adapters=tmp_path / "adapter"))
+    said = message(words(adapters="output/lora/checkpoint-44"))
+    assert said == "--adapters output/lora/checkpoint-44 does not exist; give an existing folder."
+
+
+def test_an_embedding_that_is_the_output_layer_is_not_saved_beside_an_adapter(words, tmp_path):
+    for tied in (True, False):
+        model = tmp_path / f"tied_{tied}"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        given = words(model=model, tuner_type="lora", modules_to_save="word_embeddings")
+        if tied:
+            assert f"the embedding of {model} is its output layer, too" in message(given)
+        else:
+            check_command(given, CPU)
+
+
+BROKEN_CONFIGS = ["[1]", "null", "{", '{"num_attention_heads": "4", "num_key_value_heads": [1]}', b"\xff\xfe{}"]
+
+
+@pytest.mark.parametrize("content", BROKEN_CONFIGS)
+def test_a_config_that_is_none_is_one_sentence_or_left_to_who_reads_it(words, tmp_path, content):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    if "heads" in str(content):
+        check_command(words(model=model), CPU)
+    else:
+        assert f"{model}/config.json" in message(words(model=model))
+
+
+def test_what_ms_swift_understands_is_not_refused(words, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("{}\n")
+    (tmp_path / "data.yaml").write_text("pairs.jsonl: {type: rows, source: rows.jsonl}\n")
+    monkeypatch.setenv("HOME", str(BASE_MODEL.parent))
+    check_command(words(model=f"~/{BASE_MODEL.name}", teacher_model=f"~/{BASE_MODEL.name}"), CPU)
+    check_command(words(dataset=[f"{folder}:default", f"{folder}:default#10"]), CPU)
+    check_command(words(dataset="pairs.jsonl", kd_datasets=tmp_path / "data.yaml"), CPU)
+    check_command(words(dataset="hf::user/foo.json"), CPU)
+    check_command(words(tensor_model_parallel_size=2), {**CPU, "RANK": "0", "WORLD_SIZE": "2"})
+    epochs = {"train_iters": None, "num_train_epochs": 1}
+    check_command(words(**epochs, cached_dataset=folder), CPU)
+    check_command(words(**epochs, dataset=[tmp_path / "rows.jsonl"] * 2, interleave_prob=[0.5, 0.5]), CPU)
+    for word in ("--no_moe", "--no_enable"):  # as far as they are clear
+        with pytest.raises(KDError, match=r"ambiguous|unknown"):
+            parse([word, "true"])
+
+
+def test_one_negation_is_that_of_the_parser():
+    """--no_X is a flag where X is true by default, and nowhere else."""
+    assert parse(["--no_use_vllm"]).use_vllm is False
+    with pytest.raises(KDError, match="unknown on the command line: --no_sequence_parallel"):
+        parse(["--no_sequence_parallel"])
+
+
+def test_a_flag_from_a_file_is_a_key_of_it(words):
+    with pytest.raises(KDError, match=r"^run.yaml: unknown key 'lrr' \(did you mean 'lr'\?\)"):
+        check_command(words(lrr=1), CPU, "run.yaml", {"lrr": 1})
+    assert message(["none.yaml"]) == "none.yaml does not exist; give an existing file, or flags."

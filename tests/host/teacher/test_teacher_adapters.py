@@ -58,7 +58,7 @@ def test_a_delta_is_scaled_as_peft_scales_it(tmp_path, settings, scale):
         ({"fan_in_fan_out": True}, "has fan_in_fan_out True"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "has target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "was started from pissa_niter_4, which changes the base model"),
-        ({"peft_type": "IA3"}, "is IA3, and only LoRA can be merged"),
+        ({"peft_type": "IA3"}, "is IA3 and not LoRA, which cannot be merged"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_is_refused(tmp_path, settings, message):
@@ -79,7 +79,7 @@ def test_a_tensor_that_would_be_lost_is_refused(tmp_path):
 def test_what_is_no_adapter(tmp_path):
     from swift_kd_plugin.host.teacher.teacher_adapters import read_adapters
 
-    with pytest.raises(KDError, match="missing is not a folder"):
+    with pytest.raises(KDError, match="missing is no folder"):
         read_adapters([str(tmp_path / "missing")])
     with pytest.raises(KDError, match=r"has no adapter_config.json"):
         read_adapters([str(tmp_path)])
