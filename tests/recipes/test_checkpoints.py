@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.train.checkpoint_manifest import State, begin, describe_failed_save, merged, state_of
@@ -183,6 +184,15 @@ def test_a_failed_save_takes_away_what_it_has_made_and_nothing_else(stage):
         assert (stage / "checkpoint-6").exists() is left
         assert ("the half-written folder is removed" in said) is began
         assert said.endswith("the last good checkpoint is checkpoint-4, make room.")
+
+
+def test_what_a_full_disk_makes_torch_say_is_said_in_words(stage):
+    torch_says = "Worker failure: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+    error = CheckpointException("save", {0: (RuntimeError(torch_says), None)})
+    said = str(describe_failed_save(error, stage / "checkpoint-6", None, began=True))
+    assert said.endswith(
+        "failed (a file was not taken to its end, as by a full disk); the half-written folder is removed, make room."
+    )
 
 
 def test_a_divergence_that_is_no_number_is_not_the_best(stage):

@@ -101,7 +101,9 @@ def test_torchrun_starts_where_the_default_port_is_in_use(default_port_in_use, t
     env = environment(2)
     del env["MASTER_PORT"]
     (tmp_path / "say.py").write_text("import os\nprint('rank', os.environ['RANK'], flush=True)\nraise SystemExit(3)\n")
-    code, log, _ = run_command(command(str(tmp_path / "say.py"), "--train_iters", "1", "--lmbda", "0"), tmp_path, env)
+    code, log, _ = run_command(
+        command(str(tmp_path / "say.py"), "--train_iters", "1", "--lmbda", "0", "--model", "x"), tmp_path, env
+    )
     assert code == 1
     assert "rank 0" in log or "rank 1" in log, log
 

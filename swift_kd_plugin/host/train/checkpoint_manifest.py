@@ -17,6 +17,7 @@ LAST = "last-checkpoint"  # ms-swift's link to the checkpoint that was written w
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")  # as ms-swift writes it
 # Writers in Rust and C++ (safetensors, torch) report a full disk in their own exceptions.
 WRITE_FAILURE = re.compile(r"No space left on device|File too large|Disk quota exceeded|failed writing file")
+CUT_OFF = re.compile(r"inline_container.*unexpected pos")  # torch's word for a file that the disk did not take wholly
 
 
 class State(Enum):
@@ -134,6 +135,8 @@ def _find_write_failure(error: BaseException | None) -> str | None:
         found = WRITE_FAILURE.search(str(error))
         if found:
             return found[0]
+        if CUT_OFF.search(str(error)):
+            return "a file was not taken to its end, as by a full disk"
         if isinstance(error, OSError):
             return error.strerror or str(error)
         error = error.__cause__ or error.__context__
