@@ -4,8 +4,10 @@ import copy
 
 from swift.rlhf_trainers.utils import get_response_prefix_ids
 
+from swift_kd_plugin.data.columns import TEACHER_COLUMNS
+from swift_kd_plugin.data.think_block import CLOSE, OPEN
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.samples.think_tokens import END, START, count_newlines
+from swift_kd_plugin.host.samples.think_tokens import count_newlines
 
 KWARGS = "chat_template_kwargs"
 
@@ -16,13 +18,14 @@ def ask_teacher(sample: KDSample) -> KDSample:
     asked.messages = sample.teacher_prompt_messages()
     asked.extra = dict(sample.extra)
     asked.response_token_ids, asked.response_loss_mask = [], []
-    asked.teacher_view = asked.teacher_prompt = asked.teacher_messages = None
-    if sample.teacher_tools is not None:
-        asked.tools = sample.teacher_tools
-    if sample.teacher_images is not None:
-        asked.images, asked.teacher_images = sample.teacher_images, None
-    if sample.teacher_chat_template_kwargs is not None:
-        asked.extra[KWARGS] = sample.teacher_chat_template_kwargs
+    asked.teacher_view = asked.teacher_prompt = None
+    for name in TEACHER_COLUMNS:
+        setattr(asked, name, None)
+    for name, value in sample.teachers_own().items():
+        if hasattr(asked, name):
+            setattr(asked, name, value)
+        else:
+            asked.extra[name] = value
     return asked
 
 
@@ -33,15 +36,15 @@ def take_teacher_response(sample: KDSample, answer: KDSample, template) -> None:
     `teacher_thought`), and the empty think block of a teacher that does not think goes in front of the answer. A
     thought that met the length limit before an answer began leaves nothing to learn: the sample has no loss then.
     """
-    (ids,) = answer.response_token_ids if _is_nested(answer.response_token_ids) else (answer.response_token_ids,)
+    (ids,) = answer.turns_of_ids
     student = _prefix(sample, template)
     teacher = _prefix(answer, template)
     decode = template.tokenizer.decode
     thought, mask = None, [1] * len(ids)
-    if END in decode(student) and END not in decode(teacher):
+    if CLOSE in decode(student) and CLOSE not in decode(teacher):
         thought, count = _split_thought(teacher, ids, template.tokenizer)
         ids, mask = ids[count:], mask[count:]
-    elif END in decode(teacher) and END not in decode(student):
+    elif CLOSE in decode(teacher) and CLOSE not in decode(student):
         before = teacher[len(student) :] if teacher[: len(student)] == student else teacher
         ids, mask = [*before, *ids], [0] * len(before) + mask
     content = answer.messages[-1]["content"] if thought is None else decode(ids, skip_special_tokens=True)
@@ -54,10 +57,6 @@ def take_teacher_response(sample: KDSample, answer: KDSample, template) -> None:
     sample.left_out = not ids
 
 
-def _is_nested(ids: list) -> bool:
-    return bool(ids) and not isinstance(ids[0], int)
-
-
 def _prefix(sample: KDSample, template) -> list[int]:
     """What the template puts between prompt and response: an empty think block, the start of one, or nothing."""
     return get_response_prefix_ids(template, chat_template_kwargs=sample.extra.get(KWARGS) or {}) or []
@@ -65,10 +64,10 @@ def _prefix(sample: KDSample, template) -> list[int]:
 
 def _split_thought(prefix: list[int], ids: list[int], tokenizer) -> tuple[str | None, int]:
     """A thinking teacher's thought, and how many of the sampled ids it takes; None and 0 where there is none."""
-    end = tokenizer.convert_tokens_to_ids(END)
+    end = tokenizer.convert_tokens_to_ids(CLOSE)
     if end not in ids:
-        opened = START in tokenizer.decode([*prefix, *ids])
+        opened = OPEN in tokenizer.decode([*prefix, *ids])
         return ("", len(ids)) if opened else (None, 0)
     count = ids.index(end)
-    thought = tokenizer.decode([*prefix, *ids[:count]]).partition(START)[2]
+    thought = tokenizer.decode([*prefix, *ids[:count]]).partition(OPEN)[2]
     return thought.strip("\n"), count + 1 + count_newlines(ids[count + 1 :], tokenizer)

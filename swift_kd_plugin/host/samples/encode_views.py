@@ -50,10 +50,9 @@ def teacher_requests(samples: list[KDSample], template) -> list:
     """Requests to a teacher's server, which score the samples in the teacher's view."""
     requests = build_teacher_requests(samples, template)
     for sample, request in zip(samples, requests, strict=True):
-        if sample.teacher_tools is not None:
-            request.tools = sample.teacher_tools
-        if sample.teacher_chat_template_kwargs is not None:
-            request.chat_template_kwargs = sample.teacher_chat_template_kwargs
+        for name, value in sample.teachers_own().items():
+            if name != "images":  # stock has put them there, in the form of a request
+                setattr(request, name, value)
     return requests
 
 
@@ -63,11 +62,11 @@ def _copy(view: Encoded) -> Encoded:
 
 
 def _encode_for_teacher(sample: KDSample, template) -> Encoded:
-    ids = sample.response_token_ids
-    if sample.teacher_view is not None and ids and not isinstance(ids[0], int) and len(ids) > 1:
+    turns = sample.turns_of_ids
+    if sample.teacher_view is not None and len(turns) > 1:
         raise KDError(
-            f"{sample.name} has {len(ids)} sampled turns, and teacher_messages give the teacher another history around "
-            "the last one only; use a single-turn rollout, or leave teacher_messages out."
+            f"{sample.name} has {len(turns)} sampled turns, and teacher_messages give the teacher another history "
+            "around the last one only; use a single-turn rollout, or leave teacher_messages out."
         )
     return _encode(sample, sample.to_teacher_template_dict(), template, sample.teacher_thought)
 

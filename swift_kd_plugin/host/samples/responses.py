@@ -8,11 +8,12 @@ from mcore_bridge import split_cp_inputs
 from swift.megatron.utils import get_packed_seq_params
 from torch import Tensor
 
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, has_thought, mode_of
 from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of, trained_tokens
 from swift_kd_plugin.losses.policies import position_weights
 
 SOURCES = ("dataset", "student", "teacher")
-MODES = ("thinking", "non_thinking")
+MODES = (THINKING, NON_THINKING)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def describe_responses(
         index,
         number_tokens(labels),
         source=torch.tensor([SOURCES.index(sample.written_by) for sample in samples]),
-        thinking=torch.tensor([MODES.index("thinking" if thinks(sample) else "non_thinking") for sample in samples]),
+        thinking=torch.tensor([MODES.index(THINKING if thinks(sample) else NON_THINKING) for sample in samples]),
         ce=torch.tensor([has_ce(sample, ce_column) for sample in samples]),
         dropped=torch.tensor([number in dropped for number in range(len(samples))]),
         length=torch.tensor(
@@ -129,10 +130,7 @@ def weigh_positions(encoded: list[dict], final: float) -> None:
 
 def thinks(sample) -> bool:
     """Whether a response was written in thinking mode: as its row says, else if its think block is not empty."""
-    said = (sample.extra.get("chat_template_kwargs") or {}).get("enable_thinking")
-    if said is not None:
-        return bool(said)
+    if mode := mode_of(sample.extra.get("chat_template_kwargs")):
+        return mode == THINKING
     content = sample.messages[-1].get("content") if sample.messages else None
-    if not isinstance(content, str) or "</think>" not in content:
-        return False
-    return bool(content.split("</think>")[0].replace("<think>", "").strip())
+    return isinstance(content, str) and has_thought(content)

@@ -7,8 +7,8 @@ from typing import Any
 
 from swift.rl_core.data import GKDSample
 
+from swift_kd_plugin.data.views import has_teacher_view, teachers_own
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.rows.datasets import ID_COLUMN, ROW_COLUMN, SOURCE_COLUMN, TEACHER_COLUMN, TEACHER_KWARGS
 
 Message = dict[str, Any]
 
@@ -43,12 +43,12 @@ class KDSample(GKDSample):
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "KDSample":
         row = dict(row)
-        view = row.pop(TEACHER_COLUMN, None)
+        view = row.pop("teacher_messages", None)
         columns = {name: row.pop(name) for name in ("written_by", "left_out", "seed") if name in row}
         sample = super().from_row(row)
         sample.extra.update(columns)
         sample.teacher_view = [dict(message) for message in view] if view else None
-        if (kwargs := row.get(TEACHER_KWARGS)) is not None:
+        if (kwargs := row.get("teacher_chat_template_kwargs")) is not None:
             # Arrow fills the keys that other rows have with null.
             sample.teacher_chat_template_kwargs = {key: value for key, value in kwargs.items() if value is not None}
         if sample.teacher_view and sample.teacher_prompt:
@@ -58,7 +58,7 @@ class KDSample(GKDSample):
     @property
     def name(self) -> str:
         """What a message to a person calls this sample: file or dataset, row counted from 1, and its column `id`."""
-        source, number, row_id = (self.extra.get(key) for key in (SOURCE_COLUMN, ROW_COLUMN, ID_COLUMN))
+        source, number, row_id = (self.extra.get(key) for key in ("kd_source", "kd_row", "kd_id"))
         source = source or self.extra.get("dataset")
         if number is None and row_id is None:
             return f"The sample with the last user message {self.last_user_text()!r}"
@@ -81,10 +81,15 @@ class KDSample(GKDSample):
         return dict(self.messages[-1])
 
     @property
+    def turns_of_ids(self) -> list[list[int]]:
+        """Token ids of a written response by turn, which ms-swift has flat where there is one; [] of the dataset's."""
+        ids = self.response_token_ids
+        return [list(ids)] if ids and isinstance(ids[0], int) else [list(turn) for turn in ids]
+
+    @property
     def written_ids(self) -> list[int]:
         """Token ids of a written response, of all its turns; [] of the dataset's."""
-        turns = [turn if isinstance(turn, list) else [turn] for turn in self.response_token_ids]
-        return [token for turn in turns for token in turn]
+        return [token for turn in self.turns_of_ids for token in turn]
 
     @property
     def has_response(self) -> bool:
@@ -111,6 +116,10 @@ class KDSample(GKDSample):
             last_user["content"] = self.teacher_prompt
         return turns
 
+    def teachers_own(self) -> dict[str, Any]:
+        """What the teacher has in place of the student's, by the student's column; its turns are apart."""
+        return {name: value for name, value in teachers_own(vars(self)).items() if name != "messages"}
+
     def build_teacher_view(self) -> bool:
         """Fills `teacher_messages` from the view and the current response. True if the teacher sees its own view."""
         if self.teacher_view is not None:
@@ -119,18 +128,13 @@ class KDSample(GKDSample):
         self.teacher_messages = None  # of an earlier response
         if super().build_teacher_view():
             return True
-        own = (self.teacher_tools, self.teacher_chat_template_kwargs, self.teacher_thought)
-        return any(column is not None for column in own)
+        return has_teacher_view(vars(self))
 
     def to_teacher_template_dict(self) -> dict[str, Any]:
         encoded = super().to_teacher_template_dict()
         if self.teacher_messages is None:
             encoded["messages"] = self.messages
-        if self.teacher_tools is not None:
-            encoded["tools"] = self.teacher_tools
-        if self.teacher_chat_template_kwargs is not None:
-            encoded["chat_template_kwargs"] = self.teacher_chat_template_kwargs
-        return encoded
+        return encoded | self.teachers_own()
 
 
 def _short(dataset: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from swift.rlhf_trainers.utils import get_response_prefix_ids, replace_assistant_response_with_ids
 
 from swift_kd_plugin.data.rows import text_of
+from swift_kd_plugin.data.think_block import CLOSE, EMPTY, OPEN, join_thought
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
@@ -19,8 +20,6 @@ Message = dict[str, Any]
 Encoded = dict[str, Any]
 Trained = Literal["all", "answer", "block"]
 
-START, END = "<think>", "</think>"
-EMPTY = "<think>\n\n</think>\n\n"
 RESPONSE_ROLES = ("assistant", "tool_call")
 
 
@@ -34,8 +33,8 @@ def block_weight(sample: KDSample) -> float:
 def check_template(sample: KDSample, template) -> None:
     """Raises KDError if the template has think blocks that this module does not know, or takes no response in parts."""
     meta = template.template_meta
-    if meta.non_thinking_prefix and END not in meta.non_thinking_prefix:
-        reason = f"marks thoughts otherwise than with {START} and {END}"
+    if meta.non_thinking_prefix and CLOSE not in meta.non_thinking_prefix:
+        reason = f"marks thoughts otherwise than with {OPEN} and {CLOSE}"
     elif not sample.response_token_ids and not _takes_parts(template):
         reason = "cannot take the think block apart from the answer"
     else:
@@ -102,7 +101,7 @@ def sampled_turns(
             mask = mask[:count] + [0] * (len(ids) - count)
         if thought and _is_bare(ids, before, template):
             ids, mask = _without_prefix(ids, mask, prefix or [])
-            behind = before.partition(END)[2].lstrip("\n") if END in before else before
+            behind = before.partition(CLOSE)[2].lstrip("\n") if CLOSE in before else before
             block = _block_of(thought, template)
             prefix = template.tokenizer.encode(block + behind, add_special_tokens=False) if block else prefix
     return replace_assistant_response_with_ids([dict(message) for message in messages], ids, mask, prefix)
@@ -157,9 +156,9 @@ def _split(text: str, template) -> tuple[str, str]:
     Newlines in front of an answer without a block go with the block that the template adds: it ends with newlines, and
     together they are one token.
     """
-    _, end, answer = text.partition(END)
+    _, end, answer = text.partition(CLOSE)
     if not end:
-        if text.startswith(START):
+        if text.startswith(OPEN):
             return text, ""
         answer = text
         if not template.template_meta.non_thinking_prefix:
@@ -173,10 +172,10 @@ def _block_of(thought: str, template) -> str:
     thought = thought.strip("\n")
     if not thought.strip():
         return ""
-    before, end, after = (template.template_meta.non_thinking_prefix or EMPTY).partition(END)
-    newlines = before.removeprefix(START)
+    before, end, after = (template.template_meta.non_thinking_prefix or EMPTY).partition(CLOSE)
+    newlines = before.removeprefix(OPEN)
     half = len(newlines) // 2
-    return START + newlines[:half] + thought + newlines[half:] + end + after
+    return OPEN + newlines[:half] + thought + newlines[half:] + end + after
 
 
 @lru_cache(maxsize=8)
@@ -188,7 +187,7 @@ def _takes_parts(template) -> bool:
         return template.encode({"messages": [{"role": "user", "content": "1"}, *turns]})
 
     fewer = False
-    for block in ("", "<think>\n2\n</think>\n\n"):
+    for block in ("", join_thought("2", "")):
         whole = encode({"content": block + "3"})
         try:
             parts = encode({"content": block, "loss": False}, {"content": "3"})
@@ -202,14 +201,13 @@ def _takes_parts(template) -> bool:
 
 def _only_turn(sample: KDSample) -> tuple[list[int], list[int]]:
     """The sampled ids and their mask."""
-    ids, mask = sample.response_token_ids, sample.response_loss_mask
-    if not isinstance(ids[0], int):
-        if len(ids) > 1:
-            raise KDError(
-                f"{sample.name} has {len(ids)} sampled turns, and teacher_thought and think_loss are for a response of "
-                "one turn; use a single-turn rollout, or leave these columns out."
-            )
-        ids = ids[0]
+    turns, mask = sample.turns_of_ids, sample.response_loss_mask
+    if len(turns) > 1:
+        raise KDError(
+            f"{sample.name} has {len(turns)} sampled turns, and teacher_thought and think_loss are for a response of "
+            "one turn; use a single-turn rollout, or leave these columns out."
+        )
+    (ids,) = turns
     if mask and not isinstance(mask[0], int):
         mask = mask[0]
     return list(ids), list(mask or [1] * len(ids))
@@ -218,15 +216,15 @@ def _only_turn(sample: KDSample) -> tuple[list[int], list[int]]:
 def _count_block(sample: KDSample, ids: list[int], before: str, template) -> int:
     """How many of the sampled ids are their think block, with the newlines after it; all of an unfinished thought."""
     tokenizer = template.tokenizer
-    if END in before:
+    if CLOSE in before:
         return 0
-    end = tokenizer.convert_tokens_to_ids(END)
-    opened = START in before or START in tokenizer.decode(ids)
+    end = tokenizer.convert_tokens_to_ids(CLOSE)
+    opened = OPEN in before or OPEN in tokenizer.decode(ids)
     if end is None or end == tokenizer.unk_token_id:
-        if opened or END in tokenizer.decode(ids):
+        if opened or CLOSE in tokenizer.decode(ids):
             raise KDError(
-                f"{sample.name} has think_loss {sample.think_loss}, but the tokenizer has no token {END} by which the "
-                "think block of a sampled response could be found; leave the column out."
+                f"{sample.name} has think_loss {sample.think_loss}, but the tokenizer has no token {CLOSE} by which "
+                "the think block of a sampled response could be found; leave the column out."
             )
         return 0
     if end not in ids:
@@ -242,11 +240,11 @@ def count_newlines(ids: list[int], tokenizer) -> int:
 
 def _is_bare(ids: list[int], before: str, template) -> bool:
     """Whether the sampled ids are an answer without a thought of its own."""
-    if END in before:
+    if CLOSE in before:
         return True
     meta = template.template_meta
     thinks = meta.is_thinking or meta.thinking_prefix or meta.non_thinking_prefix
-    return not thinks and START not in before and END not in template.tokenizer.decode(ids)
+    return not thinks and OPEN not in before and CLOSE not in template.tokenizer.decode(ids)
 
 
 def _without_prefix(ids: list[int], mask: list[int], prefix: list[int]) -> tuple[list[int], list[int]]:
