@@ -1,6 +1,7 @@
 """Tiers of the tests, by folder, and what runs one after the other on one worker."""
 
 import filecmp
+import os
 import signal
 from functools import cache
 from importlib.metadata import distribution
@@ -68,6 +69,14 @@ def group_of(item: pytest.Item) -> str:
     layout = getattr(item, "callspec", None) and item.callspec.params.get("layout")
     family = getattr(layout, "reference", None)
     return f"{item.path.relative_to(HERE)} {family or ''}".strip()
+
+
+@pytest.fixture(autouse=True)
+def environ_stays_the_same_object():
+    """`Dataset.map` with num_proc puts a copy into its place, on which monkeypatch undoes nothing (datasets 4.8.4)."""
+    environ = os.environ
+    yield
+    os.environ = environ
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def show(
 
 
 def open_id(dataset_id: str) -> Any:
-    from swift_kd_plugin.host.rows.named_datasets import open_dataset
+    from swift_kd_plugin.host.rows.row_loader import open_dataset
 
     return open_dataset(dataset_id)
 

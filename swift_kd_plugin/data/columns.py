@@ -36,7 +36,8 @@ class Column:
         read: makes its value from what a source holds and the name that it has there; None: it is made, not read.
         aliases: other names that a source may use for it.
         stands_for: the column in whose place the teacher has this one.
-        nothing: the value by which the teacher has nothing of what the student has; None where it must have something.
+        nothing: the value by which the teacher has nothing of what the student has; None where an empty value says
+            no more than an absent one.
         medium: what it holds, as its tag in a text says; None for no media.
         role: "view" what the student sees (and the teacher, where no other column stands for it), "teacher" what the
             teacher sees in its place, "response" what belongs to the response, "place" where the row comes from and
@@ -48,7 +49,7 @@ class Column:
     read: Reader | None = None
     aliases: tuple[str, ...] = ()
     stands_for: str | None = None
-    nothing: list | dict | None = None
+    nothing: list | dict | str | None = None
     medium: Literal["image", "video", "audio"] | None = None
 
 
@@ -73,7 +74,7 @@ COLUMNS: Mapping[str, Column] = MappingProxyType(
         "teacher_tools": _teacher("tools", TOOLS, to_tools, []),
         "teacher_images": _teacher("images", IMAGES, to_images, [], medium="image"),
         "teacher_chat_template_kwargs": _teacher("chat_template_kwargs", SETTINGS, to_settings, {}),
-        "teacher_thought": Column(feature=Value("string"), role="response", read=to_text),
+        "teacher_thought": Column(feature=Value("string"), role="response", read=to_text, nothing=""),
         "think_loss": Column(feature=Value("float64"), role="response", read=to_number),
         "columns": Column(feature=Json(), role="place"),
         "kd_source": Column(feature=Value("string"), role="place"),

@@ -32,12 +32,12 @@ from swift_kd_plugin.data.dataset_specs import (
 from swift_kd_plugin.data.experience import MARK, Placement
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ORDER, ResponseRule
+from swift_kd_plugin.data.sources import READERS
 from swift_kd_plugin.data.think_block import NON_THINKING, THINKING
 from swift_kd_plugin.data.thinking import KEEP, Modes
 from swift_kd_plugin.errors import KDError
 
 EXAMPLE = "names to datasets, for example `pairs: {type: exp_noexp, exp: …, noexp: …}`"
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -109,7 +109,7 @@ class _Reader:
             return File(path.resolve(), given)
         if path.is_dir():
             return DatasetId(str(path.resolve()))
-        if not given or given.startswith((".", "/", "~")) or given.split("#")[0].endswith(EXTENSIONS):
+        if not given or given.startswith((".", "/", "~")) or given.split("#")[0].endswith(tuple(READERS)):
             raise KDError(f"{where}: there is no file {given!r} in {self.file.parent.resolve()}.")
         if not re.search("[/:]", given):
             raise KDError(

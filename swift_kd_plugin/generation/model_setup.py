@@ -14,9 +14,10 @@ from datasets import Dataset, concatenate_datasets
 
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import EXTENSIONS, read_config
+from swift_kd_plugin.data.data_yaml import read_config
 from swift_kd_plugin.data.dataset_specs import DatasetId, File, Node, Rows
 from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.sources import READERS
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import check_adapter
 from swift_kd_plugin.generation.engines import Engine
@@ -71,7 +72,7 @@ def _node(name: str, named: dict[str, Node], file: Path | None) -> Node:
     if name in named:
         return named[name]
     path = Path(name)
-    if path.suffix.lower() in EXTENSIONS or path.exists():
+    if path.suffix.lower() in READERS or path.exists():
         return Rows(name, File(path, name))
     if named and "/" not in name and ":" not in name:
         raise KDError(f"--dataset {name}: {file} has no such dataset{suggest(name, named)}; it has {', '.join(named)}.")

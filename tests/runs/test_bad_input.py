@@ -89,10 +89,11 @@ def test_a_model_that_is_not_supported(flags, material, tmp_path):
 
 def test_a_row_without_messages(flags, material, tmp_path):
     data = tmp_path / "rows.jsonl"
-    data.write_text((material / "sums.jsonl").read_text() + '{"question": "what?"}\n')
+    data.write_text((material / "sums.jsonl").read_text() + '{"note": "what?"}\n')
     run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90, literal=True)
     assert run.code == 1
-    assert any(f"it has no messages ({data}, line 33:" in line for line in sentences(run.log)), run.log[-3000:]
+    said = f"{data}, line 33 cannot be used: it has the columns 'note', and needs messages"
+    assert any(said in line for line in sentences(run.log)), run.log[-3000:]
     assert "Traceback" not in run.log
 
 

@@ -19,7 +19,6 @@ from swift_kd_plugin.host.rollout.ranks import any_rank
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.teacher_response import KWARGS, ask_teacher, take_teacher_response
 from swift_kd_plugin.host.rollout.writer_mix import Mix, uniform
-from swift_kd_plugin.host.rows.datasets import ROW_COLUMN, SOURCE_COLUMN
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.losses.schedules import Schedule
 
@@ -68,7 +67,7 @@ def _draw(trainer, sample: KDSample) -> KDSample:
     draft = copy.copy(sample)
     draft.messages, draft.extra = [dict(turn) for turn in sample.messages], dict(sample.extra)
     turns = sample.messages[:-1] if sample.has_response else sample.messages
-    where = sample.extra.get(SOURCE_COLUMN), sample.extra.get(ROW_COLUMN)
+    where = sample.extra.get("kd_source"), sample.extra.get("kd_row")
     key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
     source = trainer.mix.source(key, trainer.cycle(), trainer._progress())
     draft.written_by = source if source in trainer.writers else "dataset"

@@ -16,7 +16,7 @@ from swift.utils import get_logger, safe_ddp_context
 
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_node
-from swift_kd_plugin.host.rows.named_datasets import cache_folder, used_columns
+from swift_kd_plugin.host.rows.row_loader import cache_folder, used_columns
 
 GIVEN = "dataset"
 logger = get_logger()
@@ -31,6 +31,8 @@ class KDPreprocessor:
     Raises:
         KDError: an unknown key, a wrong value, or (when called with strict=True) a row that cannot be used.
     """
+
+    makes_rows = True  # which need no further check
 
     def __init__(self, keys: dict[str, Any]):
         self.node = read_node(keys, type(self).__name__, GIVEN)

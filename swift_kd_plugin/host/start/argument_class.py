@@ -3,11 +3,12 @@
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.rows.datasets import locate_bad_row
 from swift_kd_plugin.host.rows.named_datasets import check_names, log_reports, register_named_datasets
+from swift_kd_plugin.host.rows.row_loader import Reading, rows_read_here
 from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
@@ -18,6 +19,9 @@ from swift_kd_plugin.host.start.model_checks import (
     is_plain_folder,
 )
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
+
+# Columns that ms-swift's trainer reads beside those of a row.
+FURTHER_COLUMNS = ("channel",)
 
 
 def extend_arguments(stock: type) -> type:
@@ -37,8 +41,6 @@ def extend_arguments(stock: type) -> type:
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False
-            if self.kd_ce_column:
-                self.remove_unused_columns = False
             if self.kd_datasets:
                 self._register_datasets()
             try:
@@ -59,17 +61,23 @@ def extend_arguments(stock: type) -> type:
             return kwargs
 
         def load_dataset(self):
-            with locate_bad_row([*self.dataset, *self.val_dataset]):
+            if self.rlhf_type != "gkd":
+                return super().load_dataset()
+            reading = self._reading
+            with rows_read_here([*self.dataset, *self.val_dataset], reading):
                 datasets = super().load_dataset()
-            if self.kd_datasets:
-                log_reports(self._data_reports, self.output_dir)
+            log_reports(reading.reports, self.output_dir)
             return datasets
 
         def _register_datasets(self):
-            columns = (self.kd_ce_column, self.teacher_tag_key)
-            keep = [column for column in columns if column not in (None, "dataset")]
-            self._data_reports = register_named_datasets(self.kd_datasets, keep)
+            register_named_datasets(self.kd_datasets, self._reading)
             check_names(self.kd_datasets, [*self.dataset, *self.val_dataset])
+
+        @cached_property
+        def _reading(self) -> Reading:
+            wanted = (self.kd_ce_column, self.teacher_tag_key, *FURTHER_COLUMNS)
+            keep = tuple(column for column in wanted if column not in (None, "dataset"))
+            return Reading(keep, all_columns=not self.remove_unused_columns)
 
     MegatronRLHFArguments.__module__ = stock.__module__
     MegatronRLHFArguments.__qualname__ = stock.__qualname__

@@ -47,15 +47,17 @@ def load(folder):
     from swift.dataset.dataset_meta import DATASET_MAPPING
 
     from swift_kd_plugin.host.rows.named_datasets import register_named_datasets
+    from swift_kd_plugin.host.rows.row_loader import Reading
     from swift_kd_plugin.host.start.host_patches import LEDGER
 
     LEDGER.arm()
     before = dict(DATASET_MAPPING)
 
     def load_named(*names, keep=(), **kwargs):
-        reports = register_named_datasets(str(folder / "data.yaml"), keep)
+        reading = Reading(keep)
+        register_named_datasets(str(folder / "data.yaml"), reading)
         train, val = load_dataset(list(names), **{"strict": True, **kwargs})
-        return train, val, reports
+        return train, val, reading.reports
 
     yield load_named
     DATASET_MAPPING.clear()
@@ -133,12 +135,13 @@ def test_what_was_built_is_found_again_until_a_source_changes(load, folder):
 
 def test_registering_again_replaces_and_a_name_of_ms_swift_is_refused(load, folder):
     from swift_kd_plugin.host.rows.named_datasets import register_named_datasets
+    from swift_kd_plugin.host.rows.row_loader import Reading
 
     load("pairs")
     load("pairs")
     (folder / "data.yaml").write_text("self-cognition: {type: rows, source: plain.jsonl}")
     with pytest.raises(KDError, match="'self-cognition' is the name of a dataset of ms-swift"):
-        register_named_datasets(str(folder / "data.yaml"))
+        register_named_datasets(str(folder / "data.yaml"), Reading())
 
 
 def test_a_mistyped_name_is_found_before_a_hub_is_asked(load):

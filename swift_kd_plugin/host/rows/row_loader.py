@@ -1,0 +1,182 @@
+"""Every dataset of the command line is read as a source of a data.yaml is: one form of rows, one check of them.
+
+Files and ids without a preprocessor of their own never meet ms-swift's; what a user's preprocessor makes is checked
+behind it. Sampling, splitting, shuffling and mixing stay stock's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import swift.dataset.dataset_syntax as syntax_module
+from datasets import Dataset, IterableDataset
+from modelscope.hub.utils.utils import get_cache_dir
+from swift.dataset import AutoPreprocessor, DatasetLoader, DatasetMeta, RowPreprocessor, register_dataset
+from swift.dataset.dataset_meta import DATASET_MAPPING, SubsetDataset
+from swift.dataset.dataset_syntax import DatasetSyntax
+from swift.utils import safe_ddp_context, use_hf_hub
+
+from swift_kd_plugin.data import row_store
+from swift_kd_plugin.data.build import Builder, no_opener
+from swift_kd_plugin.data.dataset_specs import DatasetId, File, Node, Rows
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.rows import Place
+from swift_kd_plugin.data.sources import READERS
+from swift_kd_plugin.errors import KDError
+
+Loaded = Dataset | IterableDataset
+# Rows of a stream that are looked at for the names of further columns.
+SEEN_ROWS = 1000
+
+
+@dataclass
+class Reading:
+    """How a run reads its rows.
+
+    Args:
+        keep: columns that it needs besides those of a row.
+        all_columns: keep every column (`--remove_unused_columns false`).
+        reports: what became of each dataset's rows, by its name; filled when it is loaded.
+    """
+
+    keep: tuple[str, ...] = ()
+    all_columns: bool = False
+    reports: dict[str, Report] = field(default_factory=dict)
+
+
+class RowLoader(DatasetLoader):
+    """Loads one dataset of the command line.
+
+    Args:
+        reading: of the run.
+        node: what a data.yaml says of it; None for a file or an id.
+    """
+
+    def __init__(self, *args, reading: Reading, node: Node | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reading, self.node = reading, node
+        self.remove_unused_columns = False  # done here
+        if node is not None and self.columns:
+            raise KDError(
+                f"--columns has no effect on {node.name!r} of --kd_datasets; give its source `columns:` there."
+            )
+
+    def load(
+        self, dataset_syntax: DatasetSyntax, dataset_meta: DatasetMeta | None = None, *, use_hf: bool | None = None
+    ) -> Loaded:
+        if self.node is not None:
+            return self._build(self.node, partial(open_dataset, use_hf=use_hf, **self._settings()))
+        meta = dataset_meta or DatasetMeta()
+        stock = partial(super().load, dataset_syntax, use_hf=use_hf)
+        if hasattr(meta.preprocess_func, "makes_rows"):
+            return stock(meta)
+        label, columns = dataset_syntax.get_raw(), {}
+        if type(meta.preprocess_func) is not AutoPreprocessor or self.disable_auto_column_mapping:
+            meta = replace(meta, preprocess_func=partial(_name_the_row, meta.preprocess_func, label))
+        else:
+            columns, self.columns = {**meta.preprocess_func.columns, **(self.columns or {})}, None
+            file = Path(dataset_syntax.dataset)
+            if dataset_syntax.dataset_type == "path" and file.suffix.lower() in READERS:
+                return self._build(Rows(str(file), File(file.resolve(), str(file)), tuple(columns.items())))
+            meta = _without_preprocessing(meta)
+        return self._build(Rows(label, DatasetId(label), tuple(columns.items())), lambda _: stock(meta))
+
+    def _settings(self) -> dict[str, Any]:
+        return {"streaming": self.streaming, "hub_token": self.hub_token, "strict": self.strict}
+
+    def _build(self, node: Node, opener: Callable[[str], Loaded] = no_opener) -> Loaded:
+        builder = Builder(cache_folder(), opener, self.strict, self.reading.keep)
+        # Outside of the context below: loading an id waits for the other ranks by itself.
+        builder.open_sources(node)
+        if self.streaming:
+            return self._with_all_columns(builder, node).stream(node)
+        with safe_ddp_context(None, True):
+            dataset, report = self._with_all_columns(builder, node).dataset(node)
+        self.reading.reports[node.name] = report
+        return used_columns(dataset)
+
+    def _with_all_columns(self, builder: Builder, node: Node) -> Builder:
+        if not self.reading.all_columns:
+            return builder
+        rows = builder.rows(node, Report()) if self.streaming else row_store.to_rows(builder.dataset(node)[0])
+        names = {name for _, row in zip(range(SEEN_ROWS), rows, strict=False) for name in row.get("columns", {})}
+        return replace(builder, keep=(*builder.keep, *sorted(names)))
+
+
+def cache_folder() -> Path:
+    return Path(get_cache_dir()) / "datasets" / "swift_kd_plugin"
+
+
+def used_columns(dataset: Dataset) -> Dataset:
+    """A built dataset without the columns that no row uses and without our store of columns that were not kept."""
+    return dataset.select_columns([name for name in row_store.used_columns(dataset) if name != "columns"])
+
+
+def open_dataset(dataset_id: str, **kwargs) -> Loaded:
+    """The rows of an id, as ms-swift loads and understands it, with all columns."""
+    from swift.dataset import load_dataset
+
+    return load_dataset([dataset_id], remove_unused_columns=False, **kwargs)[0]
+
+
+@contextmanager
+def rows_read_here(given: Sequence[str], reading: Reading) -> Iterator[None]:
+    """Within the block ms-swift loads the datasets that are named with `RowLoader`."""
+    before = dict(DATASET_MAPPING)
+    for name in given:
+        syntax = DatasetSyntax.parse(name)
+        meta = DATASET_MAPPING.get(syntax.dataset)
+        meta = meta or syntax.get_dataset_meta(use_hf_hub() if syntax.use_hf is None else syntax.use_hf)
+        if meta.loader is DatasetLoader:
+            _register(syntax, meta, partial(RowLoader, reading=reading))
+    try:
+        yield
+    finally:
+        DATASET_MAPPING.clear()
+        DATASET_MAPPING.update(before)
+        syntax_module._dataset_meta_mapping = None  # made of it
+
+
+def _register(syntax: DatasetSyntax, meta: DatasetMeta, loader: Callable[..., RowLoader]) -> None:
+    name = syntax.dataset
+    where = {"dataset_path": meta.dataset_path or name} if syntax.dataset_type == "path" else {}
+    where |= {key: getattr(meta, key) or name for key in ("ms_dataset_id", "hf_dataset_id")}
+    register_dataset(replace(copy(meta), dataset_name=name, loader=loader, **where), exist_ok=True)
+
+
+def as_it_is(dataset: Loaded, **_: Any) -> Loaded:
+    """In place of ms-swift's own preprocessing: rows of every usual form are read later."""
+    return dataset
+
+
+def _without_preprocessing(meta: DatasetMeta) -> DatasetMeta:
+    def plain(subset: SubsetDataset) -> SubsetDataset:
+        own = subset.preprocess_func
+        return replace(subset, preprocess_func=as_it_is if type(own) is AutoPreprocessor else own)
+
+    return replace(meta, preprocess_func=as_it_is, subsets=[plain(subset) for subset in meta.subsets])
+
+
+def _name_the_row(preprocess: Any, name: str, dataset: Loaded, *, strict: bool = False, **kwargs: Any) -> Loaded:
+    """A user's preprocessing; a row with which it fails is named."""
+    try:
+        return preprocess(dataset, strict=strict, **kwargs)
+    except Exception as error:  # of any kind: it is the user's code
+        if not isinstance(preprocess, RowPreprocessor) or isinstance(dataset, IterableDataset):
+            raise
+        for number, row in enumerate(dataset, start=1):
+            try:
+                preprocess.batched_preprocess(
+                    {key: [value] for key, value in row.items()}, strict=True, ignore_max_length_error=True
+                )
+            except Exception as reason:  # of any kind: it is the user's code
+                said = " ".join(f"{type(reason).__name__}: {reason}".split())
+                raise KDError(
+                    f"{Place(name, number)} cannot be used: {type(preprocess).__name__} says {said}; mend the row, or "
+                    "pass --kd_bad_rows drop to leave such rows out."
+                ) from error
+        raise
