@@ -76,7 +76,7 @@ def environ_stays_the_same_object():
     """`Dataset.map` with num_proc puts a copy into its place, on which monkeypatch undoes nothing (datasets 4.8.4)."""
     environ = os.environ
     yield
-    os.environ = environ
+    os.environ = environ  # noqa: B003 (it is the object that is put back)
 
 
 @pytest.fixture(scope="session")
