@@ -23,12 +23,16 @@ Verifier = Callable[[dict[str, Any], str], bool | float]
 
 # Not within a word of Latin letters; a sign behind a number is a minus between two.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?"
+    r"(?<![A-Za-z0-9_.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
 )
 _MARK = re.compile(r"\\boxed\s*\{|####")
-_FRACTION = re.compile(r"\\[dt]?frac(?:\{([^{}]*)\}\{([^{}]*)\}|\s*(\d)\s*(\d))")
+_FRACTION = re.compile(r"(?:(\d+)\s*)?\\[cdt]?frac(?:\{([^{}]*)\}\{([^{}]*)\}|\s*(\d)\s*(\d))")
+_POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))")
+_UNIT = re.compile(r"\\(?:text|mathrm|textbf)\s*\{[^{}]*\}(?:\s*\^\s*(?:\{[^{}]*\}|\d))?")
+_SPACING = re.compile(r"\\[,;:! ]|\{,\}(?=\d{3})")
 _EXPONENT = re.compile(r"[eE][-+]?0*\d{4,}")  # larger than any answer, and than what can be computed with
-MINUS = str.maketrans("\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}", "--")
+MINUS = str.maketrans("\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{EN DASH}", "---")
+MOST_DIGITS = 50_000  # reading them takes a quarter of a second, and its square for more
 CLOSE_TO = Fraction(1, 10**6)
 
 
@@ -68,13 +72,16 @@ def normalise(text: str) -> str:
 
 
 def find_number(text: str) -> Fraction | None:
-    r"""The last number of a text; if an answer is marked with \boxed{} or ####, the last one there.
+    r"""The last number of a text, or behind the last ####; of what stands in the last \boxed{} the only one, as of an
+    expression such as 5\sqrt{2} no number is the answer.
 
     None also for what is written as a number and is none: a fraction over 0, a power of ten beyond 999.
     """
-    text = _FRACTION.sub(_as_division, _marked(text).translate(MINUS))
-    found = _NUMBER.findall(text)
-    if not found or _EXPONENT.search(found[-1]):
+    marked, is_boxed = _marked(text)
+    marked = _POWER_OF_TEN.sub(lambda found: f"e{found[1] or found[2]}", marked.translate(MINUS))
+    marked = _FRACTION.sub(_as_division, _UNIT.sub(" ", _SPACING.sub("", marked)))
+    found = _NUMBER.findall(marked)
+    if not found or (is_boxed and len(found) > 1) or _EXPONENT.search(found[-1]) or len(found[-1]) > MOST_DIGITS:
         return None
     above, slash, below = found[-1].replace(",", "").partition("/")
     # By way of Decimal, which reads any number of digits; int refuses more than 4,300.
@@ -82,25 +89,30 @@ def find_number(text: str) -> Fraction | None:
     return Fraction(Decimal(above.strip())) / divisor if divisor else None
 
 
-def _marked(text: str) -> str:
-    r"""What stands in the last \boxed{} or behind the last ####; the whole text if nothing is marked."""
+def _marked(text: str) -> tuple[str, bool]:
+    r"""What stands in the last \boxed{} or behind the last ####, or the whole text; and whether it is boxed."""
     marks = list(_MARK.finditer(text))
     if not marks:
-        return text
+        return text, False
     rest = text[marks[-1].end() :]
     if marks[-1][0] == "####":
-        return rest.lstrip().partition("\n")[0]
+        return rest.lstrip().partition("\n")[0], False
     depth = 1
     for index, character in enumerate(rest):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if not depth:
-            return rest[:index]
-    return rest
+            return rest[:index], True
+    return rest, True
 
 
 def _as_division(found: re.Match) -> str:
-    above, below = found[1] or found[3], found[2] or found[4]
-    return f"{above}/{below}"
+    r"""2\frac{1}{2} as 5/2, \frac{3}{-4} as -3/4."""
+    whole, above, below = found[1], (found[2] or found[4]).strip(), (found[3] or found[5]).strip()
+    if below.startswith("-"):
+        above, below = above.removeprefix("-") if above.startswith("-") else f"-{above}", below[1:]
+    if whole and above.isdecimal() and below.isdecimal():
+        return f"{int(whole[-18:]) * int(below[:18]) + int(above[:18])}/{below}"
+    return f"{whole or ''} {above}/{below}"
 
 
 def find_pattern(text: str, pattern: str) -> str | None:
@@ -126,7 +138,10 @@ def is_exact(response: str, gold: str, pattern: str | None) -> bool:
 
 def is_same_number(response: str, gold: str, pattern: str | None) -> bool:
     found, wanted = find_number(response), find_number(gold)
-    return None not in (found, wanted) and abs(found - wanted) <= CLOSE_TO * max(abs(wanted), 1)
+    if None in (found, wanted) or found == wanted:
+        return found is not None and found == wanted
+    both_whole = found.denominator == wanted.denominator == 1
+    return not both_whole and abs(found - wanted) <= CLOSE_TO * abs(wanted)
 
 
 def matches(response: str, gold: str, pattern: str | None) -> bool:

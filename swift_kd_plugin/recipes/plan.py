@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from swift_kd_plugin.config.mapping_files import resolve
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.recipes.flag_checks import check_flags
 from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS, check_keys
 from swift_kd_plugin.recipes.source import Recipe
 
@@ -85,6 +86,7 @@ def plain_keys(recipe: Recipe, hints: Mapping[str, Any]) -> dict[str, Any]:
     """The checked keys of a recipe without stages."""
     keys = resolve(recipe.config, recipe.file)
     check_keys(keys, hints, recipe.origin)
+    check_flags(keys, recipe.origin)
     return keys
 
 
@@ -204,6 +206,8 @@ def _check(stage: Stage, recipe: Recipe, hints: Mapping[str, Any]) -> None:
     for key in OWNED:
         if key in stage.keys:
             raise KDError(f"{where(key)}: {key} is set by the stages themselves; leave it out.")
+    teacher = {} if stage.teacher is None else {"teacher_model": str(stage.teacher.folder)}
+    check_flags(stage.keys | teacher, where)
     if "output_dir" in stage.keys:
         raise KDError(f"{where('output_dir')}: a stage has no output_dir of its own; give one for all at the top.")
     save, evaluate = stage.keys.get("save_steps"), stage.keys.get("eval_steps")

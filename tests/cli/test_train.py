@@ -15,7 +15,7 @@ def train(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
 
 
 def write(folder: Path, **content) -> None:
-    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    (folder / "run.yaml").write_text(yaml.safe_dump({"lmbda": 0, **content}))
 
 
 def test_a_dry_run_prints_a_command_that_can_be_copied(tmp_path):
@@ -26,8 +26,8 @@ def test_a_dry_run_prints_a_command_that_can_be_copied(tmp_path):
     script = f'megatron() {{ printf "%s\\0" "$NPROC_PER_NODE" "$@"; }}\n{done.stdout}'
     words = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
     plugin = ["--rlhf_type", "gkd", "--external_plugins", "swift_kd_plugin"]
-    flags = ["--dataset", "a b.jsonl", "c", "--lr", "2e-05", "--model", "my model", "--system", "it's\n$HOME"]
-    assert words == ["2", "rlhf", *plugin, *flags]
+    flags = ["--dataset", "a b.jsonl", "c", "--lmbda", "0", "--lr", "2e-05"]
+    assert words == ["2", "rlhf", *plugin, *flags, "--model", "my model", "--system", "it's\n$HOME"]
 
 
 def test_a_variable_that_is_set_wins(tmp_path):

@@ -27,6 +27,7 @@ GENERATE = {
     "adapters": list[str],
 }
 COMMON = {"model": "S", "teacher_model": "T", "teacher_model_type": "qwen3", "dataset": "d.jsonl", "output_dir": "out"}
+COMMON |= {"lmbda": 0}
 
 
 def plan(folder: Path, *overrides: str, **content):
@@ -40,7 +41,11 @@ def best(stage) -> str:
 
 def test_three_stages_hand_over(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sections = {"generate": {"temperature": 0.6}, "off_policy": {"lr": 5e-5}, "on_policy": {"lmbda": 1}}
+    sections = {
+        "generate": {"temperature": 0.6},
+        "off_policy": {"lr": 5e-5},
+        "on_policy": {"lmbda": 1, "vllm_mode": "colocate"},
+    }
     stages = plan(tmp_path, **COMMON, nproc_per_node=2, lr=1, **sections)
     written, off, on = (complete_keys(stage, best) for stage in stages)
     rows = str(tmp_path / "out" / "generate" / "responses.jsonl")
@@ -137,3 +142,19 @@ def test_mistakes(tmp_path, content, message):
 def test_an_override_is_named_as_such(tmp_path):
     with pytest.raises(KDError, match=r"the command line \(off_policy\): unknown key 'lrr'"):
         plan(tmp_path, "off_policy.lrr=1", **COMMON, off_policy={"lr": 1})
+
+
+def test_what_the_runs_own_flags_would_refuse_is_said_with_file_and_key(tmp_path):
+    for keys, said in (
+        (
+            {"kd_divergence": "skew_kl", "kd_lambda": 7},
+            r"run.yaml \(off_policy\): --kd_lambda is 7; it must lie between",
+        ),
+        ({"kd_divergence": "skew_kl", "kd_beta": 0.3}, r"\(off_policy\): --kd_beta belongs to --kd_divergence jsd"),
+        ({"kd_ce_alpha_final": 0.5}, r"\(off_policy\): --kd_ce_alpha_final is where a schedule ends"),
+        ({"mtp_num_layers": 1}, r"\(off_policy\): --mtp_num_layers: distillation"),
+    ):
+        with pytest.raises(KDError, match=said):
+            plan(tmp_path, **COMMON, off_policy=keys)
+    with pytest.raises(KDError, match=r"^the command line \(off_policy\): --kd_lambda is 7"):
+        plan(tmp_path, "off_policy.kd_lambda=7", **COMMON, off_policy={"lr": 1})

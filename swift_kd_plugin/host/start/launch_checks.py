@@ -156,7 +156,8 @@ def check_files(args: argparse.Namespace) -> None:
                 _check_dataset(flag, given)
     for flag in (*LOCAL_FOLDERS, *FOLDERS_OR_IDS):
         for folder in _as_list(getattr(args, flag)):
-            if (flag in LOCAL_FOLDERS or is_local(folder)) and not Path(folder).expanduser().is_dir():
+            path = Path(folder if os.path.isdir(folder) else folder.partition("#")[0]).expanduser()
+            if (flag in LOCAL_FOLDERS or is_local(folder)) and not path.is_dir():
                 raise KDError(f"--{flag} {folder} does not exist; give an existing folder.")
     for flag in LOCAL_FILES:
         for file in _as_list(getattr(args, flag)):
@@ -189,7 +190,7 @@ def _check_dataset(flag: str, given: str) -> None:
     elif file.is_dir():
         if name.lower().endswith(DATA_FILES):
             raise _missing(flag, name)
-    elif not os.path.exists(name.partition(":")[0]) and (is_local(name) or name.lower().endswith(DATA_FILES)):
+    elif not os.path.exists(place := name.partition(":")[0]) and (is_local(place) or name.lower().endswith(DATA_FILES)):
         raise _missing(flag, name)
 
 

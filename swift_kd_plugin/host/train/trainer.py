@@ -72,6 +72,11 @@ class KDTrainer(RolloutHooks):
         self.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
         logger.info(f"Loss per token: {self.objective}; token policy: {self.objective.policy.name}")
 
+    @torch.no_grad()
+    def _load_checkpoint(self) -> None:
+        # Megatron copies into float32 parameters in place, which autograd refuses.
+        super()._load_checkpoint()
+
     def train(self, train_dataset, val_dataset) -> None:
         if not self.stock_loss:
             self.memory_report.at_start(self)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.start.launch_checks import check_command, parse
@@ -90,10 +90,13 @@ def test_every_flag_is_known_in_every_spelling():
             "--target_modules all-embedding: Megatron's embedding and output layer take no adapter",
         ),
         (
-            {"tuner_type": "lora", "target_regex": ".*output_layer|.*linear_qkv"},
-            "--target_regex output_layer: Megatron's embedding and",
+            {"tuner_type": "lora", "target_regex": ".*linear_qkv"},
+            "--target_regex: ms-swift cannot save such an",
         ),
-        ({"tuner_type": "lora", "target_regex": "("}, "--target_regex '(' is no regular expression: missing )"),
+        (
+            {"tuner_type": "lora", "modules_to_save": "lm_head"},
+            "--modules_to_save lm_head is Hugging Face's name",
+        ),
         ({"tuner_type": "lora", "lora_rank": 0}, "--lora_rank 0 must be at least 1."),
         ({"tuner_type": "lora", "lora_bias": "all"}, "--lora_bias all: ms-swift trains biases and saves none of them"),
         ({"tuner_type": "lora", "expert_tensor_parallel_size": 2}, "--expert_tensor_parallel_size above 1: Megatron's"),
@@ -213,6 +216,8 @@ ALL = {"q_proj": 1, "k_proj": 1, "v_proj": 1, "gate_proj": 2, "up_proj": 2, "o_p
             "has adapted down_proj, o_proj, and --target_modules says all-linear; give --target_modules linear_fc2 lin",
         ),
         ({"q_proj": 1, "k_proj": 1}, "give --target_modules linear_qkv."),
+        ({**ALL, "lm_head": 1}, "changes lm_head, and Megatron's embedding and output layer take no adapter; merge it"),
+        ({"q_proj": 1, "kv_a_proj_with_mqa": 2}, None),  # MLA
         ({**ALL, "gate": 1}, None),  # of layers that are not known nothing is said
     ],
 )
@@ -240,13 +245,46 @@ def test_an_adapter_of_some_layers_goes_on_with_their_names(words, tmp_path):
         ({"lora_bias": True}, "has lora_bias True"),
         ({"bias": "all"}, "has bias 'all'"),
         ({"peft_type": "IA3"}, "is IA3 and not LoRA"),
-        ({"modules_to_save": ["lm_head"]}, "has trained lm_head as a whole, which would be left out"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "lm_head as a whole, which would be left out; give --modules_to_save output",
+        ),
         ({"use_rslora": True, "lora_dropout": 0.1}, None),
     ],
 )
 def test_an_adapter_that_would_be_another_model_is_refused(words, tmp_path, settings, said):
     write_adapter(tmp_path / "adapter", settings, **ALL)
     given = words(adapters=tmp_path / "adapter")
+    if said is None:
+        check_command(given, CPU)
+    else:
+        assert said in message(given)
+
+
+def test_an_adapter_of_a_vision_tower_has_matrices_of_its_own(words, tmp_path):
+    write_adapter(tmp_path / "adapter", **ALL)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tower = {
+        f"base_model.model.visual.blocks.0.mlp.{name}.lora_A.weight": torch.rand(2, 4)
+        for name in ("gate_proj", "up_proj")
+    }
+    save_file({**load_file(file), **tower}, file)
+    check_command(words(adapters=tmp_path / "adapter"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, None),
+        ({"lora_rank": 4}, "was trained with --lora_rank 8, and here it is 4; give the same."),
+        ({"lora_alpha": 8}, "was trained with --lora_alpha 32, and here it is 8; give the same."),
+        ({"use_rslora": "false"}, "was trained with --use_rslora true, and here it is false; give the same."),
+        ({"target_modules": "linear_qkv"}, "and --target_modules says linear_qkv; give --target_modules linear_fc1"),
+    ],
+)
+def test_a_resumed_adapter_has_the_flags_that_it_was_trained_with(words, tmp_path, flags, said):
+    write_adapter(tmp_path / "adapter", {"r": 8, "lora_alpha": 32, "use_rslora": True}, **ALL)
+    given = words(mcore_adapter=tmp_path / "adapter", **{"use_rslora": "true", **flags})
     if said is None:
         check_command(given, CPU)
     else:
@@ -303,6 +341,9 @@ def test_what_ms_swift_understands_is_not_refused(words, tmp_path, monkeypatch):
     check_command(words(dataset=[f"{folder}:default", f"{folder}:default#10"]), CPU)
     check_command(words(dataset="pairs.jsonl", kd_datasets=tmp_path / "data.yaml"), CPU)
     check_command(words(dataset="hf::user/foo.json"), CPU)
+    check_command(words(dataset="swift/self-cognition:default/qwen3#500"), CPU)
+    check_command(words(cached_dataset=f"{folder}#10"), CPU)
+    check_command(words(tuner_type="lora", expert_tensor_parallel_size=1, target_modules=["linear_qkv"]), CPU)
     check_command(words(tensor_model_parallel_size=2), {**CPU, "RANK": "0", "WORLD_SIZE": "2"})
     epochs = {"train_iters": None, "num_train_epochs": 1}
     check_command(words(**epochs, cached_dataset=folder), CPU)
