@@ -8,30 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.rooms import ROOMS
 
 PACKAGE = ROOT / "swift_kd_plugin"
 # The plugin's own front door: small modules that every room may use.
 FRONT = {"errors", "ledger", "version", "arguments", "launcher", "requirements"}
-# room: the rooms that it imports
-ROOMS = {
-    "cli": "recipes host/start host/rows host/samples evaluation generation data config",
-    "recipes": "host/start host/train data config",
-    "host/start": "host/train host/rows host/teacher generation data config",
-    "host/train": "host/rollout host/teacher host/samples host/rows teacher losses memory data",
-    "host/rollout": "host/teacher host/samples generation serving data losses",
-    "host/teacher": "host/samples generation serving teacher losses",
-    "host/samples": "generation data losses",
-    "host/rows": "generation data config",
-    "evaluation": "generation data config",
-    "generation": "serving data config",
-    "data": "config",
-    "teacher": "losses",
-    "config": "",
-    "memory": "",
-    "serving": "",
-    "losses": "",
-    "cpu": "",
-}
 # The folders that may import swift, megatron and mcore_bridge.
 REACH_INTO_THE_HOST = {"host", "generation", "evaluation", "cpu"}
 HOSTS = {"swift", "megatron", "mcore_bridge"}

@@ -1,0 +1,22 @@
+"""The rooms of the package, and which each of them imports."""
+
+# room: the rooms that it imports
+ROOMS = {
+    "cli": "recipes host/start host/rows host/samples evaluation generation data config",
+    "recipes": "host/start host/train data config",
+    "host/start": "host/train host/rows host/teacher generation data config",
+    "host/train": "host/rollout host/teacher host/samples host/rows teacher losses memory data",
+    "host/rollout": "host/teacher host/samples generation serving data losses",
+    "host/teacher": "host/samples generation serving teacher losses",
+    "host/samples": "generation data losses",
+    "host/rows": "generation data config",
+    "evaluation": "generation data config",
+    "generation": "serving data config",
+    "data": "config",
+    "teacher": "losses",
+    "config": "",
+    "memory": "",
+    "serving": "",
+    "losses": "",
+    "cpu": "",
+}
