@@ -241,8 +241,8 @@ class Server(Waiting):
         changed = sorted(name for name in changed if not name.startswith(OF_TESTS))
         if not changed:
             return None
-        shown = ", ".join(f"{name} ({self.environment.get(name)}, now {request.env.get(name)})" for name in changed)
-        return f"{shown} had other values when the stack was imported; start the command itself"
+        values = ", ".join(f"{self.environment.get(name)}, now {request.env.get(name)}" for name in changed)
+        return f"{', '.join(changed)} had other values when the stack was imported ({values}); start the command itself"
 
     def hear(self, process: int, connection: socket.socket) -> None:
         """Passes signals on, a byte each. The end of the connection is the end of the command."""
