@@ -69,7 +69,7 @@ GONE = "swift_kd_plugin [rank]: error: the connection to another rank is gone; t
 
 def test_a_mistake_is_said_as_the_literal_command_says_it(flags, tmp_path):
     """Which rank ends first, and whether the other one still speaks, is chance."""
-    (tmp_path / "rows.jsonl").write_text(flags["dataset"].read_text() + '{"question": "what?"}\n')
+    (tmp_path / "rows.jsonl").write_text(flags["dataset"].read_text() + '{"note": "what?"}\n')
     changes = {**flags, "dataset": tmp_path / "rows.jsonl"}  # which ranks refuse
     runs = [megatron_rlhf(tmp_path / name, changes, 2, literal=name == "literal") for name in ("warm", "literal")]
     said = [
