@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.quickstart.code_book import TASKS
-from swift_kd_plugin.recipes.progress import read_rows, step_of
+from swift_kd_plugin.recipes.progress import read_log, step_of_row
 
 Accuracy = dict[str, float]
 Page = dict[str, Any]
@@ -41,7 +41,7 @@ def with_costs(page: Page, folder: Path, tokens_per_step: float) -> Page:
 
 def _costs(folder: Path, tokens_per_step: float) -> Page:
     """Of one stage. Memory is the largest of all processes'."""
-    rows = [row for row in read_rows(folder) if step_of(row)]
+    rows = [row for row in read_log(folder) if step_of_row(row)]
     seconds_per_step = rows[-1]["train_speed(s/it)"]
     return {
         "first_loss": rows[0]["loss"],

@@ -64,7 +64,7 @@ class Bench:
         from swift_kd_plugin.generation.codec import load_template
         from swift_kd_plugin.generation.engines import Sampling
         from swift_kd_plugin.generation.filters import Filters
-        from swift_kd_plugin.generation.generation_run import Plan
+        from swift_kd_plugin.generation.generation_run import GenerationPlan
         from swift_kd_plugin.generation.judging import Judge
         from swift_kd_plugin.generation.vllm_engine import VllmEngine
 
@@ -79,7 +79,7 @@ class Bench:
         rows = [{**dict.fromkeys(FEATURES), **row} for row in make_rows(prompts)]
         dataset = Dataset.from_list(rows, features=FEATURES)
         sampling = Sampling(temperature=1.0, max_new_tokens=tokens)
-        self.plan = Plan(dataset, sampling, Judge(Filters(finish="any", max_repetition=0.99)))
+        self.plan = GenerationPlan(dataset, sampling, Judge(Filters(finish="any", max_repetition=0.99)))
         self.inputs = self._plain_inputs()
         self.count = 0
 
@@ -96,12 +96,12 @@ class Bench:
 
     def run_ours(self) -> tuple[int, float]:
         """Tokens and seconds."""
-        from swift_kd_plugin.generation.generation_run import Runner
+        from swift_kd_plugin.generation.generation_run import ShardRunner
         from swift_kd_plugin.generation.shard_store import Store
 
         self.count += 1
         with Store(self.folder / str(self.count), {}, self.plan.tasks, 256) as store:
-            runner = Runner(self.plan, store)
+            runner = ShardRunner(self.plan, store)
             start = now()
             runner.run(self.ours)
             return runner.tokens, now() - start

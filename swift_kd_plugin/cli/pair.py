@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.dataset_specs import File, Pairs, Rows
+from swift_kd_plugin.data.dataset_specs import File, PairsSpec, RowsSpec
 from swift_kd_plugin.data.export import write_jsonl
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ResponseRule
@@ -53,10 +53,10 @@ def pair(
     Rows that cannot be paired are left out and reported with file, line and reason.
     """
     with errors_in_one_sentence("pair"), tempfile.TemporaryDirectory() as folder:
-        check_files(output, {"--exp": exp, "--noexp": noexp, "--output": output, "--report": report})
-        sides = [Rows(str(path), File(path, str(path))) for path in (exp, noexp)]
+        check_outputs(output, {"--exp": exp, "--noexp": noexp, "--output": output, "--report": report})
+        sides = [RowsSpec(str(path), File(path, str(path))) for path in (exp, noexp)]
         rule, suspicions = ResponseRule(response, gold), Suspicions(leaks, quotes)
-        node = Pairs(str(output), *sides, on, duplicates, None, rule, suspicions)
+        node = PairsSpec(str(output), *sides, on, duplicates, None, rule, suspicions)
         builder = Builder(Path(folder), strict=strict)
         dataset, made = builder.dataset(node)
         if len(dataset):
@@ -78,7 +78,7 @@ def columns_of(dataset: Dataset) -> str:
     return f"the columns {', '.join(sorted(names))}" if names else "no columns"
 
 
-def check_files(output: Path, files: dict[str, Path | None]) -> None:
+def check_outputs(output: Path, files: dict[str, Path | None]) -> None:
     """Raises KDError if what is written would take the place of a file that is read, or is not named for what it is."""
     if output.suffix != ".jsonl":
         raise KDError(f"--output {output} must be named .jsonl, because such a file is what it writes.")

@@ -68,9 +68,9 @@ def open_id(dataset_id: str) -> Any:
 
 
 def load(model: str, template: str | None, model_type: str | None, loss_scale: str, thinking: bool | None) -> Any:
-    from swift_kd_plugin.host.samples.preview import load_template
+    from swift_kd_plugin.host.samples.preview import load_training_template
 
-    return load_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)
+    return load_training_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)
 
 
 def print_row(row: Row, template: Any, console: Console, bar: str) -> None:

@@ -21,8 +21,8 @@ from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_key
 from swift_kd_plugin.recipes.process import run
 from swift_kd_plugin.recipes.shell_command import megatron_command
 from swift_kd_plugin.recipes.source import Recipe, read_recipe
-from swift_kd_plugin.recipes.stage_record import read_marker
-from swift_kd_plugin.recipes.stages import Runner, StageFailed, best_of, complete_keys
+from swift_kd_plugin.recipes.stage_record import read_record
+from swift_kd_plugin.recipes.stages import StageFailed, StageRunner, best_of, complete_keys
 from swift_kd_plugin.recipes.summary import as_table, summarise, write_summary
 
 Wanted = Literal["generate", "off_policy", "on_policy", "all", "check"]
@@ -102,21 +102,21 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
         raise KDError(f"--stage {wanted}: {recipe.file} has no section {wanted}.")
     chosen = [stage for stage in stages if wanted in ("all", "check", stage.kind)]
     if dry_run:
-        print_commands(chosen, Runner(say))
+        print_commands(chosen, StageRunner(say))
         return 0
     refuse_several_machines(stages)
     try:
         if wanted == "check":
             folder = Path(tempfile.mkdtemp(prefix="swift-kd-check-"))
-            check_stages(make_plan(recipe, megatron_flags(), generate_flags(), folder), Runner(say))
+            check_stages(make_plan(recipe, megatron_flags(), generate_flags(), folder), StageRunner(say))
             shutil.rmtree(folder)  # after a failure it stays, with the log
             say("every stage loads, makes one step and writes its result")
             return 0
         output = stages[0].root
         with locked(output) as lock:
             for chosen_stage in chosen:
-                Runner(say, rerun, lock).finish(chosen_stage)
-            markers = [(stage, read_marker(stage.folder)) for stage in stages]
+                StageRunner(say, rerun, lock).finish(chosen_stage)
+            markers = [(stage, read_record(stage.folder)) for stage in stages]
             page = summarise([(stage, marker) for stage, marker in markers if marker and marker.finished])
             write_summary(page, output)
     except StageFailed as error:
@@ -129,11 +129,11 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
     return 0
 
 
-def print_commands(stages: list[Stage], runner: Runner) -> None:
+def print_commands(stages: list[Stage], runner: StageRunner) -> None:
     """The command of each stage; a checkpoint that is not there yet is named by the stage it will come from."""
 
     def best(stage: Stage) -> str:
-        marker = read_marker(stage.folder)
+        marker = read_record(stage.folder)
         return best_of(stage) if marker and marker.finished else f"{stage.folder}/checkpoint-BEST"
 
     for stage in stages:

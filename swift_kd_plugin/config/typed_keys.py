@@ -16,10 +16,10 @@ def read_keys(kind: type, given: dict[str, Any], where: str):
         if key not in hints:
             raise KDError(f"{where} has the unknown key {key!r}{suggest(key, hints)}; known are {', '.join(hints)}.")
         if not fits(value, hints[key]):
-            raise KDError(f"{where}: {key} is {value!r}; it must be {say(hints[key])}.")
+            raise KDError(f"{where}: {key} is {value!r}; it must be {describe_hint(hints[key])}.")
     for spec in fields(kind):
         if spec.default is MISSING and spec.default_factory is MISSING and spec.name not in given:
-            raise KDError(f"{where} lacks the key {spec.name!r}: {say(hints[spec.name])}.")
+            raise KDError(f"{where} lacks the key {spec.name!r}: {describe_hint(hints[spec.name])}.")
     return kind(**given)
 
 
@@ -48,14 +48,14 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def say(hint: Any) -> str:
+def describe_hint(hint: Any) -> str:
     """A type hint in words."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
     origin = get_origin(hint)
     if origin in (Union, UnionType):
-        return " or ".join(say(option) for option in get_args(hint) if option is not type(None))
+        return " or ".join(describe_hint(option) for option in get_args(hint) if option is not type(None))
     if origin is Literal:
         return " or ".join(str(option) for option in get_args(hint) if option is not None)
     if origin is list:
-        return f"a list, each item {say(get_args(hint)[0])}"
+        return f"a list, each item {describe_hint(get_args(hint)[0])}"
     return names.get(hint) or "a mapping"

@@ -13,11 +13,20 @@ from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
 from swift_kd_plugin.data.columns import FEATURES
-from swift_kd_plugin.data.dataset_specs import DatasetId, Experienced, File, Mix, Node, Pairs, Rows, ThinkingMix
+from swift_kd_plugin.data.dataset_specs import (
+    DatasetId,
+    DatasetSpec,
+    ExperienceSpec,
+    File,
+    MixSpec,
+    PairsSpec,
+    RowsSpec,
+    ThinkingMixSpec,
+)
 from swift_kd_plugin.data.experience import experienced_rows
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.mixing import Part, mix
-from swift_kd_plugin.data.pairing import Side, join_sides, paired_rows, with_gold
+from swift_kd_plugin.data.pairing import PairSide, join_sides, paired_rows, with_gold
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import copy_rows, read_dataset, to_rows, write_rows
 from swift_kd_plugin.data.rows import Place, Row
@@ -57,7 +66,7 @@ class Builder:
     max_line_bytes: int = MAX_LINE_BYTES
     _opened: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
-    def dataset(self, node: Node) -> tuple[Dataset, Report]:
+    def dataset(self, node: DatasetSpec) -> tuple[Dataset, Report]:
         """The node's rows with the columns of FEATURES and the kept ones, and what became of its inputs."""
         keep = self._keep(node)
         file = self.folder / f"{self._fingerprint(node, keep)}.arrow"
@@ -65,22 +74,22 @@ class Builder:
         if stored := read_stored(file, page):
             return stored
         report = Report(strict=self.strict)
-        if isinstance(node, Mix):
+        if isinstance(node, MixSpec):
             count = copy_rows(file, self._mix(node, report.but(strict=node.strict)), keep)
         else:
             rows = tqdm(self.rows(node, report), node.name, unit=" rows", unit_scale=True, disable=None, delay=2)
             count = write_rows(file, rows, keep)
-        if not isinstance(node, Rows):  # of which everything is said by what was read and left out
+        if not isinstance(node, RowsSpec):  # of which everything is said by what was read and left out
             report.state(node.name, rows=count)
         write_atomically(page, json.dumps({"rows": count, "report": report.as_json()}, ensure_ascii=False))
         return read_dataset(file), report
 
-    def stream(self, node: Node) -> IterableDataset:
+    def stream(self, node: DatasetSpec) -> IterableDataset:
         """The same rows as a stream. Joined and mixed sources are stored first; all others are read on the way."""
         features = {**FEATURES, **dict.fromkeys(self._keep(node), FEATURES["columns"])}
         return IterableDataset.from_generator(self._stream, type(FEATURES)(features), gen_kwargs={"node": node})
 
-    def _stream(self, node: Node) -> Iterator[Row]:
+    def _stream(self, node: DatasetSpec) -> Iterator[Row]:
         keep, empty = self._keep(node), dict.fromkeys(FEATURES)
         report = Report(strict=self.strict)
         for row in self.rows(node, report):
@@ -89,29 +98,29 @@ class Builder:
         for line in report.lines() if report.left_out else ():
             logger.warning(line)
 
-    def rows(self, node: Node, report: Report) -> Iterator[Row]:
+    def rows(self, node: DatasetSpec, report: Report) -> Iterator[Row]:
         """The node's rows, made on the way; what cannot be used goes into the report."""
         report = report.but(strict=node.strict)
         match node:
-            case Rows():
+            case RowsSpec():
                 rows = self._read(node, report)
                 return with_gold(rows, node.response, report) if node.response else rows
-            case Experienced():
+            case ExperienceSpec():
                 rows = self.rows(node.source, report)
                 return experienced_rows(rows, node.placement, node.response, node.suspicions, report)
-            case ThinkingMix():
+            case ThinkingMixSpec():
                 return rows_in_modes(self.rows(node.source, report), node.modes, node.name, report)
-            case Pairs():
+            case PairsSpec():
                 return self._pair(node, report)
-            case Mix():
+            case MixSpec():
                 return to_rows(self._mix(node, report))
         raise TypeError(node)
 
-    def _keep(self, node: Node) -> tuple[str, ...]:
+    def _keep(self, node: DatasetSpec) -> tuple[str, ...]:
         """Names of the columns to keep, without our own, which every dataset has."""
         return tuple(name for name in dict.fromkeys((*node.keep, *self.keep)) if name not in FEATURES)
 
-    def _read(self, node: Rows, report: Report) -> Iterator[Row]:
+    def _read(self, node: RowsSpec, report: Report) -> Iterator[Row]:
         columns = dict(node.columns)
         if isinstance(node.source, File):
             return read_rows(
@@ -130,7 +139,7 @@ class Builder:
             report.read[label] += 1
             yield place_of(label, number, raw), raw
 
-    def open_sources(self, node: Node) -> None:
+    def open_sources(self, node: DatasetSpec) -> None:
         """Opens the ids that the node reads."""
         for source in sources_of(node):
             if isinstance(source, DatasetId):
@@ -143,19 +152,19 @@ class Builder:
             self._opened[label] = opened, getattr(opened, "_fingerprint", None) or uuid4().hex
         return self._opened[label]
 
-    def _child(self, node: Node, report: Report) -> tuple[Dataset, Report]:
+    def _child(self, node: DatasetSpec, report: Report) -> tuple[Dataset, Report]:
         dataset, made = replace(self, strict=report.strict, keep=()).dataset(node)
         report.merge(made)
         return dataset, made
 
-    def _pair(self, node: Pairs, report: Report) -> Iterator[Row]:
-        exp, noexp = (Side(self._child(child, report)[0], label_of(child)) for child in (node.exp, node.noexp))
+    def _pair(self, node: PairsSpec, report: Report) -> Iterator[Row]:
+        exp, noexp = (PairSide(self._child(child, report)[0], label_of(child)) for child in (node.exp, node.noexp))
         unmatched = report.but(strict=None if node.unmatched is None else node.unmatched == "error")
         pairs = join_sides(exp, noexp, node.on, node.duplicates, report, unmatched)
         report.state(node.name, joined=len(pairs))
         yield from paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
 
-    def _mix(self, node: Mix, report: Report) -> Dataset:
+    def _mix(self, node: MixSpec, report: Report) -> Dataset:
         parts = {}
         for part in node.parts:
             rows, made = self._child(part.source, report)
@@ -164,7 +173,7 @@ class Builder:
         report.state(node.name, **facts)
         return mixed
 
-    def _fingerprint(self, node: Node, keep: Iterable[str]) -> str:
+    def _fingerprint(self, node: DatasetSpec, keep: Iterable[str]) -> str:
         said = [STORE_VERSION, __version__, self.strict, self.max_line_bytes, list(keep), type(node).__name__]
         said += [asdict(node), [self._state(source) for source in sources_of(node)]]
         return hashlib.blake2b(json.dumps(said, default=str).encode(), digest_size=16).hexdigest()
@@ -189,25 +198,25 @@ def read_stored(file: Path, page: Path) -> tuple[Dataset, Report] | None:
         return None
 
 
-def children_of(node: Node) -> list[Node]:
+def children_of(node: DatasetSpec) -> list[DatasetSpec]:
     """The datasets that a dataset is made of."""
     match node:
-        case Pairs():
+        case PairsSpec():
             return [node.exp, node.noexp]
-        case Mix():
+        case MixSpec():
             return [part.source for part in node.parts]
-        case Rows():
+        case RowsSpec():
             return []
     return [node.source]
 
 
-def sources_of(node: Node) -> list[File | DatasetId]:
+def sources_of(node: DatasetSpec) -> list[File | DatasetId]:
     """All files and ids that a dataset reads."""
-    if isinstance(node, Rows):
+    if isinstance(node, RowsSpec):
         return [node.source]
     return [source for child in children_of(node) for source in sources_of(child)]
 
 
-def label_of(node: Node) -> str:
+def label_of(node: DatasetSpec) -> str:
     """What messages call a dataset: its file or id if it is nothing but that, else its name."""
-    return node.source.label if isinstance(node, Rows) else node.name
+    return node.source.label if isinstance(node, RowsSpec) else node.name

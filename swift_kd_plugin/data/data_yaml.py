@@ -20,14 +20,14 @@ from swift_kd_plugin.data.data_yaml_keys import (
 )
 from swift_kd_plugin.data.dataset_specs import (
     DatasetId,
-    Experienced,
+    DatasetSpec,
+    ExperienceSpec,
     File,
-    Mix,
     MixPart,
-    Node,
-    Pairs,
-    Rows,
-    ThinkingMix,
+    MixSpec,
+    PairsSpec,
+    RowsSpec,
+    ThinkingMixSpec,
 )
 from swift_kd_plugin.data.experience import MARK, Placement
 from swift_kd_plugin.data.leaks import Suspicions
@@ -41,7 +41,7 @@ EXAMPLE = "names to datasets, for example `pairs: {type: exp_noexp, exp: …, no
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-def read_config(file: str | Path) -> dict[str, Node]:
+def read_config(file: str | Path) -> dict[str, DatasetSpec]:
     """The datasets of a data.yaml by name. Raises KDError naming file, dataset and key of a mistake."""
     file = Path(file)
     content = _with_on(resolve(read_mapping(file, example=EXAMPLE), file))
@@ -56,12 +56,12 @@ def read_config(file: str | Path) -> dict[str, Node]:
     return {name: reader.named(name) for name in content}
 
 
-def read_node(keys: dict[str, Any], name: str, given: str) -> Node:
+def read_node(keys: dict[str, Any], name: str, given: str) -> DatasetSpec:
     """A dataset from keys as they stand in a data.yaml; the source called `given` is one that the caller has.
 
     Paths are relative to the current folder. Raises KDError as `read_config` does.
     """
-    source = Rows(given, DatasetId(given))
+    source = RowsSpec(given, DatasetId(given))
     return _Reader(Path(name), {}, {given: source}).dataset(keys, name)
 
 
@@ -69,10 +69,10 @@ def read_node(keys: dict[str, Any], name: str, given: str) -> Node:
 class _Reader:
     file: Path
     content: dict[str, Any]
-    given: dict[str, Node] = field(default_factory=dict)
+    given: dict[str, DatasetSpec] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
 
-    def named(self, name: str) -> Node:
+    def named(self, name: str) -> DatasetSpec:
         if name in self.open:
             raise KDError(f"{self.file}: {' -> '.join([*self.open, name])} goes in a circle.")
         self.open.append(name)
@@ -80,7 +80,7 @@ class _Reader:
         self.open.pop()
         return node
 
-    def dataset(self, given: Any, name: str) -> Node:
+    def dataset(self, given: Any, name: str) -> DatasetSpec:
         where = name if self.given else f"{self.file}: {name}"
         if not isinstance(given, dict):
             raise KDError(f"{where} must be a mapping with a type ({', '.join(TYPES)}).")
@@ -91,7 +91,7 @@ class _Reader:
         make = {"rows": self._rows, "exp_noexp": self._exp_noexp, "thinking_mix": self._thinking_mix, "mix": self._mix}
         return make[kind](keys, name, where)
 
-    def source(self, given: str | dict, name: str, where: str) -> Node:
+    def source(self, given: str | dict, name: str, where: str) -> DatasetSpec:
         """A nested dataset, a dataset of this YAML, or the rows of a file or an id."""
         if isinstance(given, dict):
             return self.dataset(given, name)
@@ -99,7 +99,7 @@ class _Reader:
             return self.given[given]
         if given in self.content:
             return self.named(given)
-        return Rows(name, self._file_or_id(given, where))
+        return RowsSpec(name, self._file_or_id(given, where))
 
     def _file_or_id(self, given: str, where: str) -> File | DatasetId:
         if given in self.given:
@@ -118,14 +118,14 @@ class _Reader:
             )
         return DatasetId(given)
 
-    def _rows(self, keys: RowsKeys, name: str, where: str) -> Node:
+    def _rows(self, keys: RowsKeys, name: str, where: str) -> DatasetSpec:
         if isinstance(keys.source, dict) or keys.source in self.content:
             raise KDError(f"{where}: a dataset of type rows reads a file or an id; use the other dataset directly.")
         rule = None if keys.gold is None else ResponseRule("gold", keys.gold)
         source = self._file_or_id(keys.source, where)
-        return Rows(name, source, tuple(keys.columns.items()), keys.format, rule, **_common(keys))
+        return RowsSpec(name, source, tuple(keys.columns.items()), keys.format, rule, **_common(keys))
 
-    def _exp_noexp(self, keys: ExpNoexpKeys, name: str, where: str) -> Node:
+    def _exp_noexp(self, keys: ExpNoexpKeys, name: str, where: str) -> DatasetSpec:
         rule = ResponseRule(keys.response, keys.gold)
         suspicions = Suspicions(keys.leaks, keys.quotes, tuple(keys.quote_patterns))
         _check_patterns(suspicions.patterns, where)
@@ -136,16 +136,16 @@ class _Reader:
                 raise KDError(f"{where}: template has no {MARK} where the experience goes.")
             placement = Placement(keys.experience, keys.place, keys.template, keys.separator)
             source = self.source(keys.source, f"{name}.source", where)
-            return Experienced(name, source, placement, rule, suspicions, **_common(keys))
+            return ExperienceSpec(name, source, placement, rule, suspicions, **_common(keys))
         if keys.exp is None or keys.noexp is None:
             raise KDError(f"{where} needs exp and noexp (a file each), or source (rows with an experience column).")
         exp, noexp = (self.source(getattr(keys, side), f"{name}.{side}", where) for side in ("exp", "noexp"))
         on = keys.on or "id"
         if on == ORDER and any(_has_no_order(side) for side in (exp, noexp)):
             raise KDError(f"{where}: on: order needs one file on each side, because a mix has no order of its own.")
-        return Pairs(name, exp, noexp, on, keys.duplicates, keys.unmatched, rule, suspicions, **_common(keys))
+        return PairsSpec(name, exp, noexp, on, keys.duplicates, keys.unmatched, rule, suspicions, **_common(keys))
 
-    def _thinking_mix(self, keys: ThinkingMixKeys, name: str, where: str) -> Node:
+    def _thinking_mix(self, keys: ThinkingMixKeys, name: str, where: str) -> DatasetSpec:
         for key in ("thinking_share", "think_loss"):
             if (value := getattr(keys, key)) is not None and not 0 <= value <= 1:
                 raise KDError(f"{where}: {key} is {value}; it must lie between 0 and 1.")
@@ -160,9 +160,9 @@ class _Reader:
         if keys.total is not None or keys.replacement:
             raise KDError(f"{where}: total and replacement belong to two sources, thinking and non_thinking.")
         source = self.source(keys.source, f"{name}.source", where)
-        return ThinkingMix(name, source, _modes(keys, keys.mode or KEEP), **_common(keys))
+        return ThinkingMixSpec(name, source, _modes(keys, keys.mode or KEEP), **_common(keys))
 
-    def _two_modes(self, keys: ThinkingMixKeys, name: str, where: str) -> Node:
+    def _two_modes(self, keys: ThinkingMixKeys, name: str, where: str) -> DatasetSpec:
         if keys.thinking is None or keys.non_thinking is None:
             raise KDError(f"{where} needs source, or thinking and non_thinking (a source each).")
         if keys.mode is not None or keys.mode_column is not None:
@@ -172,11 +172,11 @@ class _Reader:
         parts = []
         for mode in (THINKING, NON_THINKING):
             source = self.source(getattr(keys, mode), f"{name}.{mode}", where)
-            node = ThinkingMix(f"{name}.{mode}", source, _modes(keys, mode), bad_rows=keys.bad_rows)
+            node = ThinkingMixSpec(f"{name}.{mode}", source, _modes(keys, mode), bad_rows=keys.bad_rows)
             parts.append(MixPart(mode, node, weights[mode], 1.0 if share is None else None))
-        return Mix(name, tuple(parts), keys.total, keys.replacement, keys.seed, **_common(keys))
+        return MixSpec(name, tuple(parts), keys.total, keys.replacement, keys.seed, **_common(keys))
 
-    def _mix(self, keys: MixKeys, name: str, where: str) -> Node:
+    def _mix(self, keys: MixKeys, name: str, where: str) -> DatasetSpec:
         if not keys.sources:
             raise KDError(f"{where} needs sources, for example `sources: {{a.jsonl: 0.7, b.jsonl: 0.3}}`.")
         parts = tuple(self._part(label, given, f"{name}.{label}", where) for label, given in keys.sources.items())
@@ -187,7 +187,7 @@ class _Reader:
         if parts[0].weight is None and keys.replacement:
             raise KDError(f"{where}: fractions of the sources need no replacement; use weights.")
         _check_counts(keys, where)
-        return Mix(name, parts, keys.total, keys.replacement, keys.seed, **_common(keys))
+        return MixSpec(name, parts, keys.total, keys.replacement, keys.seed, **_common(keys))
 
     def _part(self, label: str, given: Any, name: str, where: str) -> MixPart:
         if not (_is_number(given) or isinstance(given, dict)):
@@ -237,8 +237,8 @@ def _check_patterns(patterns: tuple[str, ...], where: str) -> None:
             )
 
 
-def _has_no_order(node: Node) -> bool:
-    return isinstance(node, Mix | Pairs) or (hasattr(node, "source") and _has_no_order(node.source))
+def _has_no_order(node: DatasetSpec) -> bool:
+    return isinstance(node, MixSpec | PairsSpec) or (hasattr(node, "source") and _has_no_order(node.source))
 
 
 def _is_number(value: Any) -> bool:

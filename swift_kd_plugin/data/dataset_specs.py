@@ -26,7 +26,7 @@ class DatasetId:
 
 
 @dataclass(frozen=True)
-class Node:
+class DatasetSpec:
     """What all types have.
 
     Args:
@@ -46,7 +46,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Rows(Node):
+class RowsSpec(DatasetSpec):
     """`type: rows`, and every source that is no dataset of the YAML: rows in any usual form."""
 
     source: File | DatasetId
@@ -56,11 +56,11 @@ class Rows(Node):
 
 
 @dataclass(frozen=True)
-class Pairs(Node):
+class PairsSpec(DatasetSpec):
     """`type: exp_noexp` with `exp` and `noexp`: two sources, joined."""
 
-    exp: Node
-    noexp: Node
+    exp: DatasetSpec
+    noexp: DatasetSpec
     on: str
     duplicates: Literal["refuse", "first", "all"]
     unmatched: Literal["error", "drop"] | None
@@ -69,33 +69,33 @@ class Pairs(Node):
 
 
 @dataclass(frozen=True)
-class Experienced(Node):
+class ExperienceSpec(DatasetSpec):
     """`type: exp_noexp` with `source`: rows with the experience in a column."""
 
-    source: Node
+    source: DatasetSpec
     placement: Placement
     response: ResponseRule
     suspicions: Suspicions
 
 
 @dataclass(frozen=True)
-class ThinkingMix(Node):
+class ThinkingMixSpec(DatasetSpec):
     """`type: thinking_mix` with `source`: each row in its mode."""
 
-    source: Node
+    source: DatasetSpec
     modes: Modes
 
 
 @dataclass(frozen=True)
 class MixPart:
     label: str
-    source: Node
+    source: DatasetSpec
     weight: float | None = None
     fraction: float | None = None
 
 
 @dataclass(frozen=True)
-class Mix(Node):
+class MixSpec(DatasetSpec):
     """`type: mix`, and a `thinking_mix` of one source for each mode."""
 
     parts: tuple[MixPart, ...]

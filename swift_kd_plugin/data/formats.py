@@ -32,8 +32,8 @@ RESPONSE = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
     *("text", "completion", "content"),
 )
-OWN = ("kd_source", "kd_row", "kd_id")
-KNOWN = frozenset({*MESSAGES, *SYSTEM, *QUERY, *RESPONSE, *READ_AS, *OWN, "history", "teacher_prompt"})
+PLACE_NAMES = ("kd_source", "kd_row", "kd_id")
+KNOWN = frozenset({*MESSAGES, *SYSTEM, *QUERY, *RESPONSE, *READ_AS, *PLACE_NAMES, "history", "teacher_prompt"})
 COLUMNS_SHOWN = 8
 
 Raw = dict[str, Any]
@@ -58,7 +58,7 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
     for name, value in rest.items():
         if name in READ_AS:
             _add_column(row, name, value)
-        elif name not in OWN:
+        elif name not in PLACE_NAMES:
             kept[name] = value if type(value) in SCALARS else as_json(value)
     if prompt:
         if "teacher_messages" in row:

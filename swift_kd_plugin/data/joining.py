@@ -9,7 +9,7 @@ DIGEST = np.dtype("S16")
 
 
 @dataclass(frozen=True)
-class Keys:
+class JoinKeys:
     """Keys of a set of rows, in the rows' order.
 
     Args:
@@ -22,7 +22,7 @@ class Keys:
     contents: np.ndarray
 
     @classmethod
-    def of(cls, keys: bytes | bytearray, read_contents: Callable[[np.ndarray], list[bytes]]) -> "Keys":
+    def of(cls, keys: bytes | bytearray, read_contents: Callable[[np.ndarray], list[bytes]]) -> "JoinKeys":
         """The rows' keys, one behind the other; contents are read for the rows alone that share a key."""
         table = np.frombuffer(keys, DIGEST)
         _, group, sizes = np.unique(table, return_inverse=True, return_counts=True)
@@ -49,7 +49,7 @@ class Groups:
     clear: np.ndarray
 
     @classmethod
-    def of(cls, side: Keys) -> "Groups":
+    def of(cls, side: JoinKeys) -> "Groups":
         rows = np.argsort(side.keys, kind="stable")
         keys, starts, sizes = np.unique(side.keys[rows], return_index=True, return_counts=True)
         contents = side.contents[rows]
@@ -86,7 +86,7 @@ class Join:
     conflicting: tuple[np.ndarray, np.ndarray]
 
 
-def join(left: Keys, right: Keys, duplicates: str = "refuse") -> Join:
+def join(left: JoinKeys, right: JoinKeys, duplicates: str = "refuse") -> Join:
     """Joins two sides by key.
 
     Args:

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from swift_kd_plugin.data.columns import COLUMNS, RESPONSE_COLUMNS, SHARED_COLUMNS, TEACHER_COLUMNS
 from swift_kd_plugin.data.formats import QUERY
-from swift_kd_plugin.data.joining import Keys, join
+from swift_kd_plugin.data.joining import JoinKeys, join
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import to_rows
@@ -87,20 +87,20 @@ def key_of(row: Row, on: str) -> str | None:
     if on == ORDER:
         return str(row["kd_row"])
     if on == LAST_USER_MESSAGE:
-        return normalise(last_user_text(row["messages"])) or None
+        return normalise_key(last_user_text(row["messages"])) or None
     value = row.get("columns", {}).get(on)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         return None
     return str(value)
 
 
-def normalise(text: str) -> str:
+def normalise_key(text: str) -> str:
     """Text in which width, case and white space make no difference."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 @dataclass(frozen=True)
-class Side:
+class PairSide:
     """One of the two stored sources and what messages call it."""
 
     rows: Dataset
@@ -110,7 +110,9 @@ class Side:
         return iter(to_rows(self.rows.select(numbers)))
 
 
-def join_sides(exp: Side, noexp: Side, on: str, duplicates: str, report: Report, unmatched: Report) -> np.ndarray:
+def join_sides(
+    exp: PairSide, noexp: PairSide, on: str, duplicates: str, report: Report, unmatched: Report
+) -> np.ndarray:
     """Row numbers of the partners [pairs, 2], in the order of the rows without the experience.
 
     Args:
@@ -139,7 +141,7 @@ def describe(on: str) -> str:
     return names.get(on, f"the {on}")
 
 
-def _read_keys(side: Side, on: str, report: Report) -> tuple[np.ndarray, Keys]:
+def _read_keys(side: PairSide, on: str, report: Report) -> tuple[np.ndarray, JoinKeys]:
     """Numbers and keys of the rows that have a key; the others go into the report."""
     needed = ["messages" if on == LAST_USER_MESSAGE else "columns", "kd_source", "kd_row", "kd_id"]
     numbers, keys = array("q"), bytearray()
@@ -151,7 +153,7 @@ def _read_keys(side: Side, on: str, report: Report) -> tuple[np.ndarray, Keys]:
         numbers.append(number)
         keys += digest(key)
     chosen = np.array(numbers, np.int64)
-    return chosen, Keys.of(keys, lambda repeated: [_content(row) for row in side.numbered(chosen[repeated])])
+    return chosen, JoinKeys.of(keys, lambda repeated: [_content(row) for row in side.numbered(chosen[repeated])])
 
 
 def _content(row: Row) -> bytes:
@@ -170,7 +172,7 @@ def _no_key(row: Row, on: str) -> RowError:
 
 
 def paired_rows(
-    exp: Side, noexp: Side, pairs: np.ndarray, rule: ResponseRule, suspicions: Suspicions, report: Report
+    exp: PairSide, noexp: PairSide, pairs: np.ndarray, rule: ResponseRule, suspicions: Suspicions, report: Report
 ) -> Iterator[Row]:
     """The merged rows; a row that is in none of them goes into the report."""
     tolerant = report.but(strict=False)
@@ -245,12 +247,12 @@ def _note_conflict(exp: Row, noexp: Row, row: Row, rule: ResponseRule, report: R
     taken = response["content"]
     others = [answer["content"] for answer in (response_of(exp), response_of(noexp)) if answer]
     for other in (*others, rule.gold_of(noexp, exp)):
-        if isinstance(other, str) and other != taken and answer_of(other) != answer_of(taken):
-            text = f"{answer_of(taken)!r} is used, another says {answer_of(other)!r}"
+        if isinstance(other, str) and other != taken and normalised_answer(other) != normalised_answer(taken):
+            text = f"{normalised_answer(taken)!r} is used, another says {normalised_answer(other)!r}"
             report.note("conflicting answers", text, Place.of(row))
             return
 
 
-def answer_of(content: Any) -> str:
+def normalised_answer(content: Any) -> str:
     """A response without its think block, normalised for comparison."""
-    return normalise(split_thought(text_of(content))[1])
+    return normalise_key(split_thought(text_of(content))[1])

@@ -15,7 +15,7 @@ SHOWN_LENGTH = 200
 
 
 @dataclass
-class Entry:
+class ReportEntry:
     """Rows with one thing in common: how many, the first few with the reason, and the numbers of all by source."""
 
     count: int = 0
@@ -28,7 +28,7 @@ class Entry:
         if len(self.examples) < EXAMPLES:
             self.examples.append({"place": str(place), "text": text})
 
-    def merge(self, other: "Entry") -> None:
+    def merge(self, other: "ReportEntry") -> None:
         self.count += other.count
         self.examples = (self.examples + other.examples)[:EXAMPLES]
         for source, numbers in other.rows.items():
@@ -49,18 +49,18 @@ class Report:
 
     strict: bool = False
     read: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, Entry] = field(default_factory=dict)
-    notes: dict[str, Entry] = field(default_factory=dict)
+    left_out: dict[str, ReportEntry] = field(default_factory=dict)
+    notes: dict[str, ReportEntry] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def leave_out(self, error: RowError, place: Place) -> None:
         """Counts a row as left out. Raises KDError with place and reason if the report is strict."""
-        self.left_out.setdefault(error.kind, Entry()).add(place, shorten(str(error)))
+        self.left_out.setdefault(error.kind, ReportEntry()).add(place, shorten(str(error)))
         if self.strict:
             raise refusal(str(place), str(error))
 
     def note(self, kind: str, text: str, place: Place) -> None:
-        self.notes.setdefault(kind, Entry()).add(place, shorten(text))
+        self.notes.setdefault(kind, ReportEntry()).add(place, shorten(text))
 
     def state(self, dataset: str, **facts: Any) -> None:
         self.facts.setdefault(dataset, {}).update(facts)
@@ -75,7 +75,7 @@ class Report:
             self.read[source] = self.read.get(source, 0) + count
         for mine, theirs in ((self.left_out, other.left_out), (self.notes, other.notes)):
             for kind, entry in theirs.items():
-                mine.setdefault(kind, Entry()).merge(entry)
+                mine.setdefault(kind, ReportEntry()).merge(entry)
         self.facts |= other.facts
 
     def first_reason(self) -> str:
@@ -95,7 +95,7 @@ class Report:
     def from_json(cls, page: dict[str, Any]) -> "Report":
         entries = {
             part: {
-                kind: Entry(e["count"], e["examples"], {s: from_ranges(text) for s, text in e["rows"].items()})
+                kind: ReportEntry(e["count"], e["examples"], {s: from_ranges(text) for s, text in e["rows"].items()})
                 for kind, e in page[part].items()
             }
             for part in ("left_out", "notes")

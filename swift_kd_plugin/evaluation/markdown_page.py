@@ -6,8 +6,8 @@ from typing import Any
 from swift_kd_plugin.data.row_report import Report, shorten
 from swift_kd_plugin.data.rows import Place, Row, last_user_text
 from swift_kd_plugin.evaluation.eval_metrics import Figure, Metric, Rightness
-from swift_kd_plugin.evaluation.scoring import Entry, Scored
-from swift_kd_plugin.generation.verifiers import normalise
+from swift_kd_plugin.evaluation.scoring import Scored, ScoreEntry
+from swift_kd_plugin.generation.verifiers import normalise_answer
 
 SHOWN_TEXT, SHORT = 1000, 12
 MARKS = {True: "✓", False: "✗", None: ""}
@@ -15,14 +15,14 @@ MARKS = {True: "✓", False: "✗", None: ""}
 _ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "\\`*_[]<>|&$~#"} | {"\n": "<br>"})
 
 
-def as_markdown(page: dict[str, Any], entries: Sequence[Entry], notes: Report) -> str:
+def as_markdown(page: dict[str, Any], entries: Sequence[ScoreEntry], notes: Report) -> str:
     """The page of a run.
 
     Args:
         page: the report as JSON.
         notes: its part `input`.
     """
-    parts = ["# Evaluation", f"{page['dataset']}", as_table(entries), "## How it was measured", _how(page)]
+    parts = ["# Evaluation", f"{page['dataset']}", markdown_table(entries), "## How it was measured", _how(page)]
     if lines := notes.lines():
         parts += ["## Rows", "\n".join(f"- {_text(line.strip())}" for line in lines)]
     if page["samples"]:
@@ -30,7 +30,7 @@ def as_markdown(page: dict[str, Any], entries: Sequence[Entry], notes: Report) -
     return "\n\n".join(parts) + "\n"
 
 
-def as_table(entries: Sequence[Entry]) -> str:
+def markdown_table(entries: Sequence[ScoreEntry]) -> str:
     """The figures of all cells, with their intervals."""
     has_tags = any(entry.tag is not None for entry in entries)
     heads = ["model", "experience", "mode", *(["tag"] if has_tags else []), "rows", *entries[0].figures]
@@ -53,7 +53,7 @@ def choose_samples(
         items = [(one, one.items[number]) for one in scored if number in one.items]
         found = [one.is_right(judge, number) for one, _ in items]
         if judge is None:
-            found = [None if item.answer is None else normalise(item.answer) for _, item in items]
+            found = [None if item.answer is None else normalise_answer(item.answer) for _, item in items]
         return len(set(found)) < 2
 
     chosen = sorted(range(len(rows)), key=lambda number: (agrees(number), number))[:count]
@@ -100,7 +100,7 @@ def _how(page: dict[str, Any]) -> str:
     return "\n".join(f"- {_text(line)}" for line in lines)
 
 
-def _running(entry: Entry) -> list[str]:
+def _running(entry: ScoreEntry) -> list[str]:
     forms = {"mean_tokens": "{:,.1f}", "truncated": "{:.1%}", "seconds": "{:,.1f}", "tokens_per_second": "{:,.0f}"}
     values = {name: getattr(entry, name) for name in forms}
     return ["" if value is None else forms[name].format(value) for name, value in values.items()]

@@ -10,7 +10,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.model_setup import ModelOptions
 
 # Flags that take VALUE for every model or NAME=VALUE for one, and whether they may have several values.
-OWN = {"adapters": True, "server": False, "server_adapter": False, "template": False, "model_type": False}
+PER_MODEL_FLAGS = {"adapters": True, "server": False, "server_adapter": False, "template": False, "model_type": False}
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -25,9 +25,9 @@ def read_models(options: ModelOptions) -> dict[str, ModelOptions]:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise KDError(f"--model: two models are called {twice[0]}; name them, as in --model student={folders[0][1]}.")
     own: dict[str, dict[str, Any]] = {
-        name: {"model": folder, **dict.fromkeys(OWN), "adapters": []} for name, folder in folders
+        name: {"model": folder, **dict.fromkeys(PER_MODEL_FLAGS), "adapters": []} for name, folder in folders
     }
-    for flag in OWN:
+    for flag in PER_MODEL_FLAGS:
         for text in getattr(options, flag) or ():
             name, value = _split(text)
             if name is not None and name not in names:
@@ -62,7 +62,7 @@ def _split(text: str) -> tuple[str | None, str]:
 
 
 def _set(flags: dict[str, Any], flag: str, value: str, model: str) -> None:
-    if OWN[flag]:
+    if PER_MODEL_FLAGS[flag]:
         flags[flag].append(value)
     elif flags[flag] is None:
         flags[flag] = value

@@ -23,7 +23,7 @@ from swift_kd_plugin.evaluation.likelihood import Likelihood, measure_likelihood
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.filters import Filters
-from swift_kd_plugin.generation.generation_run import Plan, Runner
+from swift_kd_plugin.generation.generation_run import GenerationPlan, ShardRunner
 from swift_kd_plugin.generation.judging import Judge
 from swift_kd_plugin.generation.model_setup import (
     ModelOptions,
@@ -43,7 +43,7 @@ Found = Likelihood | str
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A model that is asked.
 
     Args:
@@ -58,7 +58,7 @@ class Subject:
     who: dict[str, Any]
 
     @classmethod
-    def find(cls, name: str, options: ModelOptions) -> "Subject":
+    def find(cls, name: str, options: ModelOptions) -> "EvalModel":
         """Raises KDError if there is no such model, tokenizer, template or adapter; weights are not read."""
         engine_name, template = options.engine_name, make_template(options)
         who = describe_model(options, Path(template.processor.model_info.model_dir), engine_name)
@@ -66,7 +66,7 @@ class Subject:
 
 
 @dataclass
-class Measured:
+class CellResult:
     """What is known of a cell.
 
     Args:
@@ -106,7 +106,7 @@ class Measurement:
     gold: Gold
     likelihoods: bool
 
-    def measure(self, subject: Subject) -> list[Measured]:
+    def measure(self, subject: EvalModel) -> list[CellResult]:
         """Every cell of a model, which is freed at the end.
 
         Raises:
@@ -125,16 +125,16 @@ class Measurement:
             free_memory()
             return [work.result(subject.who, self.gold) for work in works]
 
-    def _open(self, cell: Cell, view: EvalView, subject: Subject, held: ExitStack) -> "Work":
+    def _open(self, cell: Cell, view: EvalView, subject: EvalModel, held: ExitStack) -> "Work":
         judge = Judge(Filters(finish="any"))
-        plan = Plan(view.dataset, self.sampling, judge, MODES[self.thinking][cell.mode], self.seed)
+        plan = GenerationPlan(view.dataset, self.sampling, judge, MODES[self.thinking][cell.mode], self.seed)
         flags = {name: getattr(subject.options, name) for name in MODEL_FLAGS}
         asked = {"view": cell.view, "thinking": cell.mode, "seed": self.seed, **asdict(self.sampling)}
         identity = {**subject.who, **flags, **describe_rows(view.dataset, self.digest), **asked}
         store = Store(self.folder / CELLS / cell.folder, identity, plan.tasks, subject.options.shard_size)
         return Work(cell, view, plan, held.enter_context(store))
 
-    def _measure_gold(self, works: Sequence["Work"], subject: Subject, model: Any) -> None:
+    def _measure_gold(self, works: Sequence["Work"], subject: EvalModel, model: Any) -> None:
         """Measures the likelihoods that are not there, with a model that is loaded if it is needed."""
         options, template = subject.options, subject.template
         codec = Codec(template, "transformers", options.max_model_len)
@@ -154,12 +154,12 @@ class Work:
 
     cell: Cell
     view: EvalView
-    plan: Plan
+    plan: GenerationPlan
     store: Store
 
     @property
-    def runner(self) -> Runner:
-        return Runner(self.plan, self.store, str(self.cell), counts_accepted=False)
+    def runner(self) -> ShardRunner:
+        return ShardRunner(self.plan, self.store, str(self.cell), counts_accepted=False)
 
     def measure_likelihoods(self, gold: Gold, model: Any, codec: Codec) -> None:
         """Measures and writes them."""
@@ -203,19 +203,19 @@ class Work:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise KDError(f"{self._file} is damaged; remove it, and start again to have it made anew.") from error
 
-    def result(self, who: dict[str, Any], gold: Gold) -> Measured:
+    def result(self, who: dict[str, Any], gold: Gold) -> CellResult:
         """What the folder has."""
         parts = [self.store.read(shard) for shard in range(self.store.shards)]
         records = [record for part, _ in parts for record in part]
         seconds = sum(seconds for _, seconds in parts)
-        return Measured(self.cell, who, self.view.numbers, records, seconds, self.read_likelihoods(gold) or {})
+        return CellResult(self.cell, who, self.view.numbers, records, seconds, self.read_likelihoods(gold) or {})
 
     @property
     def _file(self) -> Path:
         return self.store.folder / LIKELIHOODS
 
 
-def answer(works: Sequence[Work], subject: Subject) -> Any:
+def answer(works: Sequence[Work], subject: EvalModel) -> Any:
     """Fills the cells that have answers missing, with one engine; returns its model, if transformers has one loaded."""
     missing = [runner for work in works if not (runner := work.runner).is_done()]
     if not missing:

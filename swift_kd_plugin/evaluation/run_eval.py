@@ -14,10 +14,10 @@ from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import Row
 from swift_kd_plugin.evaluation.cells import EvalView, open_views
 from swift_kd_plugin.evaluation.eval_metrics import Metric, Perplexity, find_metrics
-from swift_kd_plugin.evaluation.eval_report import as_csv, as_json
-from swift_kd_plugin.evaluation.markdown_page import as_markdown, as_table, choose_samples
+from swift_kd_plugin.evaluation.eval_report import as_csv, report_as_json
+from swift_kd_plugin.evaluation.markdown_page import as_markdown, choose_samples, markdown_table
 from swift_kd_plugin.evaluation.models import read_models
-from swift_kd_plugin.evaluation.run_cells import CELLS, Measured, Measurement, Subject
+from swift_kd_plugin.evaluation.run_cells import CELLS, CellResult, EvalModel, Measurement
 from swift_kd_plugin.evaluation.scoring import answers, check_gold, score, table, tags_of
 from swift_kd_plugin.generation.engines import Sampling
 from swift_kd_plugin.generation.model_setup import ModelOptions, describe_rows, open_rows
@@ -25,7 +25,7 @@ from swift_kd_plugin.generation.shard_store import MANIFEST, put_aside, read_man
 from swift_kd_plugin.generation.verifiers import Gold
 
 JSON, CSV, MARKDOWN, ANSWERS = "report.json", "report.csv", "report.md", "answers.jsonl"
-OWN = (CELLS, MANIFEST, JSON, CSV, MARKDOWN, ANSWERS)
+REPORT_FILES = (CELLS, MANIFEST, JSON, CSV, MARKDOWN, ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[str, Repor
     )
     dataset, digest, notes = open_rows(options, opener)
     asked = check(options, dataset, digest, gold, metrics, notes)
-    subjects = [Subject.find(name, own) for name, own in models.items()]
+    subjects = [EvalModel.find(name, own) for name, own in models.items()]
     with locked(options.output):
         claim(options, {"command": "swift-kd eval", **describe_rows(dataset, digest)})
         likelihoods = any(isinstance(metric, Perplexity) for metric in metrics)
@@ -74,7 +74,7 @@ def run(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[str, Repor
             options.output, asked.views, digest, options.thinking, options.seed, sampling, gold, likelihoods
         )
         cells = [cell for subject in subjects for cell in measurement.measure(subject)]
-        return write(options, asked, cells, notes), notes
+        return write_report(options, asked, cells, notes), notes
 
 
 def check(
@@ -91,24 +91,24 @@ def claim(options: ModelOptions, identity: dict[str, Any]) -> None:
     """Makes a folder this run's. Raises KDError if it holds another run."""
     folder, manifest = options.output, options.output / MANIFEST
     if options.overwrite:
-        put_aside(folder, OWN)
+        put_aside(folder, REPORT_FILES)
     if manifest.exists():
         refuse_another(folder, read_manifest(manifest), identity)
     else:
-        refuse_unknown(folder, OWN)
+        refuse_unknown(folder, REPORT_FILES)
     write_atomically(manifest, json.dumps(identity, ensure_ascii=False, indent=2) + "\n")
 
 
-def write(options: ModelOptions, asked: Asked, cells: Sequence[Measured], notes: Report) -> str:
+def write_report(options: ModelOptions, asked: Asked, cells: Sequence[CellResult], notes: Report) -> str:
     """Scores the cells and writes the report's files; returns the table as Markdown."""
     scored = [score(cell, asked.rows, asked.golds, asked.metrics, notes) for cell in cells]
     entries = table(scored, asked.metrics, options.seed, asked.tags)
     samples = choose_samples(scored, asked.rows, asked.metrics, options.samples)
     said = describe_rows(asked.dataset, asked.digest)["dataset"]
-    page = as_json(vars(options), said, scored, asked.metrics, entries, samples, notes)
+    page = report_as_json(vars(options), said, scored, asked.metrics, entries, samples, notes)
     folder = options.output
     write_jsonl(folder / ANSWERS, answers(scored, asked.metrics, asked.rows))
     write_atomically(folder / CSV, as_csv(entries))
     write_atomically(folder / MARKDOWN, as_markdown(page, entries, notes))
     write_atomically(folder / JSON, json.dumps(page, ensure_ascii=False, indent=2) + "\n")
-    return as_table(entries)
+    return markdown_table(entries)

@@ -13,13 +13,13 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.evaluation.cells import Cell
 from swift_kd_plugin.evaluation.eval_metrics import RIGHT, Figure, Item, Metric
 from swift_kd_plugin.evaluation.likelihood import Likelihood
-from swift_kd_plugin.evaluation.run_cells import Measured
+from swift_kd_plugin.evaluation.run_cells import CellResult
 from swift_kd_plugin.generation.judging import Sample
 from swift_kd_plugin.generation.verifiers import Gold
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoreEntry:
     """Figures of a cell, or of its rows with one tag.
 
     Args:
@@ -46,7 +46,7 @@ class Entry:
 class Scored:
     """A cell with its items, by number of the row, and what each adds to the sums of each metric."""
 
-    measured: Measured
+    measured: CellResult
     items: dict[int, Item]
     samples: dict[int, Sample]
     added: dict[str, dict[int, dict[str, Sequence[float]]]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Scored:
         found = None if metric is None else self.added[metric.name].get(number)
         return None if found is None else found[metric.name][0] >= RIGHT
 
-    def entry(self, metrics: Sequence[Metric], seed: int, tag: str | None, numbers: set[int]) -> Entry:
+    def entry(self, metrics: Sequence[Metric], seed: int, tag: str | None, numbers: set[int]) -> ScoreEntry:
         """The figures of some rows."""
         samples = [sample for number, sample in self.samples.items() if number in numbers]
         figures: dict[str, Figure | None] = {}
@@ -71,7 +71,7 @@ class Scored:
         tokens = sum(sample.tokens for sample in samples)
         cut = sum(sample.finish_reason == "length" for sample in samples)
         count, seconds = len(samples), self.measured.seconds if tag is None else None
-        return Entry(
+        return ScoreEntry(
             cell=self.cell,
             tag=tag,
             rows=len(numbers & self.items.keys()),
@@ -115,7 +115,7 @@ def check_gold(rows: Sequence[Row], metrics: Sequence[Metric], gold: Gold, notes
 
 
 def score(
-    measured: Measured, rows: Sequence[Row], golds: Sequence[str | None], metrics: Sequence[Metric], notes: Report
+    measured: CellResult, rows: Sequence[Row], golds: Sequence[str | None], metrics: Sequence[Metric], notes: Report
 ) -> Scored:
     """Scores every row of a cell. Raises KDError if a user's function fails."""
     items, samples = {}, {}
@@ -150,7 +150,9 @@ def tags_of(rows: Sequence[Row], column: str | None) -> dict[str, set[int]]:
     return tags
 
 
-def table(scored: Sequence[Scored], metrics: Sequence[Metric], seed: int, tags: dict[str, set[int]]) -> list[Entry]:
+def table(
+    scored: Sequence[Scored], metrics: Sequence[Metric], seed: int, tags: dict[str, set[int]]
+) -> list[ScoreEntry]:
     """The entries of all cells, and behind each cell those of its tags."""
     entries = []
     for one in scored:

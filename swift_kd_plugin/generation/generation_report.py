@@ -10,7 +10,7 @@ from swift_kd_plugin.data.row_report import Report, shorten
 from swift_kd_plugin.data.rows import Place, RowError, text_of
 from swift_kd_plugin.generation.judging import Verdict
 from swift_kd_plugin.generation.shard_store import Record
-from swift_kd_plugin.generation.tasks import Task, shown_mode
+from swift_kd_plugin.generation.tasks import PromptTask, shown_mode
 
 SHOWN_TASKS = 12
 SHOWN_TEXT = 2000
@@ -43,7 +43,7 @@ class Tally:
     shown: list[dict[str, Any]] = field(default_factory=list)
     input: Report = field(default_factory=Report)
 
-    def start(self, task: Task, record: Record) -> None:
+    def start(self, task: PromptTask, record: Record) -> None:
         """Counts a prompt."""
         place = Place.of(task.row)
         self.prompts += 1
@@ -55,7 +55,7 @@ class Tally:
         if record.refused is not None:
             self.refused.leave_out(RowError("prompt is not answered", record.refused), place)
 
-    def count(self, task: Task, verdict: Verdict) -> None:
+    def count(self, task: PromptTask, verdict: Verdict) -> None:
         """Counts a sample."""
         self.finish[verdict.sample.finish_reason] += 1
         place = Place.of(task.row)
@@ -67,7 +67,7 @@ class Tally:
         self.by_source[place.source]["accepted"] += 1
         self.lengths.setdefault(shown_mode(task, verdict.row), []).append(verdict.sample.tokens)
 
-    def show(self, task: Task, verdicts: Sequence[Verdict]) -> None:
+    def show(self, task: PromptTask, verdicts: Sequence[Verdict]) -> None:
         """Keeps the first prompts for the page."""
         if len(self.shown) == SHOWN_TASKS:
             return

@@ -16,11 +16,20 @@ from swift_kd_plugin.generation.generation_report import Tally
 from swift_kd_plugin.generation.judging import Judge, Sample, Verdict
 from swift_kd_plugin.generation.quotas import Quotas
 from swift_kd_plugin.generation.shard_store import RESPONSES, Record, Store
-from swift_kd_plugin.generation.tasks import MADE, MODES, REPLACED, Task, Thinking, own_answer, shown_mode, tasks_of
+from swift_kd_plugin.generation.tasks import (
+    MADE,
+    MODES,
+    REPLACED,
+    PromptTask,
+    Thinking,
+    own_answer,
+    shown_mode,
+    tasks_of,
+)
 
 
 @dataclass(frozen=True)
-class Plan:
+class GenerationPlan:
     """What a run makes, apart from who answers.
 
     Args:
@@ -42,7 +51,7 @@ class Plan:
     def tasks(self) -> int:
         return len(self.dataset) * len(MODES[self.thinking])
 
-    def tasks_in(self, indices: range) -> Iterator[Task]:
+    def tasks_in(self, indices: range) -> Iterator[PromptTask]:
         """Tasks by index, in order."""
         if not indices:
             return
@@ -61,7 +70,7 @@ class Collector:
         tally: counts, for the report.
     """
 
-    plan: Plan
+    plan: GenerationPlan
     tally: Tally = field(default_factory=Tally)
     quotas: Quotas = field(init=False)
     seen: set[bytes] = field(default_factory=set)
@@ -69,7 +78,7 @@ class Collector:
     def __post_init__(self):
         self.quotas = Quotas.parse(self.plan.quotas)
 
-    def take(self, task: Task, record: Record) -> Iterator[Row]:
+    def take(self, task: PromptTask, record: Record) -> Iterator[Row]:
         """The rows of a task."""
         self.tally.start(task, record)
         if record.samples:
@@ -81,7 +90,7 @@ class Collector:
                     yield self._finished(task, number, verdict)
             self.tally.show(task, verdicts)
 
-    def _admit(self, task: Task, verdict: Verdict) -> Verdict:
+    def _admit(self, task: PromptTask, verdict: Verdict) -> Verdict:
         if verdict.row is None:
             return verdict
         mode = shown_mode(task, verdict.row)
@@ -95,7 +104,7 @@ class Collector:
         self.quotas.take(verdict.row, mode)
         return verdict
 
-    def _finished(self, task: Task, number: int, verdict: Verdict) -> Row:
+    def _finished(self, task: PromptTask, number: int, verdict: Verdict) -> Row:
         """The row with how it was made, and the dataset's own response, beside it."""
         sample, columns = verdict.sample, dict(verdict.row.get("columns", {}))
         made = {"sample": number, "tokens": sample.tokens, "finish_reason": sample.finish_reason}
@@ -105,7 +114,7 @@ class Collector:
         return {**verdict.row, "columns": {**columns, MADE: made}}
 
 
-class Runner:
+class ShardRunner:
     """Generates what is missing in a store. What it has done survives an error: it goes into unfinished shards.
 
     Args:
@@ -113,11 +122,11 @@ class Runner:
         counts_accepted: show the share of accepted samples beside it.
     """
 
-    def __init__(self, plan: Plan, store: Store, title: str = "generating", counts_accepted: bool = True):
+    def __init__(self, plan: GenerationPlan, store: Store, title: str = "generating", counts_accepted: bool = True):
         self.plan, self.store, self.title, self.counts_accepted = plan, store, title, counts_accepted
         self.open: dict[int, dict[int, Record]] = {}
         self.front, self.ahead = Collector(plan), 0
-        self.asked: dict[int, Task] = {}
+        self.asked: dict[int, PromptTask] = {}
         self.tokens = self.samples = self.accepted = 0
 
     def is_done(self) -> bool:
@@ -162,11 +171,11 @@ class Runner:
                     number += 1
             self._finish(shard)
 
-    def _rescore(self, shard: int, task: Task) -> None:
+    def _rescore(self, shard: int, task: PromptTask) -> None:
         record = self.open[shard][task.index]
         self.open[shard][task.index] = replace(record, samples=tuple(self.plan.judge.score(task, record.samples)))
 
-    def _keep(self, task: Task, answer: Answer) -> None:
+    def _keep(self, task: PromptTask, answer: Answer) -> None:
         shard = task.index // self.store.shard_size
         if isinstance(answer, PromptError):
             self._add(shard, Record(task.index, refused=str(answer)))
@@ -202,7 +211,7 @@ class Runner:
                 pass
             self.ahead += 1
 
-    def _show_progress(self, task: Task, record: Record) -> None:
+    def _show_progress(self, task: PromptTask, record: Record) -> None:
         self.tokens += sum(sample.tokens for sample in record.samples)
         self.samples += len(record.samples)
         if self.bar.disable:
@@ -216,7 +225,7 @@ class Runner:
         self.bar.set_postfix(shown, refresh=False)
 
 
-def collect(plan: Plan, store: Store, collector: Collector, shards: range) -> Iterator[Row]:
+def collect(plan: GenerationPlan, store: Store, collector: Collector, shards: range) -> Iterator[Row]:
     """The rows of whole shards, in the order of the dataset."""
     for shard in shards:
         if not store.is_whole(shard):
@@ -227,7 +236,7 @@ def collect(plan: Plan, store: Store, collector: Collector, shards: range) -> It
             yield from collector.take(task, record)
 
 
-def write_responses(plan: Plan, store: Store) -> Tally:
+def write_dataset(plan: GenerationPlan, store: Store) -> Tally:
     """Writes the rows of a finished run, unless there are none, and returns what there is to say about it."""
     collector = Collector(plan)
     rows = collect(plan, store, collector, range(store.shards))

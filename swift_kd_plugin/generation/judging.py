@@ -9,7 +9,7 @@ from swift_kd_plugin.data.rows import Row, RowError
 from swift_kd_plugin.data.think_block import split_thought
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.filters import Filters
-from swift_kd_plugin.generation.tasks import Task, write_response
+from swift_kd_plugin.generation.tasks import PromptTask, write_response
 from swift_kd_plugin.generation.verifiers import Gold, Scorer, VerifierError, extract
 
 Select = Literal["all", "first_pass", "best", "majority"]
@@ -65,13 +65,13 @@ class Judge:
         if self.select == "best" and self.scorer is None:
             raise KDError("--select best takes the sample with the highest score; give a --verifier.")
 
-    def score(self, task: Task, samples: Sequence[Sample]) -> list[Sample]:
+    def score(self, task: PromptTask, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with scores where they are needed. Raises VerifierError."""
         if self.scorer is None:
             return list(samples)
         return [self._scored(task, sample) for sample in samples]
 
-    def _scored(self, task: Task, sample: Sample) -> Sample:
+    def _scored(self, task: PromptTask, sample: Sample) -> Sample:
         if sample.score is not None or sample.failure is not None or self._seen(task, sample).error:
             return sample
         try:
@@ -82,7 +82,7 @@ class Judge:
             cause = error.__cause__
             return replace(sample, failure=f"{type(cause).__name__}: {cause}")
 
-    def examine(self, task: Task, samples: Sequence[Sample]) -> list[Verdict]:
+    def examine(self, task: PromptTask, samples: Sequence[Sample]) -> list[Verdict]:
         """A verdict for each scored sample, in order."""
         verdicts = [self._seen(task, sample) for sample in samples]
         if self.select == "majority":
@@ -94,7 +94,7 @@ class Judge:
         best = max(passing, key=lambda number: samples[number].score) if self.select == "best" else passing[0]
         return self._only(verdicts, best)
 
-    def _seen(self, task: Task, sample: Sample) -> Verdict:
+    def _seen(self, task: PromptTask, sample: Sample) -> Verdict:
         """What can be told without a verifier."""
         try:
             self.filters.check_form(sample.tokens, sample.finish_reason)

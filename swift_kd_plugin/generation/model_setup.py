@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_config
-from swift_kd_plugin.data.dataset_specs import DatasetId, File, Node, Rows
+from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.sources import READERS
 from swift_kd_plugin.errors import KDError
@@ -68,15 +68,15 @@ def open_rows(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[Data
         return limited(concatenate_datasets(parts), options.limit), "-".join(digests), report
 
 
-def _node(name: str, named: dict[str, Node], file: Path | None) -> Node:
+def _node(name: str, named: dict[str, DatasetSpec], file: Path | None) -> DatasetSpec:
     if name in named:
         return named[name]
     path = Path(name)
     if path.suffix.lower() in READERS or path.exists():
-        return Rows(name, File(path, name))
+        return RowsSpec(name, File(path, name))
     if named and "/" not in name and ":" not in name:
         raise KDError(f"--dataset {name}: {file} has no such dataset{suggest(name, named)}; it has {', '.join(named)}.")
-    return Rows(name, DatasetId(name))
+    return RowsSpec(name, DatasetId(name))
 
 
 def make_template(options: ModelOptions) -> Any:

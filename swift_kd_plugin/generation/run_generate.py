@@ -14,7 +14,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import VLLM_HOTTEST, Sampling
 from swift_kd_plugin.generation.filters import Filters
 from swift_kd_plugin.generation.generation_report import Tally
-from swift_kd_plugin.generation.generation_run import Plan, Runner, write_responses
+from swift_kd_plugin.generation.generation_run import GenerationPlan, ShardRunner, write_dataset
 from swift_kd_plugin.generation.html_page import render
 from swift_kd_plugin.generation.judging import Judge
 from swift_kd_plugin.generation.model_setup import (
@@ -29,7 +29,7 @@ from swift_kd_plugin.generation.shard_store import PAGE, REPORT, Store
 from swift_kd_plugin.generation.verifiers import BUILT_IN, Gold, Scorer
 
 # Flags that change how a run goes and not what it makes.
-FREE = (
+IDENTITY_EXEMPT_FLAGS = (
     *("output", "kd_datasets", "dataset", "server", "overwrite", "strict", "server_timeout", "trust_remote_code"),
     *("gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs", "enforce_eager", "verifier_errors"),
 )
@@ -81,14 +81,16 @@ def run(options: Options, opener: Callable[[str], Any]) -> Tally:
     sampling = options.sampling(folder)
     if engine_name == "vllm" and sampling.temperature > VLLM_HOTTEST:
         raise KDError(f"temperature is {sampling.temperature:g}; vLLM takes {VLLM_HOTTEST} at most.")
-    plan = Plan(dataset, sampling, judge, options.thinking, options.seed, tuple(options.quota or ()), options.dedup)
+    plan = GenerationPlan(
+        dataset, sampling, judge, options.thinking, options.seed, tuple(options.quota or ()), options.dedup
+    )
     identity = identify(options, plan, rows_digest, folder, engine_name)
     with Store(options.output, identity, plan.tasks, options.shard_size, options.overwrite) as store:
-        runner = Runner(plan, store)
+        runner = ShardRunner(plan, store)
         if not runner.is_done():
             with make_engine(options, template, engine_name) as engine:
                 runner.run(engine)
-        tally = write_responses(plan, store)
+        tally = write_dataset(plan, store)
         tally.input = report
         write_atomically(store.folder / PAGE, render(tally, identity))
         page = {"run": identity, **tally.as_json(), "input": report.as_json()}
@@ -104,9 +106,11 @@ def check_gold_column(dataset: Dataset, column: str | None) -> None:
         raise KDError(f"--gold {column}: no row has such a column{suggest(column, names)}; {there}.")
 
 
-def identify(options: Options, plan: Plan, rows_digest: str, folder: Path, engine_name: str) -> dict[str, Any]:
+def identify(
+    options: Options, plan: GenerationPlan, rows_digest: str, folder: Path, engine_name: str
+) -> dict[str, Any]:
     """Everything that decides a run's rows, by the flag that says it."""
-    flags = {name: value for name, value in vars(options).items() if name not in FREE}
+    flags = {name: value for name, value in vars(options).items() if name not in IDENTITY_EXEMPT_FLAGS}
     said, rows = describe_model(options, folder, engine_name), describe_rows(plan.dataset, rows_digest)
     drawn = {name: getattr(plan.sampling, name) for name in DRAWN}
     return {**said, **rows, **{name: value for name, value in flags.items() if name not in said}, **drawn}

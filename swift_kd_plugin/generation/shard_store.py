@@ -19,7 +19,7 @@ from swift_kd_plugin.generation.judging import Sample
 
 MANIFEST, SHARDS = "manifest.json", "shards"
 RESPONSES, REPORT, PAGE = "responses.jsonl", "report.json", "report.html"
-OWN = (MANIFEST, SHARDS, RESPONSES, REPORT, PAGE)
+RUN_FILES = (MANIFEST, SHARDS, RESPONSES, REPORT, PAGE)
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Store:
 
     def _claim(self, identity: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
-            put_aside(self.folder, OWN)
+            put_aside(self.folder, RUN_FILES)
         manifest = self.folder / MANIFEST
         if manifest.exists():
             refuse_another(self.folder, read_manifest(manifest), identity)
         else:
-            refuse_unknown(self.folder, OWN)
+            refuse_unknown(self.folder, RUN_FILES)
             write_atomically(manifest, json.dumps(identity, ensure_ascii=False, indent=2) + "\n")
         (self.folder / SHARDS).mkdir(exist_ok=True)
         for place in (self.folder, self.folder / SHARDS):

@@ -29,7 +29,7 @@ MADE = "generation"
 
 
 @dataclass(frozen=True)
-class Task:
+class PromptTask:
     """A row to be answered in one mode.
 
     Args:
@@ -60,14 +60,14 @@ class Task:
         return Prompt(view.messages, view.tools or None, *media, view.objects, settings, drawn)
 
 
-def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[Task]:
+def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[PromptTask]:
     """The tasks of a row, the `number`-th of the run counted from 0."""
     modes = MODES[thinking]
     for offset, mode in enumerate(modes):
-        yield Task(number * len(modes) + offset, row if mode is None else _in_mode(row, mode))
+        yield PromptTask(number * len(modes) + offset, row if mode is None else _in_mode(row, mode))
 
 
-def write_response(task: Task, text: str) -> Row:
+def write_response(task: PromptTask, text: str) -> Row:
     """The row with a text as its response; both views stay as they are.
 
     What was thought by a teacher for a student that does not think becomes `teacher_thought`.
@@ -93,7 +93,7 @@ def write_response(task: Task, text: str) -> Row:
     return row
 
 
-def shown_mode(task: Task, row: Row) -> str:
+def shown_mode(task: PromptTask, row: Row) -> str:
     """The mode in which a response was written: as told, else as it shows."""
     content = response_of(row)["content"]
     return task.mode or (THINKING if isinstance(content, str) and split_thought(content)[0] else NON_THINKING)

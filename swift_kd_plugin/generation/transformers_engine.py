@@ -36,7 +36,7 @@ class _Asked:
     done: dict[int, Completion] = field(default_factory=dict)
 
 
-Row = tuple[_Asked, int]
+BatchRow = tuple[_Asked, int]
 
 
 class TransformersEngine(Engine):
@@ -80,7 +80,7 @@ class TransformersEngine(Engine):
                     yield asked.index, [asked.done[number] for number in range(sampling.n)]
         yield from refused
 
-    def _rows(self, prompts: Iterable[Prompt], sampling: Sampling, refused: list) -> Iterator[Row]:
+    def _rows(self, prompts: Iterable[Prompt], sampling: Sampling, refused: list) -> Iterator[BatchRow]:
         for index, prompt in enumerate(prompts):
             try:
                 asked = _Asked(index, prompt, self.codec.encode(prompt))
@@ -90,7 +90,7 @@ class TransformersEngine(Engine):
                 yield from ((asked, number) for number in range(sampling.n))
 
     @torch.no_grad()  # not inference mode: a model of a trainer keeps what it computes once
-    def _write(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+    def _write(self, rows: Sequence[BatchRow], sampling: Sampling) -> list[Completion]:
         template, device = self.codec.template, self.model.device
         inputs = [{k: v for k, v in asked.inputs.items() if k != "template_inputs"} for asked, _ in rows]
         batch = to_device(template.data_collator(inputs), device)
@@ -150,7 +150,7 @@ class _Choice(LogitsProcessor):
     transformers draws all rows from one generator, so that a response would depend on the batch around it.
     """
 
-    def __init__(self, rows: Sequence[Row], prompts: list[list[int]], sampling: Sampling, steps: int, device):
+    def __init__(self, rows: Sequence[BatchRow], prompts: list[list[int]], sampling: Sampling, steps: int, device):
         self.sampling, self.step = sampling, 0
         self.prompts = prompts if sampling.repetition_penalty != 1 else None
         self.seen: Tensor | None = None

@@ -66,7 +66,7 @@ class Gold:
         return None if value is None else text_of(value)
 
 
-def normalise(text: str) -> str:
+def normalise_answer(text: str) -> str:
     """Without regard to case, width and white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -128,12 +128,12 @@ def extract(kind: str, text: str, gold: Gold) -> Any:
         return find_number(answer)
     if kind == "regex" and gold.pattern is not None:
         found = find_pattern(answer, gold.pattern)
-        return None if found is None else normalise(found)
-    return normalise(answer)
+        return None if found is None else normalise_answer(found)
+    return normalise_answer(answer)
 
 
 def is_exact(response: str, gold: str, pattern: str | None) -> bool:
-    return normalise(response) == normalise(gold)
+    return normalise_answer(response) == normalise_answer(gold)
 
 
 def is_same_number(response: str, gold: str, pattern: str | None) -> bool:
@@ -149,7 +149,7 @@ def matches(response: str, gold: str, pattern: str | None) -> bool:
     if pattern is None:
         return re.search(gold, response) is not None
     found = find_pattern(response, pattern)
-    return found is not None and normalise(found) == normalise(gold)
+    return found is not None and normalise_answer(found) == normalise_answer(gold)
 
 
 BUILT_IN = {"exact": is_exact, "numeric": is_same_number, "regex": matches}

@@ -6,10 +6,10 @@ from torch.distributed import ProcessGroup
 from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.divergences import check_params
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
 from swift_kd_plugin.losses.shards import VocabShard, shards_of
-from swift_kd_plugin.losses.task import Task
+from swift_kd_plugin.losses.task import BlockwiseLoss
 from swift_kd_plugin.losses.topk import TAILS, topk_losses
 
 
@@ -59,7 +59,7 @@ def token_divergence(
     request = dense_request(
         student_logits, teacher_logits, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params
     )
-    return run(Task(dense_losses, request, inplace_grad), student_logits, teacher_logits)
+    return run(BlockwiseLoss(dense_losses, request, inplace_grad), student_logits, teacher_logits)
 
 
 def topk_divergence(
@@ -104,7 +104,7 @@ def topk_divergence(
         student_logits, teacher_log_probs, teacher_ids, divergence, temperature, group, student_vocab, teacher_vocab,
         chunk_size, params, tail=tail, teacher_temperature=teacher_temperature,
     )  # fmt: skip
-    return run(Task(topk_losses, request, inplace_grad), student_logits, teacher_log_probs, teacher_ids)
+    return run(BlockwiseLoss(topk_losses, request, inplace_grad), student_logits, teacher_log_probs, teacher_ids)
 
 
 def topk_request(
@@ -152,7 +152,9 @@ def dense_request(
     return Request(divergence, params, temperature, *shards, clip=clip, **sizes, **more)
 
 
-def chunk_sizes(chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *sides: Tensor | Head) -> dict[str, int]:
+def chunk_sizes(
+    chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *sides: Tensor | LMHead
+) -> dict[str, int]:
     """`chunk`, and `block` where a side is a head, of a request.
 
     They are the same on all ranks whatever their widths: each chunk is a round of collectives. A given size is the
@@ -162,7 +164,7 @@ def chunk_sizes(chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *
         raise ValueError(f"chunk_size must be at least 1 token, and it is {chunk_size}.")
     device, widths = sides[0].device, shards[0].widths
     usual = chunk_tokens(max(widths), device)
-    if not any(isinstance(side, Head) for side in sides):
+    if not any(isinstance(side, LMHead) for side in sides):
         return {"chunk": chunk_size or usual}
     block = chunk_size or block_tokens(max(*widths, *shards[1].widths, 1), device)
     return {"chunk": min(usual, block), "block": block}

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swift_kd_plugin.losses.gradients import HeadGradient, LogitsGradient
-from swift_kd_plugin.losses.lm_head import Head, flatten, unflatten
-from swift_kd_plugin.losses.task import Task
+from swift_kd_plugin.losses.lm_head import LMHead, flatten, unflatten
+from swift_kd_plugin.losses.task import BlockwiseLoss
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, task: Task, differentiate: bool, parts: list[int], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, task: BlockwiseLoss, differentiate: bool, parts: list[int], *tensors: Tensor) -> Tensor:
         student, *teacher = _sides(tensors, parts)
         ctx.task, ctx.parts = task, parts
         ctx.gradient = _gradient_of(task, student) if differentiate else None
@@ -44,13 +44,15 @@ class _ChunkedLoss(torch.autograd.Function):
         return None, None, None, *found, *[None] * (len(ctx.needs_input_grad) - 3 - len(found))
 
 
-def _sides(tensors: tuple[Tensor, ...], parts: list[int]) -> list[Tensor | Head]:
+def _sides(tensors: tuple[Tensor, ...], parts: list[int]) -> list[Tensor | LMHead]:
     """Student and teacher; logits are detached, since a gradient may be written into them."""
-    return [side if isinstance(side, Head) else side.detach() for side in unflatten(tensors, parts)]
+    return [side if isinstance(side, LMHead) else side.detach() for side in unflatten(tensors, parts)]
 
 
-def _gradient_of(task: Task, student: Tensor | Head, upstream: Tensor | None = None) -> LogitsGradient | HeadGradient:
-    return HeadGradient(task, student, upstream) if isinstance(student, Head) else LogitsGradient(task, student)
+def _gradient_of(
+    task: BlockwiseLoss, student: Tensor | LMHead, upstream: Tensor | None = None
+) -> LogitsGradient | HeadGradient:
+    return HeadGradient(task, student, upstream) if isinstance(student, LMHead) else LogitsGradient(task, student)
 
 
 def _uniform(upstream: Tensor) -> bool:
@@ -58,7 +60,7 @@ def _uniform(upstream: Tensor) -> bool:
     return not any(upstream.stride()) or bool((upstream == upstream[:1]).all())
 
 
-def run(task: Task, student: Tensor | Head, *teacher: Tensor | Head) -> Tensor:
+def run(task: BlockwiseLoss, student: Tensor | LMHead, *teacher: Tensor | LMHead) -> Tensor:
     """The loss per token [T], differentiable in `student`; `task.parts` then holds what it is made of."""
     tensors, parts = flatten([student, *teacher])
     differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flatten([student])[0])

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from swift_kd_plugin.losses.distribution_stats import entropy_sums, finish_entropies, peaks, top1_agreement
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.request import Measured, Request, Rows, rows_of, working_dtype, write_rows
+from swift_kd_plugin.losses.request import LossRows, MeasuredChunk, Request, rows_of, working_dtype, write_rows
 from swift_kd_plugin.losses.shards import move_columns
-from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
+from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, logsumexp
 from swift_kd_plugin.losses.triton_dense import kernel_losses, kernels_apply
 
 RULED_OUT = -1e30
 
 
-def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> Rows:
+def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> LossRows:
     """Fills `gradient` (this rank's [T, v_student], or None) and returns what `request` asks for, per token.
 
     Args:
@@ -28,7 +28,7 @@ def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: T
     """
     if kernels_apply(request, student, teacher):
         return kernel_losses(request, student, teacher, gradient)
-    rows = Rows(request, student)
+    rows = LossRows(request, student)
     for tokens in request.chunks(student):
         chunk = _Chunk(
             request,
@@ -62,12 +62,12 @@ class _Chunk:
             labels, weights = request.labels[tokens], request.ce_weights[tokens]
             self.ce = CrossEntropy(student, labels, weights, request.student, self.dtype)
 
-    def _side(self, logits: Tensor) -> Side:
+    def _side(self, logits: Tensor) -> SoftmaxSide:
         logits = logits.to(self.dtype)
         if logits.numel() and torch.isneginf(logits.amin(-1)).any():  # by rows, which takes a third
             # An id that both sides rule out adds nothing; -inf - (-inf) would be no number.
             logits, self.rules_out = logits.clamp_min(RULED_OUT), True
-        return Side(logits, self.request.temperature, self.dtype)
+        return SoftmaxSide(logits, self.request.temperature, self.dtype)
 
     def values(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each token and its parts, all float64 [C]."""
@@ -76,7 +76,7 @@ class _Chunk:
             self.p.probabilities(lse["p"]), self.q.probabilities(lse["q"]),
             self.p.logits, self.q.logits, lse["p"], lse["q"], self.shard,
         )  # fmt: skip
-        self.measured = Measured(self.request, self.pair)
+        self.measured = MeasuredChunk(self.request, self.pair)
         partial = self.measured.local_sums()
         if self.ce:
             partial["label_logit"] = self.ce.label_logit()

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.softmax import Side
+from swift_kd_plugin.losses.softmax import SoftmaxSide
 
 
 def entropy_sums(pair: Pair, logits_p: Tensor, logits_q: Tensor) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def finish_entropies(sums: dict[str, Tensor], lse_p: Tensor, lse_q: Tensor) -> d
     }
 
 
-def peaks(p: Side, q: Side) -> dict[str, Tensor]:
+def peaks(p: SoftmaxSide, q: SoftmaxSide) -> dict[str, Tensor]:
     """The largest logit of either side on this rank, and the student's logit where the teacher's is largest [C]."""
     if p.logits.shape[1] == 0:
         return {"peak_p": p.peak.double(), "peak_q": q.peak.double(), "q_at_peak_p": q.peak.double()}

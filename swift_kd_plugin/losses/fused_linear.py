@@ -6,8 +6,8 @@ from torch.distributed import ProcessGroup
 from swift_kd_plugin.losses.api import dense_request
 from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
-from swift_kd_plugin.losses.lm_head import Head
-from swift_kd_plugin.losses.task import Task
+from swift_kd_plugin.losses.lm_head import LMHead
+from swift_kd_plugin.losses.task import BlockwiseLoss
 
 
 def fused_linear_divergence(
@@ -56,8 +56,8 @@ def fused_linear_divergence(
     Raises:
         ValueError: as `token_divergence`, or hidden states that do not fit the weight.
     """
-    student, teacher = Head((student_hidden,), (student_weight,)), Head((teacher_hidden,), (teacher_weight,))
+    student, teacher = LMHead((student_hidden,), (student_weight,)), LMHead((teacher_hidden,), (teacher_weight,))
     request = dense_request(
         student, teacher, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params
     )
-    return run(Task(dense_losses, request), student, teacher)
+    return run(BlockwiseLoss(dense_losses, request), student, teacher)

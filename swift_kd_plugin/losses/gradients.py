@@ -6,9 +6,9 @@ C tokens of a block, N rows of the student, H hidden size, v this rank's columns
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.request import working_dtype
-from swift_kd_plugin.losses.task import Task
+from swift_kd_plugin.losses.task import BlockwiseLoss
 
 # Rows of a head whose product is there in full precision before it is added.
 SLAB = 2**13
@@ -17,7 +17,7 @@ SLAB = 2**13
 class LogitsGradient:
     """The gradient in logits [N, v]: a row for each token, whose weight can be left until backward."""
 
-    def __init__(self, task: Task, logits: Tensor):
+    def __init__(self, task: BlockwiseLoss, logits: Tensor):
         self._task, self._rows = task, task.request.student_rows
         self._values = logits if task.inplace else torch.empty_like(logits)
 
@@ -53,7 +53,7 @@ class HeadGradient:
         upstream: what each token counts besides its weight [T], or None.
     """
 
-    def __init__(self, task: Task, head: Head, upstream: Tensor | None = None):
+    def __init__(self, task: BlockwiseLoss, head: LMHead, upstream: Tensor | None = None):
         self._task, self._head, self._upstream = task, head, upstream
         self._inputs = [torch.zeros_like(part) if part.requires_grad else None for part in head.inputs]
         self._weights = [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """The output layer of a model and what goes into it: logits = sum of inputs[i] @ weights[i].T.
 
     One part is a plain head; a LoRA adapter on it adds a second one, of the adapter's rank. Shape, precision and
@@ -59,8 +59,8 @@ class Head:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def __getitem__(self, rows: Tensor | slice) -> "Head":
-        return Head(tuple(part[rows] for part in self.inputs), self.weights)
+    def __getitem__(self, rows: Tensor | slice) -> "LMHead":
+        return LMHead(tuple(part[rows] for part in self.inputs), self.weights)
 
     def logits(self, out: Tensor) -> Tensor:
         """Writes the logits into `out` [N, v], in the weights' precision as a model's output layer does."""
@@ -81,9 +81,9 @@ class Window:
         size: the most tokens of a block.
     """
 
-    def __init__(self, side: Tensor | Head, rows: Tensor | None, size: int):
+    def __init__(self, side: Tensor | LMHead, rows: Tensor | None, size: int):
         self._side, self._rows = side, rows
-        self._buffer = side.weights[0].new_empty(size, side.width) if isinstance(side, Head) else None
+        self._buffer = side.weights[0].new_empty(size, side.width) if isinstance(side, LMHead) else None
 
     def show(self, tokens: slice) -> tuple[Tensor, Tensor | None]:
         picked = tokens if self._rows is None else self._rows[tokens]
@@ -94,21 +94,21 @@ class Window:
         return self._side, picked
 
 
-def flatten(sides: Iterable[Tensor | Head]) -> tuple[list[Tensor], list[int]]:
+def flatten(sides: Iterable[Tensor | LMHead]) -> tuple[list[Tensor], list[int]]:
     """The tensors of all sides, and how many parts each side has: 0 for one that is a tensor itself."""
     tensors, parts = [], []
     for side in sides:
-        is_head = isinstance(side, Head)
+        is_head = isinstance(side, LMHead)
         tensors += (*side.inputs, *side.weights) if is_head else (side,)
         parts.append(len(side.inputs) if is_head else 0)
     return tensors, parts
 
 
-def unflatten(tensors: Iterable[Tensor], parts: list[int]) -> list[Tensor | Head]:
+def unflatten(tensors: Iterable[Tensor], parts: list[int]) -> list[Tensor | LMHead]:
     """The sides that `flatten` took apart."""
     left = iter(tensors)
 
     def take(count: int) -> tuple[Tensor, ...]:
         return tuple(next(left) for _ in range(count))
 
-    return [Head(take(count), take(count)) if count else next(left) for count in parts]
+    return [LMHead(take(count), take(count)) if count else next(left) for count in parts]

@@ -10,11 +10,11 @@ from torch.distributed import ProcessGroup
 from swift_kd_plugin.losses.api import dense_request, topk_request
 from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.policies import teacher_entropy_weights, top_rho_weights
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.schedules import Schedule
-from swift_kd_plugin.losses.task import Task
+from swift_kd_plugin.losses.task import BlockwiseLoss
 from swift_kd_plugin.losses.topk import topk_losses
 
 ALWAYS_ONE, NEVER = Schedule(1.0), Schedule(0.0)
@@ -121,8 +121,8 @@ class Tokens:
 
 def objective_loss(
     settings: Settings,
-    student: Tensor | Head,
-    teacher: Tensor | Head | TopK,
+    student: Tensor | LMHead,
+    teacher: Tensor | LMHead | TopK,
     tokens: Tokens,
     *,
     group: ProcessGroup | None = None,
@@ -156,8 +156,8 @@ def objective_loss(
     request = _request(settings, student, teacher, tokens, sizes, statistics=measured, kernels=kernels)
     vocab = min(request.student.vocab, request.teacher.vocab)
     weigh = partial(_weigh, settings.policy, tokens, vocab, sequence_group)
-    is_topk, is_head = isinstance(teacher, TopK), isinstance(student, Head)
-    task = Task(topk_losses if is_topk else dense_losses, request, inplace_grad and not is_head, weigh)
+    is_topk, is_head = isinstance(teacher, TopK), isinstance(student, LMHead)
+    task = BlockwiseLoss(topk_losses if is_topk else dense_losses, request, inplace_grad and not is_head, weigh)
     sides = (student, teacher.log_probs, teacher.ids) if is_topk else (student, teacher)
     if is_head and settings.policy.name == "student_top_rho" and torch.is_grad_enabled():
         # Which tokens are chosen shows after the last one, and a head's gradient needs it from the first on.

@@ -3,14 +3,14 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import teacher_topk
 
 
 def topk_overlap(
-    student: Tensor | Head,
-    teacher: Tensor | Head,
+    student: Tensor | LMHead,
+    teacher: Tensor | LMHead,
     k: int | None,
     group: ProcessGroup | None,
     student_vocab: int | None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from swift_kd_plugin.losses.distributions import Pair, Terms
 from swift_kd_plugin.losses.divergences import DIVERGENCES
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.shards import VocabShard
 
 CPU_CHUNK_ELEMENTS = 2**17
@@ -68,10 +68,10 @@ class Request:
         return replace(self, labels=labels, ce_weights=ce_weights, **rows)
 
 
-class Rows:
+class LossRows:
     """Per token: the mixed `loss` [T] and its `parts` [T] each, all in the working precision."""
 
-    def __init__(self, request: Request, student: Tensor | Head):
+    def __init__(self, request: Request, student: Tensor | LMHead):
         rows = student if request.student_rows is None else request.student_rows
         self.loss = torch.zeros(len(rows), dtype=working_dtype(student), device=student.device)
         self.parts: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def slices(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def working_dtype(logits: Tensor | Head) -> torch.dtype:
+def working_dtype(logits: Tensor | LMHead) -> torch.dtype:
     """fp32 for half precisions and fp32, float64 for float64."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
@@ -128,7 +128,7 @@ def write_rows(gradient: Tensor, rows: Tensor | None, tokens: slice, values: Ten
         gradient.index_copy_(0, rows[tokens], values.to(gradient.dtype))
 
 
-class Measured:
+class MeasuredChunk:
     """A divergence's terms on a chunk, before and after they are summed over the ranks."""
 
     def __init__(self, request: Request, pair: Pair):

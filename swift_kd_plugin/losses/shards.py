@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 
 
 def all_gather(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -77,7 +77,7 @@ class VocabShard:
 
 
 def shards_of(
-    student: Tensor | Head,
+    student: Tensor | LMHead,
     teacher_width: int | None,
     group: ProcessGroup | None,
     student_vocab: int | None,

@@ -6,7 +6,7 @@ from torch import Tensor
 from swift_kd_plugin.losses.shards import VocabShard
 
 
-class Side:
+class SoftmaxSide:
     """One model's logits of a chunk, temperature applied: [C, v] of this rank.
 
     Args:
@@ -61,7 +61,7 @@ class CrossEntropy:
     """
 
     def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shard: VocabShard, dtype: torch.dtype):
-        self.side = Side(logits[:, : shard.width], 1.0, dtype)
+        self.side = SoftmaxSide(logits[:, : shard.width], 1.0, dtype)
         self._labelled = labels >= 0
         self.weights = torch.where(self._labelled, weights, 0.0).double()
         self._column = labels - shard.start

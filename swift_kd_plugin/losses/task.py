@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from swift_kd_plugin.losses.lm_head import Head, Window
-from swift_kd_plugin.losses.request import Request, Rows
+from swift_kd_plugin.losses.lm_head import LMHead, Window
+from swift_kd_plugin.losses.request import LossRows, Request
 
 
 class Sink(Protocol):
@@ -24,7 +24,7 @@ class Sink(Protocol):
 
 
 @dataclass
-class Task:
+class BlockwiseLoss:
     """What is to be computed: `losses(request, student, *teacher, gradient)`, all of them tensors.
 
     Args:
@@ -33,14 +33,14 @@ class Task:
         parts, weights: filled on the way, [T] each.
     """
 
-    losses: Callable[..., Rows]
+    losses: Callable[..., LossRows]
     request: Request
     inplace: bool = False
     weigh: Callable[[slice, dict[str, Tensor]], Tensor] | None = None
     parts: dict[str, Tensor] | None = None
     weights: Tensor | None = None
 
-    def values(self, student: Tensor | Head, teacher: list[Tensor | Head], gradient: Sink | None) -> Tensor:
+    def values(self, student: Tensor | LMHead, teacher: list[Tensor | LMHead], gradient: Sink | None) -> Tensor:
         """The weighted loss per token [T]."""
         rows = self.run(student, teacher, gradient)
         self.parts = rows.parts
@@ -49,9 +49,9 @@ class Task:
         self.weights = self.weigh(slice(0, len(rows.loss)), rows.parts)
         return rows.loss * self.weights
 
-    def run(self, student: Tensor | Head, teacher: list[Tensor | Head], gradient: Sink | None) -> Rows:
+    def run(self, student: Tensor | LMHead, teacher: list[Tensor | LMHead], gradient: Sink | None) -> LossRows:
         """Logits that are there already make a single block."""
-        request, rows = self.request, Rows(self.request, student)
+        request, rows = self.request, LossRows(self.request, student)
         size = min(request.block or len(rows.loss), len(rows.loss))
         own = Window(student, request.student_rows, size)
         others = [Window(side, request.teacher_rows, size) for side in teacher]

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from swift_kd_plugin.losses.distribution_stats import entropy_sums
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.lm_head import Head, Window
+from swift_kd_plugin.losses.lm_head import LMHead, Window
 from swift_kd_plugin.losses.request import (
-    Measured,
+    LossRows,
+    MeasuredChunk,
     Request,
-    Rows,
     block_tokens,
     chunk_tokens,
     rows_of,
@@ -23,13 +23,13 @@ from swift_kd_plugin.losses.request import (
     write_rows,
 )
 from swift_kd_plugin.losses.shards import VocabShard
-from swift_kd_plugin.losses.softmax import CrossEntropy, Side, logsumexp
+from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, logsumexp
 
 TAILS = ("bucket", "ignore", "renormalise")
 
 
 @torch.no_grad()
-def teacher_topk(logits: Tensor | Head, k: int, shard: VocabShard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def teacher_topk(logits: Tensor | LMHead, k: int, shard: VocabShard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The k most probable tokens over all ranks: log-probabilities in fp32 or finer [T, k] and global ids [T, k].
 
     Args:
@@ -39,7 +39,7 @@ def teacher_topk(logits: Tensor | Head, k: int, shard: VocabShard, temperature: 
     count, total, width = min(k, shard.vocab), len(logits), max(shard.widths)
     log_probs = torch.empty(total, count, dtype=working_dtype(logits), device=logits.device)
     ids = torch.empty(total, count, dtype=torch.long, device=logits.device)
-    size = min(total, block_tokens(width, logits.device)) if isinstance(logits, Head) else total
+    size = min(total, block_tokens(width, logits.device)) if isinstance(logits, LMHead) else total
     window = Window(logits, None, size)
     for block in slices(total, size):
         shown = window.show(block)[0]
@@ -51,7 +51,7 @@ def teacher_topk(logits: Tensor | Head, k: int, shard: VocabShard, temperature: 
 
 def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) -> tuple[Tensor, Tensor]:
     """`teacher_topk` of a chunk, float64 [C, count] and ids [C, count]."""
-    side = Side(logits[:, : shard.width], temperature, working_dtype(logits))
+    side = SoftmaxSide(logits[:, : shard.width], temperature, working_dtype(logits))
     found = side.logits.topk(min(count, shard.width), dim=-1)
     values = side.logits.new_full((len(side.logits), count), -torch.inf)
     columns = found.indices.new_zeros(values.shape)
@@ -65,7 +65,7 @@ def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) 
     return best.values - logsumexp(everyone[:, :, -1])[:, None], ids
 
 
-def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, gradient: Tensor | None) -> Rows:
+def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, gradient: Tensor | None) -> LossRows:
     """Fills `gradient` (this rank's [T, v], or None) and returns what `request` asks for, per token.
 
     Args:
@@ -73,7 +73,7 @@ def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tenso
         log_probs: [T, K] the teacher's log-probabilities over its whole vocabulary; -inf marks a missing entry.
         ids: [T, K] their global token ids, each at most once per token.
     """
-    rows = Rows(request, student)
+    rows = LossRows(request, student)
     for tokens in request.chunks(student):
         entries = [rows_of(part, request.teacher_rows, tokens) for part in (log_probs, ids)]
         chunk = _Chunk(request, rows_of(student, request.student_rows, tokens), *entries, tokens)
@@ -95,10 +95,12 @@ class _Chunk:
         column = ids - self.shard.start
         self.here = self.present & (column >= 0) & (column < self.shard.width)
         self.column = torch.where(self.here, column, 0)
-        logits = Side.scaled(student[:, : self.shard.width], self.early, self.dtype)
+        logits = SoftmaxSide.scaled(student[:, : self.shard.width], self.early, self.dtype)
         self.entries = self._pick(logits)
         listed = torch.where(self.here, -torch.inf, 0.0).to(logits.dtype)
-        self.rest = Side(logits.scatter_add(1, self.column, listed) if self.shard.width else logits, 1.0, self.dtype)
+        self.rest = SoftmaxSide(
+            logits.scatter_add(1, self.column, listed) if self.shard.width else logits, 1.0, self.dtype
+        )
         self.ce = None
         if request.ce_weights is not None:
             labels, weights = request.labels[tokens], request.ce_weights[tokens]
@@ -136,7 +138,7 @@ class _Chunk:
         self.q_buckets = log_q.exp()
         count = -1 if self.request.tail == "ignore" else None
         self.pair = _pair(log_p[:, :count], log_q[:, :count], complete=count is None)
-        self.measured = Measured(self.request, self.pair)
+        self.measured = MeasuredChunk(self.request, self.pair)
         parts = {"divergence": self.measured.take(self.measured.local_sums())}
         loss = self.request.weight * parts["divergence"]
         if self.ce:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from swift_kd_plugin.losses.distribution_stats import finish_entropies, top1_agreement
-from swift_kd_plugin.losses.request import Request, Rows
+from swift_kd_plugin.losses.request import LossRows, Request
 from swift_kd_plugin.losses.softmax import logsumexp
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "tvd")
@@ -55,9 +55,9 @@ def _have_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def kernel_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> Rows:
+def kernel_losses(request: Request, student: Tensor, teacher: Tensor, gradient: Tensor | None) -> LossRows:
     """`dense.dense_losses` for a request that `kernels_apply` to."""
-    rows = Rows(request, student)
+    rows = LossRows(request, student)
     if len(rows.loss):
         with torch.cuda.device_of(student):
             rows.put(slice(None), *_Losses(request, student, teacher, gradient).values())

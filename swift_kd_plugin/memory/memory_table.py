@@ -9,7 +9,7 @@ CHUNK_TENSORS = 6  # fp32 tensors [chunk, columns] that a chunk of a loss holds 
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a rank will hold. Bytes unless said otherwise; vocabularies and hidden sizes are whole, not per rank.
 
     Args:
@@ -54,7 +54,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Row:
+class MemoryRow:
     """A line of the table: bytes on the device and on the CPU."""
 
     name: str
@@ -63,7 +63,7 @@ class Row:
     note: str = field(default="", compare=False)
 
 
-def payload_bytes(plan: Plan, tokens: int) -> int:
+def payload_bytes(plan: MemoryPlan, tokens: int) -> int:
     """What this rank keeps of the teacher for `tokens` response tokens.
 
     Hidden states and top-k entries are spread over the tensor-parallel ranks by rows, logits by columns.
@@ -75,7 +75,7 @@ def payload_bytes(plan: Plan, tokens: int) -> int:
     )
 
 
-def loss_bytes(plan: Plan) -> int:
+def loss_bytes(plan: MemoryPlan) -> int:
     """What the loss of a micro-batch needs beside the payload.
 
     With whole logits: the student's, whose memory takes the gradient, the teacher's part of the payload where it waits
@@ -93,28 +93,30 @@ def loss_bytes(plan: Plan) -> int:
     return chunk + plan.batch_tokens * columns * HALF + fetched
 
 
-def memory_table(plan: Plan) -> list[Row]:
+def memory_table(plan: MemoryPlan) -> list[MemoryRow]:
     """One row per owner of memory. Activations are not among them: they depend on the layers and the recomputation."""
     payload = payload_bytes(plan, plan.payload_tokens)
     per_token = payload_bytes(plan, plan.tensor_parallel) // plan.tensor_parallel
     at_most = f"at most: {plan.payload_tokens:,} tokens a cycle of {per_token:,} bytes, {plan.kind}"
     offloaded = plan.teacher * plan.teacher_offloaded
     return [
-        Row("student's weights", plan.weights, note=f"{_size(plan.trainable)} of them trainable"),
-        Row("gradients", plan.gradients),
-        Row("optimizer", plan.optimizer, plan.optimizer_on_host, "main weights and states"),
-        Row("teacher", plan.teacher, offloaded, "offloaded, on the device for its forward" if offloaded else ""),
-        Row("teacher's signals", *((0, payload) if plan.payload_on_host else (payload, 0)), at_most),
-        Row("loss", loss_bytes(plan), note=f"{'fused' if plan.fused else 'logits'}, {plan.batch_tokens:,} tokens"),
-        Row("rollout engine", plan.engine, note=plan.engine_note),
+        MemoryRow("student's weights", plan.weights, note=f"{_size(plan.trainable)} of them trainable"),
+        MemoryRow("gradients", plan.gradients),
+        MemoryRow("optimizer", plan.optimizer, plan.optimizer_on_host, "main weights and states"),
+        MemoryRow("teacher", plan.teacher, offloaded, "offloaded, on the device for its forward" if offloaded else ""),
+        MemoryRow("teacher's signals", *((0, payload) if plan.payload_on_host else (payload, 0)), at_most),
+        MemoryRow(
+            "loss", loss_bytes(plan), note=f"{'fused' if plan.fused else 'logits'}, {plan.batch_tokens:,} tokens"
+        ),
+        MemoryRow("rollout engine", plan.engine, note=plan.engine_note),
     ]
 
 
-def total(rows: list[Row]) -> Row:
-    return Row("total", sum(row.device for row in rows), sum(row.host for row in rows))
+def total(rows: list[MemoryRow]) -> MemoryRow:
+    return MemoryRow("total", sum(row.device for row in rows), sum(row.host for row in rows))
 
 
-def render(rows: list[Row], capacity: int, measured: int | None = None) -> str:
+def render_memory(rows: list[MemoryRow], capacity: int, measured: int | None = None) -> str:
     """The table as aligned text.
 
     Args:
@@ -136,7 +138,7 @@ def render(rows: list[Row], capacity: int, measured: int | None = None) -> str:
     )
 
 
-def _columns(plan: Plan, vocabulary: int) -> int:
+def _columns(plan: MemoryPlan, vocabulary: int) -> int:
     return -(-vocabulary // plan.tensor_parallel)
 
 

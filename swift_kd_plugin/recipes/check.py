@@ -6,7 +6,7 @@ from typing import Any
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
-from swift_kd_plugin.recipes.stages import Runner, complete_keys
+from swift_kd_plugin.recipes.stages import StageRunner, complete_keys
 
 # Schedules that are longer than one step, and what keeps checkpoints.
 LEFT_OUT = ("num_train_epochs", "lr_warmup_iters", "lr_decay_iters", "save_total_limit", "save_strategy")
@@ -20,7 +20,7 @@ ONE_STEP = {
 }
 
 
-def check_stages(stages: list[Stage], runner: Runner) -> None:
+def check_stages(stages: list[Stage], runner: StageRunner) -> None:
     """Runs each stage for one step. A stage that trains what another one leaves takes that one's own model instead.
 
     Args:

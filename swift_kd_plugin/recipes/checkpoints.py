@@ -13,7 +13,7 @@ from swift_kd_plugin.host.train.checkpoint_manifest import (
     State,
     describe_damage,
     linked,
-    merged,
+    merged_folder,
     state_of,
     step_of,
 )
@@ -80,7 +80,7 @@ def keep_best(folder: Path, metric: str) -> None:
     if not divergences:
         return
     source = folder / f"{PREFIX}{best_step(divergences)}"
-    for place in (source, merged(source)):
+    for place in (source, merged_folder(source)):
         kept = folder / KEPT / place.name
         if place.is_dir() and not kept.exists():
             part = kept.with_name(f".{place.name}")

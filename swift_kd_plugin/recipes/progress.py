@@ -8,7 +8,7 @@ from typing import Any
 LOG = "logging.jsonl"
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """The rows of a stage's log so far, whole lines only."""
     file = folder / LOG
     if not file.is_file():
@@ -35,7 +35,7 @@ def cut_half_row(folder: Path) -> None:
             log.truncate(content.rfind(b"\n") + 1)
 
 
-def step_of(row: dict[str, Any]) -> tuple[int, int] | None:
+def step_of_row(row: dict[str, Any]) -> tuple[int, int] | None:
     """Step and number of steps of a log row; None for the row at the end of a run."""
     if "iteration" not in row:
         return None
@@ -45,8 +45,8 @@ def step_of(row: dict[str, Any]) -> tuple[int, int] | None:
 
 def read_divergences(folder: Path, metric: str) -> dict[int, float]:
     """Validation divergence by step; of a step that was run twice, what the later run says."""
-    rows = read_rows(folder)
-    return {step_of(row)[0]: row[f"eval_{metric}"] for row in rows if f"eval_{metric}" in row and step_of(row)}
+    rows = read_log(folder)
+    return {step_of_row(row)[0]: row[f"eval_{metric}"] for row in rows if f"eval_{metric}" in row and step_of_row(row)}
 
 
 def best_step(divergences: dict[int, float]) -> int:

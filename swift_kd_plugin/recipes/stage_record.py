@@ -22,7 +22,7 @@ INPUT_KEYS = ("model", "teacher_model", "adapters", "kd_teacher_adapters", "data
 
 
 @dataclass
-class Marker:
+class StageRecord:
     """A stage's identity and how far it came.
 
     Args:
@@ -45,10 +45,10 @@ class Marker:
         write_atomically(folder / MARKER, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
 
 
-def read_marker(folder: Path) -> Marker | None:
+def read_record(folder: Path) -> StageRecord | None:
     """The marker of a stage that was started, or None. Raises KDError if the folder is not a stage's."""
     try:
-        return Marker(**json.loads((folder / MARKER).read_text(encoding="utf-8")))
+        return StageRecord(**json.loads((folder / MARKER).read_text(encoding="utf-8")))
     except FileNotFoundError:
         if folder.is_dir() and any(folder.iterdir()):
             raise KDError(
@@ -59,7 +59,7 @@ def read_marker(folder: Path) -> Marker | None:
         raise KDError(f"{folder / MARKER} cannot be read ({error}); choose another output_dir.") from error
 
 
-def new_marker(keys: dict[str, Any], root: Path) -> Marker:
+def new_record(keys: dict[str, Any], root: Path) -> StageRecord:
     """The marker of a stage that is about to be run with these keys.
 
     Args:
@@ -67,10 +67,10 @@ def new_marker(keys: dict[str, Any], root: Path) -> Marker:
     """
     said = {key: value for key, value in keys.items() if key not in (*LAUNCH_KEYS, "output_dir") and value is not None}
     inputs = {_from_root(path, root): digest for path, digest in _inputs(said).items()}
-    return Marker(_from_root(json.loads(json.dumps(said)), root), inputs, started=time.time())
+    return StageRecord(_from_root(json.loads(json.dumps(said)), root), inputs, started=time.time())
 
 
-def find_change(old: Marker, new: Marker) -> str | None:
+def find_change(old: StageRecord, new: StageRecord) -> str | None:
     """What differs first, in words, or None."""
     for key in sorted(old.keys.keys() | new.keys.keys()):
         before, now = old.keys.get(key), new.keys.get(key)

@@ -22,9 +22,9 @@ from swift_kd_plugin.recipes.checkpoints import (
 )
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run
-from swift_kd_plugin.recipes.progress import cut_half_row, read_rows, step_of
+from swift_kd_plugin.recipes.progress import cut_half_row, read_log, step_of_row
 from swift_kd_plugin.recipes.shell_command import NPROC, Command, megatron_command, program_command
-from swift_kd_plugin.recipes.stage_record import MARKER, Marker, find_change, new_marker, read_marker
+from swift_kd_plugin.recipes.stage_record import MARKER, StageRecord, find_change, new_record, read_record
 
 TRAIN_LOG = "train.log"
 PROGRESS_LINES = 10  # of a stage, where there is no terminal
@@ -43,7 +43,7 @@ class StageFailed(KDError):
 
 
 @dataclass(frozen=True)
-class Runner:
+class StageRunner:
     """What all stages of one run share.
 
     Args:
@@ -62,10 +62,10 @@ class Runner:
             return program_command(("swift-kd", "generate"), {**keys, "output": str(stage.folder)})
         return megatron_command(training_keys(stage, keys))
 
-    def finish(self, stage: Stage) -> Marker:
+    def finish(self, stage: Stage) -> StageRecord:
         """Brings a stage to its end, from wherever it is. Raises KDError if it has changed or fails."""
         keys = complete_keys(stage, best_of)
-        old, marker = read_marker(stage.folder), new_marker(keys, stage.root)
+        old, marker = read_record(stage.folder), new_record(keys, stage.root)
         if old is not None and (change := find_change(old, marker)) and (self.rerun or _has_result(stage, old)):
             old = self._put_aside(stage, change)
         if old is not None and old.finished:
@@ -85,7 +85,7 @@ class Runner:
         self.say(f"{stage.name}: done in {marker.seconds:.0f} s")
         return marker
 
-    def _close(self, stage: Stage, marker: Marker, finished: bool = False) -> None:
+    def _close(self, stage: Stage, marker: StageRecord, finished: bool = False) -> None:
         """Notes how long an attempt took. If it failed and that cannot be written, its own error is still the one."""
         marker.seconds += time.time() - marker.started
         marker.started, marker.finished = 0.0, finished
@@ -162,7 +162,7 @@ def complete_keys(stage: Stage, best: Callable[[Stage], str]) -> dict[str, Any]:
 
 def best_of(stage: Stage) -> str:
     """The folder of a finished stage's best checkpoint, or its rows. Raises KDError if it has not finished."""
-    marker = read_marker(stage.folder)
+    marker = read_record(stage.folder)
     if marker is None or not marker.finished:
         raise KDError(
             f"{stage.name} has not finished in {stage.folder}, and what comes next needs its result; run "
@@ -214,7 +214,7 @@ def find_reason(log: Path, start: int) -> str:
     return errors[-1].strip() if errors else "it gave no reason"
 
 
-def _has_result(stage: Stage, marker: Marker) -> bool:
+def _has_result(stage: Stage, marker: StageRecord) -> bool:
     """Whether a stage has made what a change of its keys would lose; an unfinished generate stage looks itself."""
     return marker.finished or (stage.kind != GENERATE and last_whole_checkpoint(stage.folder) is not None)
 
@@ -223,7 +223,7 @@ def _is_full(keys: dict[str, Any]) -> bool:
     return keys.get("tuner_type") in (None, "full") and not keys.get("adapters")
 
 
-def _time_of_killed(old: Marker, folder: Path) -> float:
+def _time_of_killed(old: StageRecord, folder: Path) -> float:
     """Seconds that an attempt took which could not say so: until its last word in the log."""
     log = folder / TRAIN_LOG
     return max(0.0, log.stat().st_mtime - old.started) if old.started and log.is_file() else 0.0
@@ -250,7 +250,7 @@ class _Progress:
         self._bar = tqdm(desc=stage.name, unit="step", disable=None)
         self._shown: dict[str, str] = {}
         self._lines = 0
-        self._old_rows = len(read_rows(stage.folder))  # of an earlier attempt
+        self._old_rows = len(read_log(stage.folder))  # of an earlier attempt
 
     def __enter__(self) -> "_Progress":
         return self
@@ -259,8 +259,8 @@ class _Progress:
         self._bar.close()
 
     def update(self) -> None:
-        for row in read_rows(self._stage.folder)[self._old_rows :]:
-            if (at := step_of(row)) is not None:
+        for row in read_log(self._stage.folder)[self._old_rows :]:
+            if (at := step_of_row(row)) is not None:
                 self._bar.n, self._bar.total = at
                 names = {"loss": "loss", "eval_divergence": "validation divergence"}
                 self._shown |= {names[key]: f"{row[key]:.4g}" for key in names if key in row}

@@ -8,12 +8,12 @@ from rich.table import Column, Table
 
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
-from swift_kd_plugin.recipes.stage_record import Marker
+from swift_kd_plugin.recipes.stage_record import StageRecord
 
 SUMMARY = "summary.json"
 
 
-def summarise(finished: list[tuple[Stage, Marker]]) -> dict[str, Any]:
+def summarise(finished: list[tuple[Stage, StageRecord]]) -> dict[str, Any]:
     """The finished stages with their figures, and the last trained stage's best and final checkpoint by name."""
     page: dict[str, Any] = {"stages": []}
     for stage, marker in finished:

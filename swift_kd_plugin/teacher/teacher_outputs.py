@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import TopK
 from swift_kd_plugin.losses.shards import all_gather
 
 
 @dataclass(frozen=True)
-class TeacherSignal:
+class TeacherOutputs:
     """A teacher's rows for n response tokens.
 
     Args:
@@ -37,11 +37,11 @@ class TeacherSignal:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "TeacherSignal":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TeacherOutputs":
         """The same signal with `change` applied to its rows and token ids."""
         return replace(self, rows=tuple(map(change, self.rows)), token_ids=change(self.token_ids))
 
-    def exchange(self, numbers: Tensor, wanted: Tensor, group: ProcessGroup | None) -> "TeacherSignal":
+    def exchange(self, numbers: Tensor, wanted: Tensor, group: ProcessGroup | None) -> "TeacherOutputs":
         """Hands rows from the ranks that made them to the ranks whose tokens they speak of.
 
         Args:
@@ -54,15 +54,15 @@ class TeacherSignal:
         place[everyone] = torch.arange(len(everyone), device=everyone.device)
         return self.map(lambda rows: gather_uneven(rows, group)[place[wanted]])
 
-    def as_teacher(self) -> Head | TopK | Tensor:
+    def as_teacher(self) -> LMHead | TopK | Tensor:
         """In the form that `objective_loss` takes."""
         if self.kind == "hidden":
-            return Head(self.rows, self.weights)
+            return LMHead(self.rows, self.weights)
         return TopK(*self.rows, self.temperature) if self.kind == "topk" else self.rows[0]
 
 
 @dataclass(frozen=True)
-class StoredSignal:
+class StoredOutputs:
     """A signal put away until its micro-batch is trained on.
 
     The rows of `hidden` and `topk` are the same on all ranks of a tensor-parallel group, so each rank keeps one block
@@ -70,7 +70,7 @@ class StoredSignal:
     the two that every layer makes under sequence parallelism. Columns of logits are spread over the ranks as they are.
     """
 
-    signal: TeacherSignal
+    signal: TeacherOutputs
     total: int
     group: ProcessGroup | None
 
@@ -79,7 +79,7 @@ class StoredSignal:
         """What this rank keeps."""
         return sum(rows.numel() * rows.element_size() for rows in self.signal.rows)
 
-    def load(self, device: torch.device | str) -> TeacherSignal:
+    def load(self, device: torch.device | str) -> TeacherOutputs:
         """All rows, on `device`."""
         here = self.signal.map(lambda rows: rows.to(device, non_blocking=True))
         if self.group is None:
@@ -87,7 +87,7 @@ class StoredSignal:
         return here.map(lambda rows: all_gather(rows, self.group).flatten(0, 1)[: self.total])
 
 
-def store(signal: TeacherSignal, group: ProcessGroup | None, pinned: bool) -> StoredSignal:
+def store(signal: TeacherOutputs, group: ProcessGroup | None, pinned: bool) -> StoredOutputs:
     """Keeps this rank's block of the rows.
 
     Args:
@@ -103,7 +103,7 @@ def store(signal: TeacherSignal, group: ProcessGroup | None, pinned: bool) -> St
         signal = signal.map(lambda rows: _padded(rows[start : start + size], size).clone())
     if pinned:
         signal = signal.map(_pin)
-    return StoredSignal(signal, total, group)
+    return StoredOutputs(signal, total, group)
 
 
 def gather_uneven(rows: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -3,7 +3,15 @@
 import pytest
 
 from swift_kd_plugin.data.data_yaml import read_config, read_node
-from swift_kd_plugin.data.dataset_specs import DatasetId, Experienced, File, Mix, Pairs, Rows, ThinkingMix
+from swift_kd_plugin.data.dataset_specs import (
+    DatasetId,
+    ExperienceSpec,
+    File,
+    MixSpec,
+    PairsSpec,
+    RowsSpec,
+    ThinkingMixSpec,
+)
 from swift_kd_plugin.errors import KDError
 from tests.paths import DATA
 
@@ -26,16 +34,16 @@ def test_the_example():
     nodes = read_config(EXAMPLE)
     kinds = {name: type(node) for name, node in nodes.items()}
     assert kinds == {
-        "pairs": Pairs,
-        "pairs_val": Rows,
-        "thoughts": Experienced,
-        "modes": ThinkingMix,
-        "silent": ThinkingMix,
-        "mixed": Mix,
+        "pairs": PairsSpec,
+        "pairs_val": RowsSpec,
+        "thoughts": ExperienceSpec,
+        "modes": ThinkingMixSpec,
+        "silent": ThinkingMixSpec,
+        "mixed": MixSpec,
     }
     assert nodes["pairs"].exp.source == File(EXAMPLE.parent.resolve() / "exp.jsonl", "exp.jsonl")
     assert [(part.label, part.weight) for part in nodes["mixed"].parts] == [("pairs", 0.7), ("alpaca.json", 0.3)]
-    assert isinstance(nodes["mixed"].parts[0].source, Pairs)
+    assert isinstance(nodes["mixed"].parts[0].source, PairsSpec)
 
 
 def test_paths_are_relative_to_the_file(read, tmp_path, monkeypatch):
@@ -56,7 +64,7 @@ def test_types_nest(read):
                 source: {type: exp_noexp, exp: exp.jsonl, noexp: noexp.jsonl}
             a.json: 2
     """)["mixed"]
-    assert isinstance(node.parts[0].source.source, Pairs)
+    assert isinstance(node.parts[0].source.source, PairsSpec)
     assert node.parts[0].source.source.name == "mixed.inner.source"
 
 
@@ -151,6 +159,6 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_node_can_be_read_without_a_file():
     keys = {"type": "thinking_mix", "source": "dataset"}
     node = read_node({**keys, "mode": "thinking"}, "ThinkingPreprocessor", "dataset")
-    assert node.source == Rows("dataset", DatasetId("dataset"))
+    assert node.source == RowsSpec("dataset", DatasetId("dataset"))
     with pytest.raises(KDError, match="ThinkingPreprocessor has the unknown key 'mod'"):
         read_node({**keys, "mod": "thinking"}, "ThinkingPreprocessor", "dataset")

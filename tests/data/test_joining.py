@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift_kd_plugin.data.joining import Keys, join
+from swift_kd_plugin.data.joining import JoinKeys, join
 from swift_kd_plugin.data.rows import digest
 
 # A row is a key and a content; few of either, so that all fates are met.
@@ -15,9 +15,9 @@ ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1)), max_size=12)
 RULES = ("refuse", "first", "all")
 
 
-def keys_of(rows) -> Keys:
+def keys_of(rows) -> JoinKeys:
     keys = b"".join(digest(str(key)) for key, _ in rows)
-    return Keys.of(keys, lambda repeated: [digest(str(rows[number][1])) for number in repeated])
+    return JoinKeys.of(keys, lambda repeated: [digest(str(rows[number][1])) for number in repeated])
 
 
 def groups_of(rows):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swift_kd_plugin.data.leaks import Suspicions
-from swift_kd_plugin.data.pairing import ResponseRule, Side, join_sides, key_of, merge_rows, paired_rows
+from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, key_of, merge_rows, paired_rows
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import read_dataset, write_rows
 from swift_kd_plugin.data.rows import RowError, digest
@@ -51,7 +51,7 @@ def pairing_in(folder):
         sides = []
         for name, rows in (("E.jsonl", exp_rows), ("N.jsonl", noexp_rows)):
             write_rows(folder / f"{name}.arrow", rows)
-            sides.append(Side(read_dataset(folder / f"{name}.arrow"), name))
+            sides.append(PairSide(read_dataset(folder / f"{name}.arrow"), name))
         report = Report(strict=strict)
         pairs = join_sides(*sides, on, duplicates, report, report.but(strict=unmatched))
         return list(paired_rows(*sides, pairs, rule, Suspicions(), report)), report

@@ -10,7 +10,7 @@ from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.recipes.plan import GENERATE, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.shell_command import Command, megatron_command
 from swift_kd_plugin.recipes.source import read_recipe
-from swift_kd_plugin.recipes.stages import Runner, complete_keys
+from swift_kd_plugin.recipes.stages import StageRunner, complete_keys
 from tests.launching.commands import environment, free_port, run_command, run_tool
 from tests.paths import EXAMPLES, ROOT
 
@@ -40,7 +40,7 @@ def commands_of(recipe: str, tiny: bool) -> dict[str, Command]:
     read = read_recipe(EXAMPLES / recipe, () if tiny else GIVEN.get(recipe, ()), tiny)
     if not has_stages(read):
         return {"": megatron_command(plain_keys(read, megatron_flags()), {})}
-    runner = Runner(print)
+    runner = StageRunner(print)
     stages = make_plan(read, megatron_flags(), generate_flags())
     return {
         stage.name: runner.command(stage, complete_keys(stage, lambda source: f"best of {source.name}"))

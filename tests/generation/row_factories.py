@@ -4,7 +4,7 @@ from typing import Any
 
 from swift_kd_plugin.data.rows import Row
 from swift_kd_plugin.generation.judging import Sample
-from swift_kd_plugin.generation.tasks import Task
+from swift_kd_plugin.generation.tasks import PromptTask
 
 
 def make_row(question: str = "2 + 2?", response: str | None = None, **more: Any) -> Row:
@@ -14,8 +14,8 @@ def make_row(question: str = "2 + 2?", response: str | None = None, **more: Any)
     return {"messages": messages, "kd_source": "a.jsonl", "kd_row": 7, **more}
 
 
-def make_task(index: int = 0, **more: Any) -> Task:
-    return Task(index, make_row(**more))
+def make_task(index: int = 0, **more: Any) -> PromptTask:
+    return PromptTask(index, make_row(**more))
 
 
 def make_sample(text: str = "4", tokens: int = 3, finish_reason: str = "stop", **more: Any) -> Sample:

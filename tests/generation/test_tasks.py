@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_kd_plugin.data.rows import RowError
-from swift_kd_plugin.generation.tasks import Task, shown_mode, tasks_of, write_response
+from swift_kd_plugin.generation.tasks import PromptTask, shown_mode, tasks_of, write_response
 from tests.generation.row_factories import make_row
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n4"
@@ -16,9 +16,9 @@ def test_the_teacher_writes_from_its_own_view():
     view = [{"role": "system", "content": "B2"}, {"role": "user", "content": "say B"}]
     own = {"teacher_messages": view, "teacher_tools": [], "teacher_chat_template_kwargs": ON}
     row = make_row(response="old", tools=[{"name": "f"}], chat_template_kwargs=OFF, **own)
-    prompt = Task(0, row).prompt(1)
+    prompt = PromptTask(0, row).prompt(1)
     assert (prompt.messages, prompt.tools, prompt.chat_template_kwargs) == (view, None, ON)
-    written = write_response(Task(0, row), THOUGHT)
+    written = write_response(PromptTask(0, row), THOUGHT)
     assert written["messages"] == [*row["messages"][:-1], {"role": "assistant", "content": "4"}]
     assert written["teacher_thought"] == "Two and two."
     assert {key: written[key] for key in own} == own
@@ -26,7 +26,7 @@ def test_the_teacher_writes_from_its_own_view():
 
 def test_without_a_view_of_its_own_it_sees_the_students():
     row = make_row(response="old", tools=[{"name": "f"}], chat_template_kwargs=OFF)
-    prompt = Task(0, row).prompt(1)
+    prompt = PromptTask(0, row).prompt(1)
     assert (prompt.messages, prompt.tools, prompt.chat_template_kwargs) == (row["messages"][:1], row["tools"], OFF)
 
 
@@ -45,7 +45,7 @@ def test_without_a_view_of_its_own_it_sees_the_students():
 )
 def test_thoughts_go_where_the_modes_say(student, teacher, text, response, thought):
     settings = {"chat_template_kwargs": student, "teacher_chat_template_kwargs": teacher}
-    task = Task(0, make_row(**{name: value for name, value in settings.items() if value}))
+    task = PromptTask(0, make_row(**{name: value for name, value in settings.items() if value}))
     row = write_response(task, text)
     assert row["messages"][-1]["content"] == response
     assert row.get("teacher_thought") == thought
@@ -65,7 +65,7 @@ def test_thoughts_go_where_the_modes_say(student, teacher, text, response, thoug
 )
 def test_texts_that_cannot_be_trained_on_are_refused(settings, text, kind):
     with pytest.raises(RowError) as error:
-        write_response(Task(0, make_row(**({"chat_template_kwargs": settings} if settings else {}))), text)
+        write_response(PromptTask(0, make_row(**({"chat_template_kwargs": settings} if settings else {}))), text)
     assert error.value.kind == kind
 
 
@@ -83,11 +83,11 @@ def test_modes_are_set_for_both_sides():
 def test_seeds_depend_on_what_is_asked_and_the_run_alone():
     row = make_row()
     seeds = {
-        "first": Task(0, row).prompt(1).seed,
-        "elsewhere": Task(5, {**row, "kd_row": 9, "columns": {"a": 1}}).prompt(1).seed,
-        "run": Task(0, row).prompt(2).seed,
+        "first": PromptTask(0, row).prompt(1).seed,
+        "elsewhere": PromptTask(5, {**row, "kd_row": 9, "columns": {"a": 1}}).prompt(1).seed,
+        "run": PromptTask(0, row).prompt(2).seed,
         "mode": next(tasks_of(row, 0, "on")).prompt(1).seed,
-        "question": Task(0, make_row("3?")).prompt(1).seed,
+        "question": PromptTask(0, make_row("3?")).prompt(1).seed,
     }
     assert seeds["elsewhere"] == seeds["first"]
     assert len(set(seeds.values())) == 4
@@ -95,11 +95,11 @@ def test_seeds_depend_on_what_is_asked_and_the_run_alone():
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), st.integers())
 def test_seeds_fit_into_json(question, seed):
-    drawn = Task(0, make_row(question)).prompt(seed).seed
+    drawn = PromptTask(0, make_row(question)).prompt(seed).seed
     assert 0 <= drawn < 2**48
     assert json.loads(json.dumps(float(drawn))) == drawn
 
 
 def test_images_are_given_as_paths_or_bytes():
     images = [{"path": "a.png", "bytes": None}, {"path": None, "bytes": b"png"}]
-    assert Task(0, make_row(images=images)).prompt(0).images == ["a.png", b"png"]
+    assert PromptTask(0, make_row(images=images)).prompt(0).images == ["a.png", b"png"]

@@ -5,7 +5,7 @@ import torch
 from swift_kd_plugin.losses.api import dense_request, topk_request
 from swift_kd_plugin.losses.autograd import run
 from swift_kd_plugin.losses.dense import dense_losses
-from swift_kd_plugin.losses.task import Task
+from swift_kd_plugin.losses.task import BlockwiseLoss
 from swift_kd_plugin.losses.topk import topk_losses
 from tests.losses import reference
 from tests.losses.random_logits import F64, random_logits
@@ -28,7 +28,7 @@ def dense(student, teacher, student_vocab, teacher_vocab, group=None, chunk_size
         student, teacher, "jsd", TEMPERATURE, group, student_vocab, teacher_vocab, chunk_size, {},
         weight=WEIGHT, labels=labels, ce_weights=weights, statistics=True, **rows,
     )  # fmt: skip
-    task = Task(dense_losses, request, inplace)
+    task = BlockwiseLoss(dense_losses, request, inplace)
     return run(task, student, teacher), task.parts
 
 
@@ -39,7 +39,7 @@ def sparse(student, log_probs, ids, student_vocab, teacher_vocab, tail="bucket",
         student, log_probs, ids, "jsd", TEMPERATURE, group, student_vocab, teacher_vocab, chunk_size, {}, tail=tail,
         weight=WEIGHT, labels=labels, ce_weights=weights, statistics=True, **{"teacher_temperature": 1.0, **more},
     )  # fmt: skip
-    task = Task(topk_losses, request)
+    task = BlockwiseLoss(topk_losses, request)
     return run(task, student, log_probs, ids), task.parts
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings, TokenPolicy, Tokens, TopK, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
 from swift_kd_plugin.losses.policies import POLICIES
@@ -45,16 +45,16 @@ class Models:
         self.tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         self.leaves = [self.tensors[name].requires_grad_() for name in ("x", "low", "up")]
 
-    def student(self, kind: str, columns: slice = slice(None)) -> Tensor | Head:
+    def student(self, kind: str, columns: slice = slice(None)) -> Tensor | LMHead:
         x, base, low, up = (self.tensors[name] for name in ("x", "base", "low", "up"))
-        head = Head((x, x @ low), (base[columns], up[columns]))
+        head = LMHead((x, x @ low), (base[columns], up[columns]))
         return head if kind == "head" else x @ base[columns].T + (x @ low) @ up[columns].T
 
-    def teacher(self, kind: str, columns: slice = slice(None)) -> Tensor | Head | TopK:
+    def teacher(self, kind: str, columns: slice = slice(None)) -> Tensor | LMHead | TopK:
         hidden, weight = self.tensors["y"], self.tensors["teacher"]
         if kind == "top-k":
             return TopK(*(hidden @ weight.T).log_softmax(-1).topk(6, dim=-1))
-        return Head((hidden,), (weight[columns],)) if kind == "head" else hidden @ weight[columns].T
+        return LMHead((hidden,), (weight[columns],)) if kind == "head" else hidden @ weight[columns].T
 
 
 def objective(models: Models, student, teacher, settings: Settings, tokens: Tokens, **options):
@@ -121,8 +121,8 @@ def test_no_tokens(policy):
 
 def test_evaluation_takes_one_pass(monkeypatch):
     models, made = Models(), []
-    stock = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, out: made.append(len(out)) or stock(self, out))
+    stock = LMHead.logits
+    monkeypatch.setattr(LMHead, "logits", lambda self, out: made.append(len(out)) or stock(self, out))
     settings = Settings("jsd", {}, 1.0, policy=TokenPolicy("student_top_rho"))
     with torch.no_grad():
         loss, _ = objective_loss(settings, models.student("head"), models.teacher("head"), some_tokens(), **SIZES)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swift_kd_plugin.host.train.checkpoint_manifest import begin, finish, merged
+from swift_kd_plugin.host.train.checkpoint_manifest import begin, finish, merged_folder
 from tests.json_lines import write_json_lines
 
 
@@ -16,7 +16,7 @@ def write_checkpoint(folder: Path, step: int, *, adapter: bool = False, whole: b
     made = folder / f"checkpoint-{step}"
     if says_itself:
         begin(made)
-    for place in (made, merged(made)) if adapter else (made,):
+    for place in (made, merged_folder(made)) if adapter else (made,):
         (place / f"iter_{step:07d}").mkdir(parents=True)
         (place / f"iter_{step:07d}" / "__0_0.distcp").write_text("optimizer")
         (place / "model.safetensors").write_text(place.name)

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.train.checkpoint_manifest import State, begin, describe_failed_save, merged, state_of
+from swift_kd_plugin.host.train.checkpoint_manifest import State, begin, describe_failed_save, merged_folder, state_of
 from swift_kd_plugin.recipes.checkpoints import (
     damaged_checkpoints,
     keep_best,
@@ -226,7 +226,7 @@ def test_the_best_one_outlives_its_removal(tmp_path):
         write_checkpoint(tmp_path, step, adapter=True)
     write_log(tmp_path, (2, 0.3), (4, 0.1), (6, 0.2))
     keep_best(tmp_path, "divergence")
-    for place in (tmp_path / "checkpoint-4", merged(tmp_path / "checkpoint-4")):
+    for place in (tmp_path / "checkpoint-4", merged_folder(tmp_path / "checkpoint-4")):
         shutil.rmtree(place)
     kept = tmp_path / "kept" / "checkpoint-4-merged"
     assert read_result(tmp_path, "divergence", adapter=True)[0].folder == kept

@@ -2,7 +2,7 @@
 
 import pytest
 
-from swift_kd_plugin.recipes.progress import best_step, cut_half_row, read_divergences, read_rows, step_of
+from swift_kd_plugin.recipes.progress import best_step, cut_half_row, read_divergences, read_log, step_of_row
 from tests.recipes.stage_folders import write_log
 
 
@@ -20,9 +20,9 @@ def test_a_row_that_was_cut(tmp_path, cut):
     write_log(tmp_path, (2, 0.3), (4, 0.1), (6, 0.2))
     file = tmp_path / "logging.jsonl"
     file.write_text(file.read_text()[:-cut])
-    rows = read_rows(tmp_path)
+    rows = read_log(tmp_path)
     assert len(rows) == 4
     cut_half_row(tmp_path)
     with file.open("a") as out:
         out.write('{"loss": 2, "iteration": "6/6"}\n')
-    assert [step_of(row) for row in read_rows(tmp_path)[4:]] == [(6, 6)]
+    assert [step_of_row(row) for row in read_log(tmp_path)[4:]] == [(6, 6)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes import stage_record
-from swift_kd_plugin.recipes.stage_record import MARKER, find_change, new_marker, read_marker
+from swift_kd_plugin.recipes.stage_record import MARKER, find_change, new_record, read_record
 
 VALUES = st.one_of(st.integers(2), st.booleans(), st.text("ab", max_size=3), st.lists(st.integers(), max_size=2))
 ROOT = Path("run")
@@ -22,15 +22,15 @@ KEYS = st.dictionaries(st.sampled_from(["lr", "beta", "seed", "lmbda"]), VALUES)
 @given(KEYS, KEYS)
 def test_a_change_is_found_if_there_is_one(tmp_path_factory, before, now):
     folder = tmp_path_factory.mktemp("marker")
-    new_marker(before, ROOT).write(folder)
-    change = find_change(read_marker(folder), new_marker(now, ROOT))
+    new_record(before, ROOT).write(folder)
+    change = find_change(read_record(folder), new_record(now, ROOT))
     assert (change is None) == (json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True))
 
 
 def test_the_first_changed_key_is_named():
     old, new = (
-        new_marker({"lr": 1, "beta": 0, "seed": None}, ROOT),
-        new_marker({"lr": 2, "lmbda": 0.5, "beta": 0}, ROOT),
+        new_record({"lr": 1, "beta": 0, "seed": None}, ROOT),
+        new_record({"lr": 2, "lmbda": 0.5, "beta": 0}, ROOT),
     )
     assert find_change(old, new) == "it was run without lmbda and is now to be run with lmbda 0.5"
     assert find_change(new, old) == "it was run with lmbda 0.5 and is now to be run without lmbda"
@@ -38,7 +38,7 @@ def test_the_first_changed_key_is_named():
 
 def test_where_and_how_it_runs_is_no_change():
     assert (
-        find_change(new_marker({"nproc_per_node": 1, "env": {"A": 1}, "output_dir": "a"}, ROOT), new_marker({}, ROOT))
+        find_change(new_record({"nproc_per_node": 1, "env": {"A": 1}, "output_dir": "a"}, ROOT), new_record({}, ROOT))
         is None
     )
 
@@ -51,7 +51,7 @@ def test_a_run_may_be_moved(tmp_path, monkeypatch):
 
     def marker(folder: Path):
         rows, teacher = folder / "generate" / "responses.jsonl", folder / "off_policy" / "checkpoint-4"
-        return new_marker({"dataset": [str(rows), str(outside)], "teacher_model": str(teacher)}, folder)
+        return new_record({"dataset": [str(rows), str(outside)], "teacher_model": str(teacher)}, folder)
 
     (tmp_path / "a" / "generate").mkdir(parents=True)
     (tmp_path / "a" / "off_policy" / "checkpoint-4").mkdir(parents=True)
@@ -71,9 +71,9 @@ def test_a_run_may_be_moved(tmp_path, monkeypatch):
 
 
 def change_of(keys, change) -> str | None:
-    before = new_marker(keys, ROOT)
+    before = new_record(keys, ROOT)
     change()
-    return find_change(before, new_marker(keys, ROOT))
+    return find_change(before, new_record(keys, ROOT))
 
 
 def test_files_and_folders_are_inputs(tmp_path):
@@ -98,11 +98,11 @@ def test_the_files_of_named_datasets_are_inputs(tmp_path):
 
 
 def test_folders_that_are_not_ours(tmp_path):
-    assert read_marker(tmp_path / "none") is None
-    assert read_marker(tmp_path) is None
+    assert read_record(tmp_path / "none") is None
+    assert read_record(tmp_path) is None
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(KDError, match=f"holds files that are not of this command .it has no {MARKER}"):
-        read_marker(tmp_path)
+        read_record(tmp_path)
     (tmp_path / MARKER).write_text("{")
     with pytest.raises(KDError, match="cannot be read"):
-        read_marker(tmp_path)
+        read_record(tmp_path)

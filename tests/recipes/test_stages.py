@@ -7,7 +7,7 @@ import pytest
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.plan import Stage
-from swift_kd_plugin.recipes.stages import Runner, StageFailed
+from swift_kd_plugin.recipes.stages import StageFailed, StageRunner
 
 TRAINS = """
 mkdir -p checkpoint-4
@@ -37,7 +37,7 @@ def stage(tmp_path) -> Stage:
 def finish(stage: Stage) -> tuple[dict, list[str]]:
     """The result of a finished stage and the lines that were said."""
     said: list[str] = []
-    return Runner(said.append).finish(stage).result, said
+    return StageRunner(said.append).finish(stage).result, said
 
 
 def write_rows(folder: Path, steps: int) -> Path:

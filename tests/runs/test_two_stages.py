@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from swift_kd_plugin.data.files import locked
-from swift_kd_plugin.recipes.progress import read_divergences, read_rows, step_of
+from swift_kd_plugin.recipes.progress import read_divergences, read_log, step_of_row
 from tests.launching.commands import environment, run_tool
 from tests.launching.left_behind import unsupervised, wait_for_moment
 from tests.launching.supervisor import supervised
@@ -55,7 +55,7 @@ def undisturbed(recipe, tmp_path_factory) -> Path:
 
 def figures(stage: Path) -> dict[int, tuple]:
     """What the log says about each step; of a step that was made twice, the later one."""
-    return {step_of(row)[0]: tuple(row[name] for name in FIGURES) for row in read_rows(stage) if "loss" in row}
+    return {step_of_row(row)[0]: tuple(row[name] for name in FIGURES) for row in read_log(stage) if "loss" in row}
 
 
 def test_the_best_checkpoint_is_handed_over(undisturbed):
@@ -97,7 +97,7 @@ def kill_when(folder: Path, recipe: Path, moment: Callable[[], bool]) -> None:
 
 
 def logged(stage: Path, step: int) -> Callable[[], bool]:
-    return lambda: any(step_of(row) and step_of(row)[0] >= step for row in read_rows(stage))
+    return lambda: any(step_of_row(row) and step_of_row(row)[0] >= step for row in read_log(stage))
 
 
 def half_written(stage: Path, step: int) -> Callable[[], bool]:

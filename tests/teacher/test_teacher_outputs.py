@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import TopK
-from swift_kd_plugin.teacher.teacher_outputs import TeacherSignal, store
+from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs, store
 from tests.gloo_ranks import run_distributed
 
 HIDDEN = 3
 
 
-def hidden_signal(numbers: torch.Tensor) -> TeacherSignal:
+def hidden_signal(numbers: torch.Tensor) -> TeacherOutputs:
     """Row i says which token it belongs to."""
     rows = (numbers[:, None] * 10 + torch.arange(HIDDEN)).bfloat16()
-    return TeacherSignal("hidden", (rows,), numbers + 100, (torch.ones(5, HIDDEN),))
+    return TeacherOutputs("hidden", (rows,), numbers + 100, (torch.ones(5, HIDDEN),))
 
 
 def exchange_on_rank(rank: int, made: list[list[int]], wanted: list[list[int]]) -> tuple:
@@ -52,7 +52,7 @@ def store_on_rank(rank: int, tokens: int, pinned: bool) -> tuple:
     signal = hidden_signal(torch.arange(tokens))
     stored = store(signal, dist.group.WORLD, pinned)
     loaded = stored.load("cpu")
-    logits = TeacherSignal("logits", (torch.full((tokens, 4), float(rank)),), signal.token_ids)
+    logits = TeacherOutputs("logits", (torch.full((tokens, 4), float(rank)),), signal.token_ids)
     assert torch.equal(store(logits, dist.group.WORLD, pinned).load("cpu").rows[0], logits.rows[0])
     return stored.bytes, torch.equal(loaded.rows[0], signal.rows[0]), torch.equal(loaded.token_ids, signal.token_ids)
 
@@ -72,7 +72,7 @@ def test_a_block_does_not_keep_the_whole():
     assert kept == 8 * HIDDEN * 2
 
 
-def storage_of_block(rank: int, signal: TeacherSignal) -> int:
+def storage_of_block(rank: int, signal: TeacherOutputs) -> int:
     longer = signal.map(lambda rows: torch.cat([rows, rows])[: len(rows)])
     return store(longer, dist.group.WORLD, False).signal.rows[0].untyped_storage().nbytes()
 
@@ -81,16 +81,16 @@ def test_hidden_states_cost_a_thirty_seventh_of_logits():
     """H = 4096 and V = 151,936: 8,192 bytes a response token in bf16 against 303,872."""
     tokens, hidden, vocabulary = 16, 4096, 151_936
     ids = torch.zeros(tokens, dtype=torch.long)
-    payload = store(TeacherSignal("hidden", (torch.zeros(tokens, hidden, dtype=torch.bfloat16),), ids), None, False)
-    logits = store(TeacherSignal("logits", (torch.zeros(tokens, vocabulary, dtype=torch.bfloat16),), ids), None, False)
+    payload = store(TeacherOutputs("hidden", (torch.zeros(tokens, hidden, dtype=torch.bfloat16),), ids), None, False)
+    logits = store(TeacherOutputs("logits", (torch.zeros(tokens, vocabulary, dtype=torch.bfloat16),), ids), None, False)
     assert payload.bytes / tokens == 8192
     assert logits.bytes / tokens == 303_872
 
 
 def test_what_the_losses_take():
     rows, ids = torch.zeros(2, 4), torch.arange(2)
-    assert isinstance(TeacherSignal("hidden", (rows,), ids, (rows,)).as_teacher(), Head)
-    topk = TeacherSignal("topk", (rows, rows.long()), ids, temperature=2.0).as_teacher()
+    assert isinstance(TeacherOutputs("hidden", (rows,), ids, (rows,)).as_teacher(), LMHead)
+    topk = TeacherOutputs("topk", (rows, rows.long()), ids, temperature=2.0).as_teacher()
     assert isinstance(topk, TopK)
     assert topk.temperature == 2.0
-    assert TeacherSignal("logits", (rows,), ids).as_teacher() is rows
+    assert TeacherOutputs("logits", (rows,), ids).as_teacher() is rows

@@ -16,8 +16,8 @@ from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
 from swift_kd_plugin.host.rollout.ranks import any_rank, most_of_all_ranks
 from swift_kd_plugin.host.samples.response_labels import IGNORED
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.teacher.local_teacher import context_group, read_rows, tensor_group, without_interleaving
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.host.teacher.local_teacher import context_group, read_outputs, tensor_group, without_interleaving
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.shards import all_gather
 
 PLACEHOLDER = 0
@@ -111,7 +111,7 @@ class MegatronWriter:
         for start in range(0, most * size, size):
             part = sequences[start : start + size] or [[PLACEHOLDER] * 2]
             inputs = self.trainer._collate([_view(ids) for ids in part])
-            tokens += self._choose(read_rows(self.trainer, model, inputs), part, drawn[start : start + size])
+            tokens += self._choose(read_outputs(self.trainer, model, inputs), part, drawn[start : start + size])
         return tokens[: len(sequences)]
 
     def _choose(self, found, sequences: list[list[int]], drawn: Tensor) -> list[int]:
@@ -151,9 +151,9 @@ def _penalise(logits: Tensor, sequences: list[list[int]], penalty: float) -> Ten
     return torch.cat([processor(torch.tensor([ids], device=row.device), row[None]) for ids, row in rows])
 
 
-def _whole(logits: Tensor | Head) -> Tensor:
+def _whole(logits: Tensor | LMHead) -> Tensor:
     """All columns of the logits [n, V]."""
-    if isinstance(logits, Head):
+    if isinstance(logits, LMHead):
         logits = logits.logits(out=logits.weights[0].new_empty(logits.shape))
     group = tensor_group()
     return logits if group is None else torch.cat(list(all_gather(logits, group)), dim=-1)

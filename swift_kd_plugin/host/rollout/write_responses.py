@@ -18,16 +18,16 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rollout.ranks import any_rank
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.teacher_response import KWARGS, ask_teacher, take_teacher_response
-from swift_kd_plugin.host.rollout.writer_mix import Mix, uniform
+from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.losses.schedules import Schedule
 
 logger = get_logger()
 
 
-def make_mix(args) -> Mix:
+def make_mix(args) -> WriterMix:
     """What the command line asks for."""
-    return Mix(
+    return WriterMix(
         seed=args.seed,
         lmbda=Schedule(args.lmbda, args.kd_lmbda_final, args.kd_schedule),
         teacher=args.kd_seq_kd_prob if args.seq_kd else 0.0,

@@ -19,7 +19,7 @@ def uniform(seed: int, purpose: str, *key: Hashable) -> float:
 
 
 @dataclass(frozen=True)
-class Mix:
+class WriterMix:
     """The shares that are asked for.
 
     Args:

@@ -16,7 +16,7 @@ from swift.utils import get_logger, safe_ddp_context
 
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_node
-from swift_kd_plugin.host.rows.row_loader import cache_folder, used_columns
+from swift_kd_plugin.host.rows.row_loader import cache_folder, without_unused_columns
 
 GIVEN = "dataset"
 logger = get_logger()
@@ -48,7 +48,7 @@ class KDPreprocessor:
             made, report = builder.dataset(self.node)
         for line in report.lines():
             logger.info(line)
-        return used_columns(made)
+        return without_unused_columns(made)
 
 
 class RowsPreprocessor(KDPreprocessor):

@@ -22,7 +22,7 @@ from swift.utils import safe_ddp_context, use_hf_hub
 
 from swift_kd_plugin.data import row_store
 from swift_kd_plugin.data.build import Builder, no_opener
-from swift_kd_plugin.data.dataset_specs import DatasetId, File, Node, Rows
+from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place
 from swift_kd_plugin.data.sources import READERS
@@ -56,7 +56,7 @@ class RowLoader(DatasetLoader):
         node: what a data.yaml says of it; None for a file or an id.
     """
 
-    def __init__(self, *args, reading: Reading, node: Node | None = None, **kwargs):
+    def __init__(self, *args, reading: Reading, node: DatasetSpec | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.reading, self.node = reading, node
         self.remove_unused_columns = False  # done here
@@ -81,14 +81,14 @@ class RowLoader(DatasetLoader):
             columns, self.columns = {**meta.preprocess_func.columns, **(self.columns or {})}, None
             file = Path(dataset_syntax.dataset)
             if dataset_syntax.dataset_type == "path" and file.suffix.lower() in READERS:
-                return self._build(Rows(str(file), File(file.resolve(), str(file)), tuple(columns.items())))
+                return self._build(RowsSpec(str(file), File(file.resolve(), str(file)), tuple(columns.items())))
             meta = _without_preprocessing(meta)
-        return self._build(Rows(label, DatasetId(label), tuple(columns.items())), lambda _: stock(meta))
+        return self._build(RowsSpec(label, DatasetId(label), tuple(columns.items())), lambda _: stock(meta))
 
     def _settings(self) -> dict[str, Any]:
         return {"streaming": self.streaming, "hub_token": self.hub_token, "strict": self.strict}
 
-    def _build(self, node: Node, opener: Callable[[str], Loaded] = no_opener) -> Loaded:
+    def _build(self, node: DatasetSpec, opener: Callable[[str], Loaded] = no_opener) -> Loaded:
         builder = Builder(cache_folder(), opener, self.strict, self.reading.keep)
         # Outside of the context below: loading an id waits for the other ranks by itself.
         builder.open_sources(node)
@@ -97,9 +97,9 @@ class RowLoader(DatasetLoader):
         with safe_ddp_context(None, True):
             dataset, report = self._with_all_columns(builder, node).dataset(node)
         self.reading.reports[node.name] = report
-        return used_columns(dataset)
+        return without_unused_columns(dataset)
 
-    def _with_all_columns(self, builder: Builder, node: Node) -> Builder:
+    def _with_all_columns(self, builder: Builder, node: DatasetSpec) -> Builder:
         if not self.reading.all_columns:
             return builder
         rows = builder.rows(node, Report()) if self.streaming else row_store.to_rows(builder.dataset(node)[0])
@@ -111,7 +111,7 @@ def cache_folder() -> Path:
     return Path(get_cache_dir()) / "datasets" / "swift_kd_plugin"
 
 
-def used_columns(dataset: Dataset) -> Dataset:
+def without_unused_columns(dataset: Dataset) -> Dataset:
     """A built dataset without the columns that no row uses and without our store of columns that were not kept."""
     return dataset.select_columns([name for name in row_store.used_columns(dataset) if name != "columns"])
 

@@ -35,7 +35,7 @@ class Piece:
     own: bool
 
 
-def load_template(
+def load_training_template(
     model: str, template: str | None, model_type: str | None, loss_scale: str, enable_thinking: bool | None
 ) -> Any:
     """ms-swift's template in training mode, as GKD makes it, from a model's tokenizer; no weights are read.

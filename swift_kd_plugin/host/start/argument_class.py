@@ -13,7 +13,7 @@ from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, c
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
     check_models,
-    check_rows,
+    check_row_count,
     check_sampling,
     check_supported,
     is_plain_folder,
@@ -52,7 +52,7 @@ def extend_arguments(stock: type) -> type:
 
         def init_iters(self, train_dataset, val_dataset):
             super().init_iters(train_dataset, val_dataset)
-            check_rows(self, train_dataset)
+            check_row_count(self, train_dataset)
 
         def get_dataset_kwargs(self):
             kwargs = super().get_dataset_kwargs()

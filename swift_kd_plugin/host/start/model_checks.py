@@ -47,7 +47,7 @@ def check_length(args) -> None:
         )
 
 
-def check_rows(args, train_dataset) -> None:
+def check_row_count(args, train_dataset) -> None:
     """Raises KDError if the rows that were read make no step, which ms-swift finds out with the models loaded."""
     if not hasattr(train_dataset, "__len__"):
         return

@@ -10,14 +10,14 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 
 
 @dataclass
 class Caught:
     """What a forward left in front of the output layer; None on a pipeline stage that has no output layer."""
 
-    head: Head | None = None
+    head: LMHead | None = None
 
 
 def language_model(model) -> GPTModel:
@@ -49,7 +49,7 @@ def why_not_linear(model) -> str | None:
 
 
 @contextmanager
-def stop_before_head(model) -> Iterator[Caught]:
+def stop_before_lm_head(model) -> Iterator[Caught]:
     """Within it a forward of `model` returns an empty tensor and leaves what its logits would be made of: hidden states
     as rows in [s, b] order, and the output weight."""
     model, caught = language_model(model), Caught()
@@ -57,7 +57,7 @@ def stop_before_head(model) -> Iterator[Caught]:
     def keep(hidden: Tensor, weight: Tensor | None = None, **_) -> Tensor:
         layer = output_layer(model)
         rows = _whole(hidden, layer.sequence_parallel).flatten(0, 1)
-        caught.head = Head((rows,), (layer.weight if weight is None else weight,))
+        caught.head = LMHead((rows,), (layer.weight if weight is None else weight,))
         return hidden.new_empty(1, 1, 0)
 
     model._forward_output_layer = keep

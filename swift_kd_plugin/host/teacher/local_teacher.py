@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers.utils import ContextManagers
 
 from swift_kd_plugin.host.samples.responses import Responses, cut_for_context_rank, number_tokens
-from swift_kd_plugin.host.teacher.hidden_states import language_model, stop_before_head, why_not_linear
+from swift_kd_plugin.host.teacher.hidden_states import language_model, stop_before_lm_head, why_not_linear
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import teacher_topk
-from swift_kd_plugin.teacher.teacher_outputs import StoredSignal, TeacherSignal, store
+from swift_kd_plugin.teacher.teacher_outputs import StoredOutputs, TeacherOutputs, store
 
 
 def tensor_group():
@@ -63,19 +63,19 @@ def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> 
             batch["signal"] = _signal(trainer, model, inputs, batch["responses"], temperature, vp_stage)
 
 
-def _signal(trainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage) -> StoredSignal | None:
+def _signal(trainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage) -> StoredOutputs | None:
     """What the teacher says about the response tokens that lie on this rank; None before the last pipeline stage."""
-    found = read_rows(trainer, model, inputs, vp_stage)
+    found = read_outputs(trainer, model, inputs, vp_stage)
     if found is None:
         return None
     signal, numbers = found
     if trainer.gkd_logits_topk is not None:
         signal = keep_topk(trainer, signal, temperature)
     wanted = responses.number.flatten()
-    return put_away(trainer, signal.exchange(numbers, wanted[wanted >= 0], context_group()))
+    return store_outputs(trainer, signal.exchange(numbers, wanted[wanted >= 0], context_group()))
 
 
-def read_rows(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherSignal, Tensor] | None:
+def read_outputs(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherOutputs, Tensor] | None:
     """One forward, and what it says about each token that has a label.
 
     Args:
@@ -90,28 +90,28 @@ def read_rows(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherSigna
     data = trainer._prepare_batch(inputs, vp_stage)
     data.pop("loss_scale", None)
     labels = data.pop("labels", None)
-    with stop_before_head(model) if why_not_linear(model) is None else nullcontext() as caught:
+    with stop_before_lm_head(model) if why_not_linear(model) is None else nullcontext() as caught:
         logits = forward_step_helper(model, data)
     if logits is None:
         return None
     rows, (batch, length) = (numbers >= 0).nonzero()[:, 0], labels.shape
     if caught is None:
-        signal = TeacherSignal("logits", (logits.flatten(0, 1)[rows],), labels.flatten()[rows])
+        signal = TeacherOutputs("logits", (logits.flatten(0, 1)[rows],), labels.flatten()[rows])
     else:
         picked = sequence_first(rows, batch, length)
-        signal = TeacherSignal("hidden", caught.head[picked].inputs, labels.flatten()[rows], caught.head.weights)
+        signal = TeacherOutputs("hidden", caught.head[picked].inputs, labels.flatten()[rows], caught.head.weights)
     return signal, numbers[rows]
 
 
-def keep_topk(trainer, signal: TeacherSignal, temperature: float) -> TeacherSignal:
+def keep_topk(trainer, signal: TeacherOutputs, temperature: float) -> TeacherOutputs:
     """The K most probable tokens of each row, over the whole vocabulary and at the loss's temperature."""
     teacher = signal.as_teacher()
     shard, _ = shards_of(teacher, None, tensor_group(), trainer.vocabularies.teacher_columns(teacher), None)
     entries = teacher_topk(teacher, trainer.gkd_logits_topk, shard, temperature)
-    return TeacherSignal("topk", entries, signal.token_ids, temperature=temperature)
+    return TeacherOutputs("topk", entries, signal.token_ids, temperature=temperature)
 
 
-def put_away(trainer, signal: TeacherSignal) -> StoredSignal:
+def store_outputs(trainer, signal: TeacherOutputs) -> StoredOutputs:
     return store(signal, tensor_group(), pinned=trainer.args.kd_teacher_payload_device == "cpu")
 
 
@@ -120,7 +120,7 @@ def sequence_first(rows: Tensor, batch: int, length: int) -> Tensor:
     return rows % length * batch + rows // length
 
 
-def offload_all_but_head(models, head_stays: bool) -> int:
+def offload_all_but_lm_head(models, head_stays: bool) -> int:
     """Moves the teacher to CPU memory.
 
     Args:

@@ -17,11 +17,11 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.encode_views import teacher_requests
 from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.teacher.local_teacher import put_away
+from swift_kd_plugin.host.teacher.local_teacher import store_outputs
 from swift_kd_plugin.serving.model_server import TeacherServer, check_same_texts
 from swift_kd_plugin.serving.scoring_routes import Sequence, ServerScores
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
-from swift_kd_plugin.teacher.teacher_outputs import TeacherSignal
+from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
 
 logger = get_logger()
 ENTRY_KEYS = {"url", "tags", "adapter"}
@@ -92,14 +92,16 @@ def score_remotely(trainer, batches: list[dict]) -> None:
         number = batch["responses"].number
         signal = _joined([next(scores) for _ in group], group)
         wanted = number[number >= 0].to(signal.token_ids.device)
-        batch["signal"] = put_away(trainer, signal.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device)))
+        batch["signal"] = store_outputs(
+            trainer, signal.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device))
+        )
 
 
-def _joined(scores: list[ServerScores], views: list[dict]) -> TeacherSignal:
+def _joined(scores: list[ServerScores], views: list[dict]) -> TeacherOutputs:
     """The scores of a micro-batch's samples, one after the other, on the CPU."""
     rows = torch.cat([score.log_probs for score in scores]), torch.cat([score.ids for score in scores])
     token_ids = [token for view in views for token in trained_tokens(view["labels"])]
-    return TeacherSignal("topk", rows, torch.tensor(token_ids, dtype=torch.long))
+    return TeacherOutputs("topk", rows, torch.tensor(token_ids, dtype=torch.long))
 
 
 def _sequence(view: dict) -> Sequence:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import TopK
 
 logger = get_logger()
@@ -25,18 +25,18 @@ class Vocabularies:
     student: int
     teacher: int | None
 
-    def of(self, student: Tensor | Head, teacher: Tensor | Head | TopK) -> tuple[int, int | None]:
+    def of(self, student: Tensor | LMHead, teacher: Tensor | LMHead | TopK) -> tuple[int, int | None]:
         """Both numbers as the losses take them: never more than there are columns over all ranks."""
         count = self.teacher if isinstance(teacher, TopK) else self.teacher_columns(teacher)
         return min(self.student, columns_of(student)), count
 
-    def teacher_columns(self, logits: Tensor | Head) -> int:
+    def teacher_columns(self, logits: Tensor | LMHead) -> int:
         columns = columns_of(logits)
         return columns if self.teacher is None else min(self.teacher, columns)
 
 
-def columns_of(logits: Tensor | Head) -> int:
-    width = logits.width if isinstance(logits, Head) else logits.shape[-1]
+def columns_of(logits: Tensor | LMHead) -> int:
+    width = logits.width if isinstance(logits, LMHead) else logits.shape[-1]
     return width * mpu.get_tensor_model_parallel_world_size()
 
 

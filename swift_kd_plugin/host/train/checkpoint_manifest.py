@@ -38,7 +38,7 @@ def step_of(folder: Path) -> int | None:
 def begin(folder: Path) -> Path | None:
     """Marks a checkpoint as being written. What stands in its place already, which would be mixed in or lost, is moved
     into the folder that is returned."""
-    old = [place for place in (folder, merged(folder)) if place.is_dir() and any(place.iterdir())]
+    old = [place for place in (folder, merged_folder(folder)) if place.is_dir() and any(place.iterdir())]
     aside = move_aside(folder.parent, old) if old else None
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, None, linked_before=linked(folder.parent) == folder)
@@ -47,7 +47,7 @@ def begin(folder: Path) -> Path | None:
 
 def finish(folder: Path) -> None:
     """Marks a checkpoint, and what was merged of it, as whole with the files that are there now."""
-    for place in (merged(folder), folder):
+    for place in (merged_folder(folder), folder):
         if place.is_dir():
             _write(place, {str(path.relative_to(place)): path.stat().st_size for path in _files(place)})
 
@@ -98,7 +98,7 @@ def linked(folder: Path) -> Path | None:
     return folder / Path(os.readlink(link)).name if link.is_symlink() else None
 
 
-def merged(folder: Path) -> Path:
+def merged_folder(folder: Path) -> Path:
     """Where ms-swift puts the model into which a checkpoint's adapter is merged."""
     return folder.with_name(folder.name + MERGED)
 
@@ -111,7 +111,7 @@ def describe_failed_save(error: BaseException, folder: Path, last_good: str | No
         began: whether this rank has begun the checkpoint, so that what is there is its own.
     """
     if began:
-        for place in (folder, merged(folder)):
+        for place in (folder, merged_folder(folder)):
             shutil.rmtree(place, ignore_errors=True)
     reason = _find_write_failure(error)
     if reason is None:

@@ -6,10 +6,10 @@ from torch import Tensor
 from swift_kd_plugin.host.samples.responses import IGNORED, Responses
 from swift_kd_plugin.host.teacher.local_teacher import context_group, sequence_first, tensor_group
 from swift_kd_plugin.host.train.training_metrics import make_metrics
-from swift_kd_plugin.losses.lm_head import Head
+from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings, Tokens, TopK, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
-from swift_kd_plugin.teacher.teacher_outputs import TeacherSignal
+from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
 
 OVERLAP_TOKENS = 128
 OVERLAP_K = 8
@@ -31,7 +31,7 @@ def choose_tokens(labels: Tensor, responses: Responses, loss_scale: Tensor | Non
 
 
 def kd_loss(
-    trainer, settings: Settings, student: Tensor | Head, signal: TeacherSignal, tokens: Tokens, responses: Responses
+    trainer, settings: Settings, student: Tensor | LMHead, signal: TeacherOutputs, tokens: Tokens, responses: Responses
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The summed loss of the tokens, differentiable in what the student's logits are made of, and this rank's metrics.
 
@@ -62,7 +62,9 @@ def kd_loss(
 
 
 @torch.no_grad()
-def _overlap(student: Tensor | Head, teacher: Tensor | Head | TopK, tokens: Tokens, vocabularies) -> dict[str, Tensor]:
+def _overlap(
+    student: Tensor | LMHead, teacher: Tensor | LMHead | TopK, tokens: Tokens, vocabularies
+) -> dict[str, Tensor]:
     """The share of the teacher's K most probable tokens that are among the student's, on evenly spread tokens."""
     step = max(1, -(-len(tokens.student_rows) // OVERLAP_TOKENS))
     students = student[tokens.student_rows[::step]]

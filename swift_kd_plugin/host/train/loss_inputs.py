@@ -1,4 +1,4 @@
-"""Which road a run takes from hidden states to the loss, decided once and said in the log."""
+"""What the loss is computed from, hidden states or logits: decided once and said in the log."""
 
 from swift.utils import get_logger
 
@@ -7,7 +7,7 @@ from swift_kd_plugin.host.teacher.hidden_states import why_not_linear
 logger = get_logger()
 
 
-def choose_roads(trainer) -> tuple[bool, str]:
+def choose_loss_inputs(trainer) -> tuple[bool, str]:
     """Whether the student's logits are never held whole, and which kind of signal is kept of the teacher.
 
     Returns:

@@ -10,7 +10,7 @@ from swift.utils import get_logger
 from torch import distributed as dist
 
 from swift_kd_plugin.losses.request import block_tokens, chunk_tokens
-from swift_kd_plugin.memory.memory_table import Plan, memory_table, render, total
+from swift_kd_plugin.memory.memory_table import MemoryPlan, memory_table, render_memory, total
 
 logger = get_logger()
 
@@ -41,7 +41,7 @@ class MemoryReport:
         largest = max(range(len(ranks)), key=lambda rank: ranks[rank][0])
         _, rows, capacity, peak = ranks[largest]
         title = f"Memory of rank {largest} of {len(ranks)}, " + ("expected" if peak is None else "after a train step")
-        logger.info(f"{title}:\n{render(rows, capacity, peak)}")
+        logger.info(f"{title}:\n{render_memory(rows, capacity, peak)}")
 
 
 def device_memory() -> int:
@@ -49,7 +49,7 @@ def device_memory() -> int:
     return torch.cuda.mem_get_info()[1]
 
 
-def read_plan(trainer, payload_on_host: bool) -> Plan:
+def read_plan(trainer, payload_on_host: bool) -> MemoryPlan:
     """Reads a trainer that has `teacher_kind` ("hidden", "logits", "topk") and `fused`."""
     args, config = trainer.args, trainer.config
     teacher_config = trainer.teacher_config if trainer.teacher_models else config
@@ -58,7 +58,7 @@ def read_plan(trainer, payload_on_host: bool) -> Plan:
     width, device = config.padded_vocab_size // tensor_parallel, torch.device(torch.cuda.current_device())
     engine, engine_note = _engine(args)
     payload_tokens, batch_tokens = _tokens(trainer)
-    return Plan(
+    return MemoryPlan(
         weights=weight_bytes(trainer.unwrapped_models),
         trainable=weight_bytes(trainer.unwrapped_models, trainable=True),
         gradients=gradient_bytes(trainer.wrapped_models),

@@ -23,15 +23,15 @@ from swift_kd_plugin.host.samples.match_views import match_views
 from swift_kd_plugin.host.samples.responses import describe_responses, leave_out, weigh_positions
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.samples.think_tokens import refuse_stock_loss
-from swift_kd_plugin.host.teacher.hidden_states import stop_before_head
-from swift_kd_plugin.host.teacher.local_teacher import offload_all_but_head, score_locally, without_interleaving
+from swift_kd_plugin.host.teacher.hidden_states import stop_before_lm_head
+from swift_kd_plugin.host.teacher.local_teacher import offload_all_but_lm_head, score_locally, without_interleaving
 from swift_kd_plugin.host.teacher.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.teacher.teacher_server import score_remotely
 from swift_kd_plugin.host.teacher.vocabulary import check_same_tokens, read_vocabularies
 from swift_kd_plugin.host.train import checkpoint_manifest
 from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.loss import choose_tokens, kd_loss
-from swift_kd_plugin.host.train.loss_inputs import choose_roads
+from swift_kd_plugin.host.train.loss_inputs import choose_loss_inputs
 from swift_kd_plugin.host.train.memory_report import MemoryReport
 from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
 from swift_kd_plugin.host.train.objective_flags import make_objective
@@ -68,7 +68,7 @@ class KDTrainer(RolloutHooks):
         self.vocabularies = read_vocabularies(self)
         if self.teacher_models:
             check_same_tokens(template.tokenizer, args.teacher_model_dir)
-        self.fused, self.teacher_kind = choose_roads(self)
+        self.fused, self.teacher_kind = choose_loss_inputs(self)
         self.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
         logger.info(f"Loss per token: {self.objective}; token policy: {self.objective.policy.name}")
 
@@ -107,7 +107,7 @@ class KDTrainer(RolloutHooks):
         if self.stock_loss:
             super()._offload_teacher_models()
         elif self.teacher_models:
-            stays = offload_all_but_head(self.teacher_models, head_stays=self.gkd_logits_topk is None)
+            stays = offload_all_but_lm_head(self.teacher_models, head_stays=self.gkd_logits_topk is None)
             logger.info_once(
                 f"Between its forwards {stays / 2**20:.1f} MiB of the teacher stay on the device: its head."
             )
@@ -193,7 +193,7 @@ class KDTrainer(RolloutHooks):
         input_tensor = unwrapped_model.get_input_tensor()
         if input_tensor is not None:
             unwrapped_model.set_input_tensor(input_tensor)
-        with stop_before_head(unwrapped_model) if self.fused else nullcontext() as caught:
+        with stop_before_lm_head(unwrapped_model) if self.fused else nullcontext() as caught:
             output = model(**data)
         of_batch = {"labels": labels, "signal": signal, "responses": responses, "loss_scale": loss_scale}
         return output, partial(self.loss_func, caught=caught, **of_batch)

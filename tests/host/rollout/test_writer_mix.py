@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_kd_plugin.host.rollout.writer_mix import Mix, uniform
+from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform
 from swift_kd_plugin.losses.schedules import Schedule
 from tests.binomial_interval import is_within
 
 KEYS = [("rows.jsonl", number, 0) for number in range(2000)]
 
 
-def mix(lmbda, teacher=0.0, seed=42, **settings) -> Mix:
-    return Mix(seed, lmbda if isinstance(lmbda, Schedule) else Schedule(lmbda), teacher, **settings)
+def mix(lmbda, teacher=0.0, seed=42, **settings) -> WriterMix:
+    return WriterMix(seed, lmbda if isinstance(lmbda, Schedule) else Schedule(lmbda), teacher, **settings)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])

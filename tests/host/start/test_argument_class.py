@@ -191,7 +191,7 @@ def test_every_divergence_is_a_value_of_the_flag():
 
 
 def test_a_temperature_that_vllm_refuses_is_refused_before_it_starts():
-    from swift_kd_plugin.host.start.model_checks import check_rows, check_sampling
+    from swift_kd_plugin.host.start.model_checks import check_row_count, check_sampling
 
     flags = {"use_vllm": True, "lmbda": 1, "seq_kd": False, "temperature": 2.5}
     with pytest.raises(
@@ -202,13 +202,13 @@ def test_a_temperature_that_vllm_refuses_is_refused_before_it_starts():
         check_sampling(SimpleNamespace(**{**flags, **changes}))
 
     sizes = {"micro_batch_size": 4, "data_parallel_size": 2, "global_batch_size": 16, "num_train_epochs": 1}
-    check_rows(SimpleNamespace(**sizes, train_iters=2), [0] * 8)
+    check_row_count(SimpleNamespace(**sizes, train_iters=2), [0] * 8)
     with pytest.raises(
         KDError, match="7 rows are fewer than --micro_batch_size 4 x 2 replicas of the model take at a time"
     ):
-        check_rows(SimpleNamespace(**sizes, train_iters=2), [0] * 7)
+        check_row_count(SimpleNamespace(**sizes, train_iters=2), [0] * 7)
     with pytest.raises(KDError, match="15 rows make no step of --global_batch_size 16; give more, or lower it"):
-        check_rows(SimpleNamespace(**sizes, train_iters=0), [0] * 15)
+        check_row_count(SimpleNamespace(**sizes, train_iters=0), [0] * 15)
 
 
 def test_multi_token_prediction_is_refused():

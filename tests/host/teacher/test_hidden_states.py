@@ -83,7 +83,7 @@ def test_heads_of_another_kind_are_recognised():
 def caught_on_rank(rank: int, sequence_parallel: bool) -> tuple[torch.Tensor, ...]:
     """Logits by the layer's own forward and from the head, and the gradient of the hidden states that were caught."""
     start()
-    from swift_kd_plugin.host.teacher.hidden_states import stop_before_head
+    from swift_kd_plugin.host.teacher.hidden_states import stop_before_lm_head
 
     layer = make_layer(make_config(sequence_parallel=sequence_parallel))
     model = make_model(layer)
@@ -91,7 +91,7 @@ def caught_on_rank(rank: int, sequence_parallel: bool) -> tuple[torch.Tensor, ..
     hidden = torch.randn(6, 1, HIDDEN)
     mine = hidden.chunk(2)[rank] if sequence_parallel else hidden
     mine.requires_grad_()
-    with stop_before_head(model) as caught:
+    with stop_before_lm_head(model) as caught:
         assert model._forward_output_layer(mine).numel() == 0
     caught.head.inputs[0].backward(hidden[:, 0].detach())
     with torch.no_grad():

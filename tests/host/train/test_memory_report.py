@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from swift_kd_plugin.memory.memory_table import Plan, Row, loss_bytes, memory_table, payload_bytes, render, total
+from swift_kd_plugin.memory.memory_table import (
+    MemoryPlan,
+    MemoryRow,
+    loss_bytes,
+    memory_table,
+    payload_bytes,
+    render_memory,
+    total,
+)
 from tests.gloo_ranks import run_distributed
 from tests.host.small_gpt import FFN as F
 from tests.host.small_gpt import GROUPS, HEAD, HEADS, LAYERS, measure
@@ -14,7 +22,7 @@ from tests.host.small_gpt import VOCABULARY as V
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 LAYER = (HEADS + 2 * GROUPS) * HEAD * H + H * HEADS * HEAD + 3 * F * H + 2 * H + 2 * HEAD
 QWEN3 = 2 * V * H + LAYERS * LAYER + H  # embedding and output layer, layers, last norm
-BASE = Plan(
+BASE = MemoryPlan(
     weights=1000,
     trainable=1000,
     gradients=2000,
@@ -69,27 +77,27 @@ def test_a_rank_without_the_output_layer_has_no_loss():
 
 def test_the_table_adds_up():
     rows = {row.name: row for row in memory_table(replace(BASE, optimizer_on_host=50, payload_on_host=True))}
-    assert rows["optimizer"] == Row("optimizer", 6000, 50)
-    assert rows["teacher's signals"] == Row("teacher's signals", 0, 10 * 8192)
+    assert rows["optimizer"] == MemoryRow("optimizer", 6000, 50)
+    assert rows["teacher's signals"] == MemoryRow("teacher's signals", 0, 10 * 8192)
     assert total(list(rows.values())).device == 1000 + 2000 + 6000 + 3000 + loss_bytes(BASE)
     assert total(list(rows.values())).host == 50 + 10 * 8192
 
 
 def test_an_offloaded_teacher_is_on_both_sides():
     rows = memory_table(replace(BASE, teacher_offloaded=True))
-    assert Row("teacher", 3000, 3000) in rows
+    assert MemoryRow("teacher", 3000, 3000) in rows
 
 
 def test_it_reads_as_a_table():
-    rows = [Row("weights", 3 * 2**30, 0, "all"), Row("optimizer", 5 * 2**20, 2**29)]
-    assert render(rows, 8 * 2**30, 4 * 2**30).splitlines() == [
+    rows = [MemoryRow("weights", 3 * 2**30, 0, "all"), MemoryRow("optimizer", 5 * 2**20, 2**29)]
+    assert render_memory(rows, 8 * 2**30, 4 * 2**30).splitlines() == [
         "                 device       CPU",
         "weights        3.00 GiB         -  all",
         "optimizer      5.00 MiB  0.50 GiB",
         "total          3.00 GiB  0.50 GiB  37.6% of 8.00 GiB, without activations",
         "measured peak  4.00 GiB            50.0% of 8.00 GiB, with activations",
     ]
-    assert "measured" not in render(rows, 2**33)
+    assert "measured" not in render_memory(rows, 2**33)
 
 
 def test_sizes_of_a_real_model_and_optimizer():
