@@ -12,7 +12,7 @@ def choose_loss_inputs(trainer) -> tuple[bool, str]:
 
     Returns:
         fused: the loss starts from the student's hidden states and output weight.
-        kind: that of `swift_kd_plugin.teacher.teacher_outputs.TeacherSignal`.
+        kind: that of `swift_kd_plugin.teacher.teacher_outputs.TeacherOutputs`.
     """
     reason = _first_reason(trainer.unwrapped_models)
     fused = trainer.args.kd_fused_loss and reason is None
