@@ -20,6 +20,7 @@ from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.files import is_local, why_not_opened
 from swift_kd_plugin.errors import NAME, KDError
 from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
+from swift_kd_plugin.host.start.length_check import check_some_row_fits
 from swift_kd_plugin.host.start.megatron_flags import ALIASES, megatron_defaults, megatron_flags
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
@@ -69,6 +70,7 @@ def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", 
     check_continued_adapter(args)
     check_teacher_adapters(args)
     check_sizes(args, processes_of(env))
+    check_some_row_fits(args)
 
 
 def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> argparse.Namespace:

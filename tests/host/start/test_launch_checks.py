@@ -364,3 +364,18 @@ def test_a_flag_from_a_file_is_a_key_of_it(words):
     with pytest.raises(KDError, match=r"^run.yaml: unknown key 'lrr' \(did you mean 'lr'\?\)"):
         check_command(words(lrr=1), CPU, "run.yaml", {"lrr": 1})
     assert message(["none.yaml"]) == "none.yaml does not exist; give an existing file, or flags."
+
+
+def test_a_length_into_which_no_row_fits_is_said(words, tmp_path):
+    def rows(*texts):
+        messages = ([{"role": "user", "content": text}, {"role": "assistant", "content": "4"}] for text in texts)
+        write_json_lines(tmp_path / "long.jsonl", [{"messages": turns} for turns in messages])
+        return words(dataset=tmp_path / "long.jsonl", max_length=8)
+
+    assert message(rows("a b c d " * 9, "a b c d " * 5)) == (
+        "--max_length 8: none of the 2 rows fits into it, the shortest has at least 41 tokens; raise it."
+    )
+    check_command([*rows("a b c d " * 9), "--truncation_strategy", "left"], CPU)
+    check_command(rows("a b c d " * 9, "4"), CPU)
+    write_json_lines(tmp_path / "rows.jsonl", [{"query": "a b c d " * 9}])
+    check_command(words(max_length=8), CPU)  # of rows in another form ranks say it
