@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from swift_kd_plugin.host.start.host_patches import LEDGER
+from swift_kd_plugin.host.start.seams import SEAMS
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -49,5 +50,6 @@ def test_the_command_prints_the_ledger():
     command = [str(Path(sys.executable).with_name("swift-kd")), "patches"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
-    assert [row["symbol"] for row in rows] == [patch.symbol for patch in LEDGER.patches]
-    assert all(patch.symbol in text for patch in LEDGER.patches)
+    assert [row["symbol"] for row in rows["patches"]] == [patch.symbol for patch in LEDGER.patches]
+    assert [row["symbol"] for row in rows["overridden"]] == [seam.symbol for seam in SEAMS]
+    assert all(part.symbol in text for part in (*LEDGER.patches, *SEAMS))

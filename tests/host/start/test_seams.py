@@ -1,0 +1,71 @@
+"""The table of what is overridden and read of ms-swift's trainer, held against the trainer that is installed."""
+
+import ast
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from swift_kd_plugin.host.start.seams import ATTRIBUTES, SEAMS, broken_seams
+from tests.paths import ROOT
+
+SWIFT = Path(find_spec("swift").origin).parent
+OURS = ("trainer", "rollout_hooks")
+
+
+def test_the_installed_host_has_them():
+    assert broken_seams(SWIFT) == []
+
+
+def test_a_host_that_renamed_three_is_told_by_name(tmp_path):
+    trainers = tmp_path / "swift" / "megatron" / "trainers"
+    shutil.copytree(SWIFT / "megatron" / "trainers", trainers, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, old, new in (
+        ("base.py", "def save_checkpoint(self", "def write_checkpoint(self"),
+        ("gkd_trainer.py", "def forward_step(self, data_iterator, model", "def forward_step(self, data, model"),
+        ("gkd_trainer.py", "self.gkd_logits_topk =", "self.topk ="),
+    ):
+        text = (trainers / file).read_text()
+        assert old in text
+        (trainers / file).write_text(text.replace(old, new))
+    stock = "swift.megatron.trainers"
+    assert sorted(broken_seams(tmp_path / "swift")) == [
+        "no trainer of ms-swift has gkd_logits_topk, which the plugin reads.",
+        f"{stock}.base.BaseMegatronTrainer.save_checkpoint is gone; the plugin overrides it for: a checkpoint says "
+        "whether it is whole.",
+        f"{stock}.gkd_trainer.MegatronGKDTrainer.forward_step takes (self data model), and the plugin overrides it as "
+        "(self data_iterator model).",
+    ]
+
+
+@pytest.mark.usefixtures("cpu_backend")
+def test_all_that_is_overridden_is_in_the_table():
+    from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
+    from swift_kd_plugin.host.train.trainer import KDTrainer
+
+    stock = [kind for kind in KDTrainer.__mro__ if kind not in (KDTrainer, RolloutHooks, object)]
+    overridden = {
+        f"{kind.__module__}.{kind.__qualname__}.{name}"
+        for ours in (KDTrainer, RolloutHooks)
+        for name, value in vars(ours).items()
+        if callable(value) and not isinstance(value, type)
+        for kind in [next((kind for kind in stock if name in vars(kind)), None)]
+        if kind is not None
+    }
+    assert overridden == {seam.symbol for seam in SEAMS}
+
+
+def test_all_that_is_read_of_a_trainer_is_in_the_table_or_ours():
+    read, own = set(), set()
+    for file in (ROOT / "swift_kd_plugin" / "host").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                stores = isinstance(node.ctx, ast.Store)
+                if node.value.id == "trainer":
+                    (own if stores else read).add(node.attr)
+                elif node.value.id == "self" and stores and file.stem in OURS:
+                    own.add(node.attr)
+            elif isinstance(node, ast.FunctionDef) and file.stem in OURS:
+                own.add(node.name)
+    assert read - own <= set(ATTRIBUTES)
