@@ -208,8 +208,8 @@ def merge_rows(exp: Row, noexp: Row, rule: ResponseRule) -> Row:
         The row without the experience, with
         `messages`: its turns and the response, if the rule has one;
         `teacher_messages`: the row with the experience up to its last user (or tool) turn;
-        `teacher_tools`, `teacher_images`, `teacher_chat_template_kwargs`: its tools, images and template settings
-        where they are not those of the row without it.
+        and the teacher's other columns: its tools, images and template settings where they are not those of the row
+        without it.
 
     Raises:
         RowError: the response is missing, or the two differ in videos, audios or objects, or a row is a pair already.
