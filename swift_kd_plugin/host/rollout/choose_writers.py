@@ -12,6 +12,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Sampling
 from swift_kd_plugin.host.rollout.engine_writers import CopyWriter, ServerWriter
 from swift_kd_plugin.host.rollout.megatron_writer import MegatronWriter
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
 
 logger = get_logger()
@@ -23,7 +24,7 @@ class StudentVllm:
 
     split = True
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: HostTrainer):
         self.trainer = trainer
 
     def write(self, samples: list[KDSample]) -> list[KDSample]:
@@ -47,7 +48,7 @@ class TeacherVllm:
 
     split = True
 
-    def __init__(self, trainer, temperature: float):
+    def __init__(self, trainer: HostTrainer, temperature: float):
         self.rollout = copy.copy(trainer)
         self.rollout.side = "teacher"
         args = self.rollout.args = copy.copy(trainer.args)
@@ -63,7 +64,7 @@ class TeacherVllm:
         trainer.enable_offload = self.rollout.enable_offload = args.offload_model or args.offload_optimizer
         self._start(trainer)
 
-    def _start(self, trainer) -> None:
+    def _start(self, trainer: HostTrainer) -> None:
         """As ms-swift starts the student's."""
         rollout = self.rollout
         with trainer.offload_context() if trainer.enable_offload else nullcontext():
@@ -99,17 +100,17 @@ def teacher_folder(args) -> tuple[str, str]:
     return args.teacher_model_dir, args.teacher_model_type
 
 
-def student_writes(trainer) -> bool:
+def student_writes(trainer: HostTrainer) -> bool:
     """Whether the student ever writes: for itself, or as the teacher that it is, too."""
     args = trainer.args
     return args.lmbda > 0 or (args.kd_lmbda_final or 0) > 0 or (args.seq_kd and trainer._is_dynamic_self_distillation)
 
 
-def student_needs_vllm(trainer) -> bool:
+def student_needs_vllm(trainer: HostTrainer) -> bool:
     return trainer.args.use_vllm and trainer.args.kd_student_engine in (None, "vllm") and student_writes(trainer)
 
 
-def choose_writers(trainer) -> dict[str, object]:
+def choose_writers(trainer: HostTrainer) -> dict[str, object]:
     """The writers of a run by the name of their model, started.
 
     Raises:
@@ -128,7 +129,7 @@ def choose_writers(trainer) -> dict[str, object]:
     return writers
 
 
-def close_writers(trainer) -> None:
+def close_writers(trainer: HostTrainer) -> None:
     for writer in set(trainer.writers.values()):
         writer.close()
     if trainer.stock_loss:
@@ -140,7 +141,7 @@ def shut_down(engine) -> None:
         engine.engine.engine_core.shutdown()
 
 
-def sampling_of(trainer, temperature: float) -> Sampling:
+def sampling_of(trainer: HostTrainer, temperature: float) -> Sampling:
     """How a run's responses are drawn."""
     args = trainer.args
     return Sampling(
@@ -153,7 +154,7 @@ def sampling_of(trainer, temperature: float) -> Sampling:
     )
 
 
-def _student_writer(trainer):
+def _student_writer(trainer: HostTrainer):
     args = trainer.args
     if student_needs_vllm(trainer):
         return StudentVllm(trainer)
@@ -169,7 +170,7 @@ def _student_writer(trainer):
     return None
 
 
-def _teacher_writer(trainer, writers: dict):
+def _teacher_writer(trainer: HostTrainer, writers: dict):
     args = trainer.args
     engine = _teacher_engine(trainer)
     temperature = args.temperature if args.kd_teacher_temperature is None else args.kd_teacher_temperature
@@ -189,7 +190,7 @@ def _teacher_writer(trainer, writers: dict):
     return MegatronWriter(trainer, "teacher", sampling_of(trainer, temperature))
 
 
-def _teacher_engine(trainer) -> str:
+def _teacher_engine(trainer: HostTrainer) -> str:
     args = trainer.args
     if args.kd_teacher_engine != "auto":
         return args.kd_teacher_engine
@@ -208,7 +209,7 @@ def _fits(folder: str) -> bool:
     return 0 < need < FITS * torch.cuda.mem_get_info()[0]
 
 
-def _template_of_teacher(trainer):
+def _template_of_teacher(trainer: HostTrainer):
     """The student's template over the teacher's folder: ms-swift's engine loads the model that its template names."""
     args, template = trainer.args, copy.copy(trainer.template)
     if not args._teacher_use_disable_adapter:
@@ -218,7 +219,7 @@ def _template_of_teacher(trainer):
     return template
 
 
-def _load_merged_teacher(trainer, engine) -> None:
+def _load_merged_teacher(trainer: HostTrainer, engine) -> None:
     """The weights of the Megatron teacher, whose adapters are merged, in place of those on disk."""
     with trainer.load_teacher_model_context():
         weights = trainer.teacher_config.bridge.export_weights(trainer.teacher_models)

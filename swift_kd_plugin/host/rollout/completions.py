@@ -6,6 +6,7 @@ from torch import distributed as dist
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Prompt, PromptError
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
 
 
@@ -39,14 +40,14 @@ def refusal(sample: KDSample, error: PromptError) -> KDError:
     return KDError(f"{sample.name} is {str(error).replace('--max_model_len', '--vllm_max_model_len')}")
 
 
-def keep_prompts(trainer, samples: list[KDSample], views: list[dict]) -> None:
+def keep_prompts(trainer: HostTrainer, samples: list[KDSample], views: list[dict]) -> None:
     """Keeps the tokens of the student's views for the log; under context parallelism the collator pads its own."""
     if trainer.log_completions:
         for sample, view in zip(samples, views, strict=True):
             sample.encoded = {"input_ids": list(view["input_ids"])}
 
 
-def log_completions(trainer, samples: list[KDSample]) -> None:
+def log_completions(trainer: HostTrainer, samples: list[KDSample]) -> None:
     """Adds what models wrote in a training step to the trainer's log table, once per sample, when it is encoded."""
     if not trainer.log_completions or not trainer.unwrapped_models[0].training:
         return

@@ -16,6 +16,7 @@ from swift_kd_plugin.generation.engines import Engine, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.teacher_server import parse_servers
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
@@ -46,7 +47,7 @@ class CopyWriter:
 
     split = True
 
-    def __init__(self, trainer, side: str, folder: str, model_type: str, sampling: Sampling):
+    def __init__(self, trainer: HostTrainer, side: str, folder: str, model_type: str, sampling: Sampling):
         self.trainer, self.sampling, self.loaded = trainer, sampling, None
         self.follows = side == "student"
         args = trainer.args
@@ -71,7 +72,7 @@ class ServerWriter:
 
     split = True
 
-    def __init__(self, trainer, sampling: Sampling):
+    def __init__(self, trainer: HostTrainer, sampling: Sampling):
         self.trainer, self.sampling = trainer, sampling
         self.configs = parse_servers(trainer.args.teacher_model_server)
         key, flag = os.environ.get(KEY_VARIABLE), "--teacher_model_server"
@@ -110,7 +111,7 @@ def transformers_own_ropes():
 
 
 @torch.no_grad()
-def copy_weights(trainer, model: nn.Module) -> None:
+def copy_weights(trainer: HostTrainer, model: nn.Module) -> None:
     """Copies the student's weights, its LoRA merged, into a transformers model. All ranks must call it."""
     targets = model.state_dict()
     copied = set()

@@ -14,6 +14,7 @@ from swift_kd_plugin.generation.engines import PromptError, Sampling
 from swift_kd_plugin.generation.sampling import choose, draws
 from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
 from swift_kd_plugin.host.rollout.ranks import any_rank, most_of_all_ranks
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.local_teacher import context_group, read_outputs, tensor_group, without_interleaving
@@ -38,7 +39,7 @@ class MegatronWriter:
 
     split = False
 
-    def __init__(self, trainer, side: str, sampling: Sampling):
+    def __init__(self, trainer: HostTrainer, side: str, sampling: Sampling):
         self.trainer, self.side, self.sampling = trainer, side, sampling
         self.codec = Codec(trainer.template, "transformers", trainer.args.vllm_max_model_len)
         if self._model_is_the_students() and len(trainer.unwrapped_models) > 1:

@@ -19,6 +19,7 @@ from swift_kd_plugin.host.rollout.ranks import any_rank
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.teacher_response import KWARGS, ask_teacher, take_teacher_response
 from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.losses.schedules import Schedule
 
@@ -36,7 +37,7 @@ def make_mix(args) -> WriterMix:
     )
 
 
-def write_responses(trainer, samples: list[KDSample]) -> list[KDSample]:
+def write_responses(trainer: HostTrainer, samples: list[KDSample]) -> list[KDSample]:
     """Lets the models write what falls to them. All ranks must call it at the same time.
 
     Args:
@@ -62,7 +63,7 @@ def write_responses(trainer, samples: list[KDSample]) -> list[KDSample]:
     return samples
 
 
-def _draw(trainer, sample: KDSample) -> KDSample:
+def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
     """A copy that says who writes, and in which mode. Without such a writer it is the dataset."""
     draft = copy.copy(sample)
     draft.messages, draft.extra = [dict(turn) for turn in sample.messages], dict(sample.extra)
@@ -78,7 +79,7 @@ def _draw(trainer, sample: KDSample) -> KDSample:
     return draft
 
 
-def _write(trainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
+def _write(trainer: HostTrainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
     """The drafts with responses of the student or the teacher, the latter asked in its own view."""
     writer = trainer.writers[name]
     if name == "student":
@@ -89,7 +90,7 @@ def _write(trainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
     return drafts
 
 
-def _write_together(trainer, writer, samples: list[KDSample]) -> list[KDSample]:
+def _write_together(trainer: HostTrainer, writer, samples: list[KDSample]) -> list[KDSample]:
     """All samples of a group, answered; a rank's sentence is raised on all ranks of its group."""
     if not writer.split:
         return writer.write(samples)
@@ -117,7 +118,7 @@ def settle(draft: KDSample, given: KDSample, truncated: str) -> KDSample:
 
 
 @contextmanager
-def _seeded(trainer, name: str):
+def _seeded(trainer: HostTrainer, name: str):
     """Draws depend on seed, step and rank; those of training go on as if nothing had been drawn.
 
     Ranks of one tensor-parallel vLLM engine must draw the same.

@@ -9,6 +9,7 @@ from swift.utils import empty_cache, gc_collect
 from torch import Tensor
 from transformers.utils import ContextManagers
 
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.responses import Responses, cut_for_context_rank, number_tokens
 from swift_kd_plugin.host.teacher.hidden_states import language_model, stop_before_lm_head, why_not_linear
 from swift_kd_plugin.losses.shards import shards_of
@@ -43,7 +44,7 @@ def without_interleaving(args):
         mpu.set_virtual_pipeline_model_parallel_world_size(given[names[0]])
 
 
-def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> None:
+def score_locally(trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
     """Adds the teacher's `signal` to every micro-batch by a forward on this machine (on the last pipeline stage).
 
     The teacher is the separate frozen model, or for self-distillation the student as it is now (its adapters off where
@@ -63,7 +64,9 @@ def score_locally(trainer, batches: list[dict], vp_stage: int | None = None) -> 
             batch["signal"] = _signal(trainer, model, inputs, batch["responses"], temperature, vp_stage)
 
 
-def _signal(trainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage) -> StoredOutputs | None:
+def _signal(
+    trainer: HostTrainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage
+) -> StoredOutputs | None:
     """What the teacher says about the response tokens that lie on this rank; None before the last pipeline stage."""
     found = read_outputs(trainer, model, inputs, vp_stage)
     if found is None:
@@ -75,7 +78,7 @@ def _signal(trainer, model, inputs: dict, responses: Responses, temperature: flo
     return store_outputs(trainer, signal.exchange(numbers, wanted[wanted >= 0], context_group()))
 
 
-def read_outputs(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherOutputs, Tensor] | None:
+def read_outputs(trainer: HostTrainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherOutputs, Tensor] | None:
     """One forward, and what it says about each token that has a label.
 
     Args:
@@ -103,7 +106,7 @@ def read_outputs(trainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherOu
     return signal, numbers[rows]
 
 
-def keep_topk(trainer, signal: TeacherOutputs, temperature: float) -> TeacherOutputs:
+def keep_topk(trainer: HostTrainer, signal: TeacherOutputs, temperature: float) -> TeacherOutputs:
     """The K most probable tokens of each row, over the whole vocabulary and at the loss's temperature."""
     teacher = signal.as_teacher()
     shard, _ = shards_of(teacher, None, tensor_group(), trainer.vocabularies.teacher_columns(teacher), None)
@@ -111,7 +114,7 @@ def keep_topk(trainer, signal: TeacherOutputs, temperature: float) -> TeacherOut
     return TeacherOutputs("topk", entries, signal.token_ids, temperature=temperature)
 
 
-def store_outputs(trainer, signal: TeacherOutputs) -> StoredOutputs:
+def store_outputs(trainer: HostTrainer, signal: TeacherOutputs) -> StoredOutputs:
     return store(signal, tensor_group(), pinned=trainer.args.kd_teacher_payload_device == "cpu")
 
 

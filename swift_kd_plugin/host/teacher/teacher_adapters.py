@@ -21,6 +21,7 @@ from torch import Tensor
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import PREFIX, WEIGHTS
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.teacher.adapter_files import read_mergeable, read_targets, refuse_tied
 
 logger = get_logger()
@@ -49,7 +50,7 @@ class Delta:
             return file.get_tensor(f"{self.key}.lora_A.weight"), file.get_tensor(f"{self.key}.lora_B.weight")
 
 
-def merge_adapters(trainer) -> None:
+def merge_adapters(trainer: HostTrainer) -> None:
     """Loads the teacher's weights anew with the adapters of --kd_teacher_adapters merged into them, in order.
 
     To be called when the base weights are loaded and before they are offloaded; without the flag it does nothing.

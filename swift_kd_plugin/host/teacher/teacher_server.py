@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.encode_views import teacher_requests
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.local_teacher import store_outputs
@@ -53,7 +54,7 @@ def parse_servers(value: str) -> list[TaggedServer]:
     ]
 
 
-def score_on_servers(trainer, samples: list[KDSample], encoded: list[dict]) -> list[ServerScores]:
+def score_on_servers(trainer: HostTrainer, samples: list[KDSample], encoded: list[dict]) -> list[ServerScores]:
     """What the teachers say of every response token of this rank's samples.
 
     The first rank of each group that shares its samples (TP x PP x CP) asks, the others receive: data-parallel ranks
@@ -83,7 +84,7 @@ def score_on_servers(trainer, samples: list[KDSample], encoded: list[dict]) -> l
     return _broadcast(scores, [len(trained_tokens(view["labels"])) for view in encoded], trainer.gkd_logits_topk, group)
 
 
-def score_remotely(trainer, batches: list[dict]) -> None:
+def score_remotely(trainer: HostTrainer, batches: list[dict]) -> None:
     """Adds the teacher's `signal` to every micro-batch, from the servers; each has its samples and `teacher_views`."""
     views = [batch.pop("teacher_views") for batch in batches]
     samples = [sample for batch in batches for sample in batch.pop("samples")]
@@ -110,7 +111,7 @@ def _sequence(view: dict) -> Sequence:
     return Sequence(list(view["input_ids"])[: positions[-1] + 1] if positions else [], positions)
 
 
-def _ask(trainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
+def _ask(trainer: HostTrainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
     """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
     if not hasattr(trainer, "teacher_servers"):
         trainer.teacher_servers = _connect(trainer)
@@ -148,7 +149,7 @@ def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Seq
     return sequences
 
 
-def _connect(trainer) -> list[tuple[TaggedServer, TeacherServer]]:
+def _connect(trainer: HostTrainer) -> list[tuple[TaggedServer, TeacherServer]]:
     servers = []
     for config in parse_servers(trainer.args.teacher_model_server):
         server = TeacherServer(config.url, trainer.gkd_logits_topk, config.adapter, os.environ.get(KEY_VARIABLE))

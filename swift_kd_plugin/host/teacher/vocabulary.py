@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import TopK
 
@@ -40,7 +41,7 @@ def columns_of(logits: Tensor | LMHead) -> int:
     return width * mpu.get_tensor_model_parallel_world_size()
 
 
-def read_vocabularies(trainer) -> Vocabularies:
+def read_vocabularies(trainer: HostTrainer) -> Vocabularies:
     """From the models' configurations; a teacher that is the student itself has the student's."""
     student = trainer.config.padded_vocab_size  # mcore-bridge's name for the vocab_size of config.json
     if trainer.use_teacher_api:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.responses import IGNORED, Responses
 from swift_kd_plugin.host.teacher.local_teacher import context_group, sequence_first, tensor_group
 from swift_kd_plugin.host.train.training_metrics import make_metrics
@@ -31,7 +32,12 @@ def choose_tokens(labels: Tensor, responses: Responses, loss_scale: Tensor | Non
 
 
 def kd_loss(
-    trainer, settings: Settings, student: Tensor | LMHead, signal: TeacherOutputs, tokens: Tokens, responses: Responses
+    trainer: HostTrainer,
+    settings: Settings,
+    student: Tensor | LMHead,
+    signal: TeacherOutputs,
+    tokens: Tokens,
+    responses: Responses,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The summed loss of the tokens, differentiable in what the student's logits are made of, and this rank's metrics.
 

@@ -2,12 +2,13 @@
 
 from swift.utils import get_logger
 
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.teacher.hidden_states import why_not_linear
 
 logger = get_logger()
 
 
-def choose_loss_inputs(trainer) -> tuple[bool, str]:
+def choose_loss_inputs(trainer: HostTrainer) -> tuple[bool, str]:
     """Whether the student's logits are never held whole, and which kind of signal is kept of the teacher.
 
     Returns:

@@ -9,6 +9,7 @@ from megatron.core.distributed import DistributedDataParallel
 from swift.utils import get_logger
 from torch import distributed as dist
 
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.losses.request import block_tokens, chunk_tokens
 from swift_kd_plugin.memory.memory_table import MemoryPlan, memory_table, render_memory, total
 
@@ -25,12 +26,12 @@ class MemoryReport:
     def __init__(self, payload_on_host: bool):
         self.payload_on_host = payload_on_host
 
-    def at_start(self, trainer) -> None:
+    def at_start(self, trainer: HostTrainer) -> None:
         """Call on every rank, with models and optimizer in place."""
         self.rows = memory_table(read_plan(trainer, self.payload_on_host))
         self._log(total(self.rows).device, None)
 
-    def after_first_step(self, trainer) -> None:
+    def after_first_step(self, trainer: HostTrainer) -> None:
         """Call on every rank after a train step."""
         measured = torch.cuda.max_memory_allocated()
         self._log(measured, measured)
@@ -49,7 +50,7 @@ def device_memory() -> int:
     return torch.cuda.mem_get_info()[1]
 
 
-def read_plan(trainer, payload_on_host: bool) -> MemoryPlan:
+def read_plan(trainer: HostTrainer, payload_on_host: bool) -> MemoryPlan:
     """Reads a trainer that has `teacher_kind` ("hidden", "logits", "topk") and `fused`."""
     args, config = trainer.args, trainer.config
     teacher_config = trainer.teacher_config if trainer.teacher_models else config
@@ -146,7 +147,7 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _tokens(trainer) -> tuple[int, int]:
+def _tokens(trainer: HostTrainer) -> tuple[int, int]:
     """The most response tokens of a generation cycle on this rank, and the most tokens of a micro-batch."""
     args = trainer.args
     if not mpu.is_pipeline_last_stage(ignore_virtual=True):

@@ -69,3 +69,10 @@ def test_all_that_is_read_of_a_trainer_is_in_the_table_or_ours():
             elif isinstance(node, ast.FunctionDef) and file.stem in OURS:
                 own.add(node.name)
     assert read - own <= set(ATTRIBUTES)
+
+
+def test_the_protocol_of_the_trainer_has_what_is_read():
+    from swift_kd_plugin.host.samples.host_trainer import HostTrainer
+
+    known = {*HostTrainer.__annotations__, "temperature_of_step"}
+    assert {name for name in ATTRIBUTES if not name.startswith("_")} <= known

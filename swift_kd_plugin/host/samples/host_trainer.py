@@ -1,0 +1,54 @@
+"""The trainer as the plugin's functions see it: what they read of ms-swift's, and what `KDTrainer` adds to it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class HostTrainer(Protocol):
+    """A running `MegatronGKDTrainer` with the plugin's own attributes.
+
+    The names in the first part are ms-swift's; `host/start/seams.py` lists them, and a test holds them against it.
+    """
+
+    args: Any
+    template: Any
+    config: Any
+    bridge: Any
+    optimizer: Any
+    state: Any
+    device: torch.device
+    unwrapped_models: list[nn.Module]
+    wrapped_models: list[nn.Module]
+    peft_models: list[nn.Module]
+    teacher_models: list[nn.Module]
+    teacher_config: Any
+    request_config: Any
+    gkd_logits_topk: int | None
+    steps_per_generation: int
+    log_completions: bool
+    enable_offload: bool
+    use_teacher_api: bool
+    load_teacher_model_context: Callable[[], AbstractContextManager]
+    offload_context: Callable[..., AbstractContextManager]
+
+    stock_loss: bool
+    """`--kd_divergence stock`: ms-swift's own loss."""
+    fused: bool
+    """The loss starts from hidden states."""
+    teacher_kind: str
+    """What is kept of the teacher: hidden, topk or logits."""
+    vocabularies: Any
+    objective: Any
+    metric_names: tuple[str, ...]
+    writers: dict[str, Any]
+    mix: Any
+    visit: int
+    cycle: int
+    generation_seconds: float
+
+    def temperature_of_step(self) -> float:
+        """The loss's temperature at this step."""
