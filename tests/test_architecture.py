@@ -83,3 +83,32 @@ def test_files_stay_small():
 def test_no_two_modules_have_one_name():
     names = Counter(file.name for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def names_of(module: str) -> set[str] | None:
+    """What a module of the package defines or imports, or the modules of a folder; None if there is none."""
+    place = ROOT / Path(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not file.is_file():
+        return None
+    names = {path.stem for path in place.iterdir()} if place.is_dir() else set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        else:
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("folder", ["swift_kd_plugin", "scripts", "examples", "tests"])
+def test_what_is_imported_of_the_package_is_there(folder):
+    """Also in a function that only a benchmark calls."""
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "swift_kd_plugin":
+                names = names_of(node.module)
+                assert names is not None, f"{file} imports {node.module}"
+                missing = {alias.name for alias in node.names} - names
+                assert not missing, f"{file} imports {missing} of {node.module}"

@@ -60,7 +60,7 @@ class Bench:
         from datasets import Dataset
         from vllm import LLM
 
-        from swift_kd_plugin.data.rows import FEATURES
+        from swift_kd_plugin.data.columns import FEATURES
         from swift_kd_plugin.generation.codec import load_template
         from swift_kd_plugin.generation.engines import Sampling
         from swift_kd_plugin.generation.filters import Filters
