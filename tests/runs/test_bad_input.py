@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.json_lines import read_json_lines
 from tests.launching.commands import HAS_GPU, environment, flags_to_argv, megatron_rlhf
 from tests.launching.left_behind import unsupervised, wait_for_moment
 
@@ -55,9 +56,12 @@ def test_a_mistake_is_said_before_a_rank_starts(flags, tmp_path, changes, messag
     ],
     ids=["fp8", "max_length"],
 )
-def test_a_mistake_that_ranks_say(flags, tmp_path, changes, message):
+def test_a_mistake_that_ranks_say(flags, material, tmp_path, changes, message):
     if "fp8_format" in changes and HAS_GPU:
         pytest.skip("a GPU has fp8")
+    # Of this form the launcher counts no tokens.
+    (tmp_path / "sums.json").write_text(json.dumps(read_json_lines(material / "sums.jsonl")))
+    changes = {**changes, "dataset": tmp_path / "sums.json"}
     run = megatron_rlhf(tmp_path, {**flags, **changes}, processes=2, timeout=90)
     assert run.code == 1
     assert any(message in line for line in sentences(run.log)), run.log[-3000:]
@@ -65,8 +69,7 @@ def test_a_mistake_that_ranks_say(flags, tmp_path, changes, message):
 
 def test_rows_that_make_no_step_are_said_when_they_are_read(flags, material, tmp_path):
     """Of files whose rows are not counted before."""
-    rows = [json.loads(line) for line in (material / "sums.jsonl").read_text().splitlines()]
-    (tmp_path / "sums.json").write_text(json.dumps(rows))
+    (tmp_path / "sums.json").write_text(json.dumps(read_json_lines(material / "sums.jsonl")))
     changes = {"dataset": tmp_path / "sums.json", "global_batch_size": 64, "train_iters": None, "num_train_epochs": 1}
     run = megatron_rlhf(tmp_path, {**flags, **changes})
     assert run.code == 1
