@@ -6,9 +6,9 @@ behind it. Sampling, splitting, shuffling and mixing stay stock's.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,11 @@ class RowLoader(DatasetLoader):
     def _with_all_columns(self, builder: Builder, node: DatasetSpec) -> Builder:
         if not self.reading.all_columns:
             return builder
-        rows = builder.rows(node, Report()) if self.streaming else row_store.to_rows(builder.dataset(node)[0])
-        names = {name for _, row in zip(range(SEEN_ROWS), rows, strict=False) for name in row.get("columns", {})}
+        if self.streaming:
+            rows = islice(builder.rows(node, Report()), SEEN_ROWS)
+        else:
+            rows = row_store.to_rows(builder.dataset(node)[0])
+        names = {name for row in rows for name in row.get("columns", {})}
         return replace(builder, keep=(*builder.keep, *sorted(names)))
 
 
@@ -145,7 +148,7 @@ def _register(syntax: DatasetSyntax, meta: DatasetMeta, loader: Callable[..., Ro
     name = syntax.dataset
     where = {"dataset_path": meta.dataset_path or name} if syntax.dataset_type == "path" else {}
     where |= {key: getattr(meta, key) or name for key in ("ms_dataset_id", "hf_dataset_id")}
-    register_dataset(replace(copy(meta), dataset_name=name, loader=loader, **where), exist_ok=True)
+    register_dataset(replace(meta, dataset_name=name, loader=loader, **where), exist_ok=True)
 
 
 def as_it_is(dataset: Loaded, **_: Any) -> Loaded:

@@ -13,8 +13,8 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # By a layer's name on Hugging Face: Megatron's.
 MEGATRON_NAMES = dict.fromkeys(FUSED[0], "linear_qkv") | dict.fromkeys(FUSED[1], "linear_fc1")
 MEGATRON_NAMES |= {"o_proj": "linear_proj", "down_proj": "linear_fc2"}
-VOCABULARY = ("all-embedding", "embedding", "word_embeddings", "output_layer")
 INPUT_EMBEDDING = ("all-embedding", "embedding", "word_embeddings")
+VOCABULARY = (*INPUT_EMBEDDING, "output_layer")
 # By the name of a module that is trained as a whole on Hugging Face: Megatron's.
 SAVED_NAMES = {"lm_head": "output_layer", "embed_tokens": "word_embeddings", "norm": "final_layernorm"}
 MATRIX = re.compile(r"(?P<place>.*\.)(?P<layer>\w+)\.lora_A\.weight")
@@ -82,7 +82,7 @@ def _check_own_teacher(args) -> None:
     if args.rlhf_type != "gkd" or args.teacher_model is None or args.teacher_model != args.model:
         return
     why = None
-    if {"all-router", "router"} & {*(args.target_modules or ())}:
+    if {"all-router", "router"} & set(_targets(args)):
         why = "--target_modules all-router stays in the router when the adapter is switched off"
     elif args.mcore_model:
         why = f"--mcore_model {args.mcore_model} is loaded in its place"

@@ -13,6 +13,8 @@ from swift_kd_plugin.errors import KDError
 
 MANIFEST = "kd_files.json"
 MERGED = "-merged"
+# What reading a manifest raises that is none.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 LAST = "last-checkpoint"  # ms-swift's link to the checkpoint that was written whole last
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")  # as ms-swift writes it
 # Writers in Rust and C++ (safetensors, torch) report a full disk in their own exceptions.
@@ -55,11 +57,11 @@ def finish(folder: Path) -> None:
 def state_of(folder: Path) -> State:
     """What a checkpoint's own files say."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _read(folder)
         files = manifest["files"]
     except FileNotFoundError:
         return State.UNKNOWN
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except UNREADABLE:
         return State.DAMAGED
     if files is None:
         # A link that was set after the writing had begun was set when all was written.
@@ -87,8 +89,8 @@ def first_damage(folder: Path, files: Any) -> str | None:
 def describe_damage(folder: Path) -> str:
     """A damaged checkpoint's reason, in words."""
     try:
-        return first_damage(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) or ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return first_damage(folder, _read(folder)["files"]) or ""
+    except UNREADABLE:
         return f"{MANIFEST} cannot be read"
 
 
@@ -119,6 +121,10 @@ def describe_failed_save(error: BaseException, folder: Path, last_good: str | No
     said = ["the half-written folder is removed"] if began else []
     said += [f"the last good checkpoint is {last_good}"] if last_good else []
     return KDError(f"Writing {folder} failed ({reason}); {', '.join([*said, 'make room'])}.")
+
+
+def _read(folder: Path) -> Any:
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _write(folder: Path, files: dict[str, int] | None, **more: bool) -> None:

@@ -141,6 +141,11 @@ def test_columns_are_kept_on_demand(load, streaming):
     assert [(row["level"], row["topic"]) for row in every] == [(1, "sums"), (None, 2)]
 
 
+def test_a_column_of_a_late_row_is_kept_with_all_others(load):
+    rows = load([*[GOOD] * 1500, {**GOOD, "late": "x"}], all_columns=True)
+    assert rows[1500]["late"] == "x"
+
+
 HOWS = ({}, {"keep": ("level",)}, {"all_columns": True})
 
 
