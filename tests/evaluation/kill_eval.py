@@ -17,7 +17,7 @@ from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
 from tests.evaluation.eval_command import FLAGS, read_report, without_times
-from tests.forked_runs import kill, start
+from tests.forked_runs import import_for, kill, start
 from tests.launching.commands import flags_to_argv
 
 LONGEST = 0.03
@@ -41,7 +41,7 @@ def stored_in(folder: Path) -> int:
 
 def main() -> None:
     folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-    evaluate(folder / "warm", 1)
+    import_for(partial(evaluate, folder / "warm", 1))
     assert os.waitpid(start(partial(evaluate, folder / "whole")), 0)[1] == 0
     killed = folder / "killed"
     draw, moments = random.Random(7), []

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from swift_kd_plugin.cli.main import app
-from tests.forked_runs import kill, start
+from tests.forked_runs import import_for, kill, start
 from tests.generation.generate_command import FLAGS
 from tests.launching.commands import flags_to_argv
 
@@ -36,7 +36,7 @@ def shards_in(folder: Path) -> int:
 
 def main() -> None:
     folder, engine, kills, share = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-    generate(folder / "warm", "transformers", 1)
+    import_for(partial(generate, folder / "warm", "transformers", 1))
     if engine == "vllm":
         import swift.infer_engine.vllm_engine  # noqa: F401
     draw = random.Random(7)
