@@ -6,7 +6,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.objective import Settings, TokenPolicy, Tokens, TopK, objective_loss
+from swift_kd_plugin.losses.objective import Settings, TokenPolicy
+from swift_kd_plugin.losses.objective_loss import Tokens, TopK, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
 from swift_kd_plugin.losses.policies import POLICIES
 from swift_kd_plugin.losses.shards import shards_of

@@ -8,7 +8,8 @@ from swift_kd_plugin.host.samples.responses import IGNORED, Responses
 from swift_kd_plugin.host.teacher.local_teacher import context_group, sequence_first, tensor_group
 from swift_kd_plugin.host.train.training_metrics import make_metrics
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.objective import Settings, Tokens, TopK, objective_loss
+from swift_kd_plugin.losses.objective import Settings
+from swift_kd_plugin.losses.objective_loss import Tokens, TopK, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
 from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
 
