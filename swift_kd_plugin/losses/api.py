@@ -4,13 +4,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.losses.autograd import run
-from swift_kd_plugin.losses.dense import dense_losses
-from swift_kd_plugin.losses.divergences import check_params
-from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
-from swift_kd_plugin.losses.shards import VocabShard, shards_of
-from swift_kd_plugin.losses.task import BlockwiseLoss
-from swift_kd_plugin.losses.topk import TAILS, topk_losses
+from swift_kd_plugin.losses.prepare import prepare_loss
+from swift_kd_plugin.losses.request import LossOptions, TopK
 
 
 def token_divergence(
@@ -56,10 +51,16 @@ def token_divergence(
     Raises:
         ValueError: unknown names, parameters out of range, shapes that do not fit, vocabularies that need their sizes.
     """
-    request = dense_request(
-        student_logits, teacher_logits, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params
+    options = LossOptions(
+        divergence=divergence,
+        params=params,
+        temperature=temperature,
+        group=group,
+        student_vocab=student_vocab,
+        teacher_vocab=teacher_vocab,
+        chunk_size=chunk_size,
     )
-    return run(BlockwiseLoss(dense_losses, request, inplace_grad), student_logits, teacher_logits)
+    return run(*prepare_loss(student_logits, teacher_logits, options, inplace=inplace_grad))
 
 
 def topk_divergence(
@@ -100,86 +101,15 @@ def topk_divergence(
     Raises:
         ValueError: as `token_divergence`, or an unknown `tail`.
     """
-    request = topk_request(
-        student_logits, teacher_log_probs, teacher_ids, divergence, temperature, group, student_vocab, teacher_vocab,
-        chunk_size, params, tail=tail, teacher_temperature=teacher_temperature,
-    )  # fmt: skip
-    return run(BlockwiseLoss(topk_losses, request, inplace_grad), student_logits, teacher_log_probs, teacher_ids)
-
-
-def topk_request(
-    student, log_probs, ids, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params, **more
-) -> Request:
-    """Checks what a user passed and turns it into a request. `more` are further fields of Request."""
-    if len(student.shape) != 2 or log_probs.dim() != 2 or log_probs.shape != ids.shape:
-        raise ValueError(
-            f"Logits are [tokens, vocabulary] and log-probabilities and ids [tokens, K]; the shapes are "
-            f"{tuple(student.shape)}, {tuple(log_probs.shape)} and {tuple(ids.shape)}."
-        )
-    if more.get("student_rows") is None and len(student) != len(log_probs):
-        raise ValueError(f"The student has logits for {len(student)} tokens and the teacher for {len(log_probs)}.")
-    if more["tail"] not in TAILS:
-        raise ValueError(f"There is no tail {more['tail']!r}; choose one of {', '.join(TAILS)}.")
-    if more["teacher_temperature"] not in (1.0, temperature):
-        raise ValueError(
-            f"teacher_temperature is {more['teacher_temperature']}; it must be 1 or the loss's, {temperature}."
-        )
-    clip, params = check_loss(divergence, temperature, params)
-    shards = shards_of(student, None, group, student_vocab, teacher_vocab)
-    sizes = chunk_sizes(chunk_size, shards, student)
-    return Request(divergence, params, temperature, *shards, clip=clip, **sizes, **more)
-
-
-def dense_request(
-    student, teacher, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params, **more
-) -> Request:
-    """Checks what a user passed and turns it into a request. `more` are further fields of Request."""
-    if len(student.shape) != 2 or len(teacher.shape) != 2:
-        raise ValueError(
-            f"Logits are [tokens, vocabulary]; the student's have shape {tuple(student.shape)} and the teacher's "
-            f"{tuple(teacher.shape)}."
-        )
-    if more.get("student_rows") is None and len(student) != len(teacher):
-        raise ValueError(f"The student has logits for {len(student)} tokens and the teacher for {len(teacher)}.")
-    clip, params = check_loss(divergence, temperature, params)
-    shards = shards_of(student, teacher.shape[1], group, student_vocab, teacher_vocab)
-    if sum(shards[0].widths) != sum(shards[1].widths) and None in (student_vocab, teacher_vocab):
-        raise ValueError(
-            f"The student's vocabulary has {sum(shards[0].widths)} columns and the teacher's {sum(shards[1].widths)}; "
-            "pass student_vocab and teacher_vocab, the numbers of their real ids."
-        )
-    sizes = chunk_sizes(chunk_size, shards, student, teacher)
-    return Request(divergence, params, temperature, *shards, clip=clip, **sizes, **more)
-
-
-def chunk_sizes(
-    chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *sides: Tensor | LMHead
-) -> dict[str, int]:
-    """`chunk`, and `block` where a side is a head, of a request.
-
-    They are the same on all ranks whatever their widths: each chunk is a round of collectives. A given size is the
-    block's if there is one, which is then worked on in chunks of the usual size.
-    """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 token, and it is {chunk_size}.")
-    device, widths = sides[0].device, shards[0].widths
-    usual = chunk_tokens(max(widths), device)
-    if not any(isinstance(side, LMHead) for side in sides):
-        return {"chunk": chunk_size or usual}
-    block = chunk_size or block_tokens(max(*widths, *shards[1].widths, 1), device)
-    return {"chunk": min(usual, block), "block": block}
-
-
-def check_loss(divergence: str, temperature: float, params: dict) -> tuple[float | None, dict]:
-    """The clip, taken out of the parameters, and the divergence's own parameters, complete and in range."""
-    params = dict(params)
-    clip = params.pop("clip", None)
-    params = check_params(divergence, params)
-    if not temperature > 0:
-        raise ValueError(f"The temperature must be above 0, and it is {temperature}.")
-    if clip is not None and (clip <= 0 or divergence == "adaptive_kl"):
-        raise ValueError(
-            f"clip is {clip} for {divergence}; it must be above 0, and adaptive_kl, which is no sum over the "
-            "vocabulary, cannot be clipped."
-        )
-    return clip, params
+    options = LossOptions(
+        divergence=divergence,
+        params=params,
+        temperature=temperature,
+        group=group,
+        student_vocab=student_vocab,
+        teacher_vocab=teacher_vocab,
+        chunk_size=chunk_size,
+        tail=tail,
+    )
+    teacher = TopK(teacher_log_probs, teacher_ids, teacher_temperature)
+    return run(*prepare_loss(student_logits, teacher, options, inplace=inplace_grad))

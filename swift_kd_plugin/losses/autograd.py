@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swift_kd_plugin.losses.chunked import BlockwiseLoss
 from swift_kd_plugin.losses.gradients import HeadGradient, LogitsGradient
 from swift_kd_plugin.losses.lm_head import LMHead, flatten, unflatten
-from swift_kd_plugin.losses.task import BlockwiseLoss
 
 
 class _ChunkedLoss(torch.autograd.Function):

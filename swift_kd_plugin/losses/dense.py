@@ -9,9 +9,11 @@ lie on other ranks takes one exchange more, `adaptive_kl` one gather more.
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.distribution_stats import entropy_sums, finish_entropies, peaks, top1_agreement
+from swift_kd_plugin.losses.assemble import MeasuredChunk, dense_parts
+from swift_kd_plugin.losses.chunked import LossRows, losses_by_chunks, working_dtype
+from swift_kd_plugin.losses.distribution_stats import entropy_sums, peaks
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.request import LossRows, MeasuredChunk, Request, rows_of, working_dtype, write_rows
+from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.shards import move_columns
 from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, logsumexp
 from swift_kd_plugin.losses.triton_dense import kernel_losses, kernels_apply
@@ -28,23 +30,12 @@ def dense_losses(request: Request, student: Tensor, teacher: Tensor, gradient: T
     """
     if kernels_apply(request, student, teacher):
         return kernel_losses(request, student, teacher, gradient)
-    rows = LossRows(request, student)
-    for tokens in request.chunks(student):
-        chunk = _Chunk(
-            request,
-            rows_of(student, request.student_rows, tokens),
-            rows_of(teacher, request.teacher_rows, tokens),
-            tokens,
-        )
-        rows.put(tokens, *chunk.values())
-        if gradient is not None:
-            write_rows(gradient, request.student_rows, tokens, chunk.gradient())
-    return rows
+    return losses_by_chunks(_Chunk, request, student, [teacher], gradient)
 
 
 class _Chunk:
     def __init__(self, request: Request, student: Tensor, teacher: Tensor, tokens: slice):
-        self.request, self.dtype, self.rules_out = request, working_dtype(student), False
+        self.request, self.tokens, self.dtype, self.rules_out = request, tokens, working_dtype(student), False
         self.shard = request.student.cut(request.teacher.vocab)
         own = request.teacher.cut(request.student.vocab)
         self.removed = {
@@ -69,9 +60,9 @@ class _Chunk:
             logits, self.rules_out = logits.clamp_min(RULED_OUT), True
         return SoftmaxSide(logits, self.request.temperature, self.dtype)
 
-    def values(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each token and its parts, all float64 [C]."""
-        lse = self._normalise()
+    def values(self) -> dict[str, Tensor]:
+        """What each token's loss is made of, all float64 [C]."""
+        lse, gathered = self._normalise()
         self.pair = Pair(
             self.p.probabilities(lse["p"]), self.q.probabilities(lse["q"]),
             self.p.logits, self.q.logits, lse["p"], lse["q"], self.shard,
@@ -79,48 +70,30 @@ class _Chunk:
         self.measured = MeasuredChunk(self.request, self.pair)
         partial = self.measured.local_sums()
         if self.ce:
+            self.ce_lse = lse["ce"]
             partial["label_logit"] = self.ce.label_logit()
         if self.request.statistics:
             partial |= entropy_sums(self.pair, self.p.logits, self.q.logits)
         sums = dict(zip(partial, self.shard.sum(torch.stack(list(partial.values()))), strict=True))
-
-        parts = {"divergence": self.measured.take(sums)}
+        divergence = self.measured.take(sums)
         if self.rules_out:
             # What one side alone rules out may cost without bound.
-            parts["divergence"].masked_fill_(parts["divergence"] > -RULED_OUT * 1e-9, torch.inf)
-        loss = self.request.weight * parts["divergence"]
-        if self.ce:
-            self.ce_lse = lse["ce"]
-            parts["ce"] = self.ce.loss(lse["ce"], sums["label_logit"])
-            loss = loss + self.ce.weights * parts["ce"]
-        if self.request.statistics:
-            parts |= finish_entropies(sums, lse["p"], lse["q"])
-            parts["top1_agreement"] = lse["agreement"]
-        for name in self.removed:
-            kept = lse["p" if "teacher" in name else "q"]
-            parts[name] = torch.sigmoid(lse[name] - kept)
-        return loss, parts
+            divergence.masked_fill_(divergence > -RULED_OUT * 1e-9, torch.inf)
+        return dense_parts(self.request, self.tokens, divergence, sums, lse, gathered)
 
-    def _normalise(self) -> dict[str, Tensor]:
-        """logsumexp over all ranks of everything that needs one, and whose favourite token is whose."""
+    def _normalise(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """logsumexp over all ranks of everything that needs one, and what each rank gave to it and its peaks."""
         sides = {"p": self.p, "q": self.q, **self.removed} | ({"ce": self.ce.side} if self.ce else {})
         local = {name: side.local_lse() for name, side in sides.items()}
         if self.request.statistics:
             local |= peaks(self.p, self.q)
         everyone = self.shard.gather(torch.stack(list(local.values())))
         gathered = dict(zip(local, everyone.unbind(1), strict=True))
-        joined = {name: logsumexp(gathered[name]) for name in sides}
-        if self.request.statistics:
-            joined["agreement"] = top1_agreement(gathered)
-        return joined
+        return {name: logsumexp(gathered[name]) for name in sides}, gathered
 
     def gradient(self) -> Tensor:
         """This rank's gradient of the chunk's losses in the student's logits [C, v]."""
         slope, total = self.measured.gradient()
         scale = self.request.weight / self.request.temperature
         gradient = torch.addcmul(slope, self.pair.q, -total.to(self.dtype)[:, None]).mul_(scale)
-        if self.ce is None:
-            return gradient
-        whole = self.ce.gradient(self.ce_lse)
-        whole[:, : gradient.shape[1]] += gradient
-        return whole
+        return gradient if self.ce is None else self.ce.add_gradient(self.ce_lse, gradient)

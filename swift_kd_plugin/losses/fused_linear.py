@@ -3,11 +3,10 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.api import dense_request
 from swift_kd_plugin.losses.autograd import run
-from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.task import BlockwiseLoss
+from swift_kd_plugin.losses.prepare import prepare_loss
+from swift_kd_plugin.losses.request import LossOptions
 
 
 def fused_linear_divergence(
@@ -57,7 +56,13 @@ def fused_linear_divergence(
         ValueError: as `token_divergence`, or hidden states that do not fit the weight.
     """
     student, teacher = LMHead((student_hidden,), (student_weight,)), LMHead((teacher_hidden,), (teacher_weight,))
-    request = dense_request(
-        student, teacher, divergence, temperature, group, student_vocab, teacher_vocab, chunk_size, params
+    options = LossOptions(
+        divergence=divergence,
+        params=params,
+        temperature=temperature,
+        group=group,
+        student_vocab=student_vocab,
+        teacher_vocab=teacher_vocab,
+        chunk_size=chunk_size,
     )
-    return run(BlockwiseLoss(dense_losses, request), student, teacher)
+    return run(*prepare_loss(student, teacher, options))

@@ -6,9 +6,8 @@ C tokens of a block, N rows of the student, H hidden size, v this rank's columns
 import torch
 from torch import Tensor
 
+from swift_kd_plugin.losses.chunked import BlockwiseLoss, working_dtype
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.request import working_dtype
-from swift_kd_plugin.losses.task import BlockwiseLoss
 
 # Rows of a head whose product is there in full precision before it is added.
 SLAB = 2**13

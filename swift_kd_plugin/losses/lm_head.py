@@ -70,30 +70,6 @@ class LMHead:
         return out
 
 
-class Window:
-    """One side's rows of a block of tokens, as the losses take them: a tensor, and which of its rows they are.
-
-    What is there already is looked at where it lies; a head's logits are made in one buffer, block after block.
-
-    Args:
-        side: [N, v] logits, entries of a top-k teacher, or a head.
-        rows: which rows are the T tokens [T]; None means all in order.
-        size: the most tokens of a block.
-    """
-
-    def __init__(self, side: Tensor | LMHead, rows: Tensor | None, size: int):
-        self._side, self._rows = side, rows
-        self._buffer = side.weights[0].new_empty(size, side.width) if isinstance(side, LMHead) else None
-
-    def show(self, tokens: slice) -> tuple[Tensor, Tensor | None]:
-        picked = tokens if self._rows is None else self._rows[tokens]
-        if self._buffer is not None:
-            return self._side[picked].logits(out=self._buffer[: tokens.stop - tokens.start]), None
-        if self._rows is None:
-            return self._side[tokens], None
-        return self._side, picked
-
-
 def flatten(sides: Iterable[Tensor | LMHead]) -> tuple[list[Tensor], list[int]]:
     """The tensors of all sides, and how many parts each side has: 0 for one that is a tensor itself."""
     tensors, parts = [], []

@@ -7,24 +7,12 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.api import dense_request, topk_request
 from swift_kd_plugin.losses.autograd import run
-from swift_kd_plugin.losses.dense import dense_losses
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings, TokenPolicy
 from swift_kd_plugin.losses.policies import teacher_entropy_weights, top_rho_weights
-from swift_kd_plugin.losses.request import Request
-from swift_kd_plugin.losses.task import BlockwiseLoss
-from swift_kd_plugin.losses.topk import topk_losses
-
-
-@dataclass(frozen=True)
-class TopK:
-    """A teacher's K most probable tokens: log-probabilities and global ids [T, K], taken at `temperature`."""
-
-    log_probs: Tensor
-    ids: Tensor
-    temperature: float = 1.0
+from swift_kd_plugin.losses.prepare import prepare_loss
+from swift_kd_plugin.losses.request import LossOptions, Teacher
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class Tokens:
 def objective_loss(
     settings: Settings,
     student: Tensor | LMHead,
-    teacher: Tensor | LMHead | TopK,
+    teacher: Teacher,
     tokens: Tokens,
     *,
     group: ProcessGroup | None = None,
@@ -79,15 +67,29 @@ def objective_loss(
         loss: scalar, differentiable in `student`.
         parts: `loss`, `divergence`, `ce`, `weight` and the statistics, per token [T].
     """
-    sizes = {"group": group, "student_vocab": student_vocab, "teacher_vocab": teacher_vocab, "chunk_size": chunk_size}
     measured = statistics or settings.policy.name in ("teacher_entropy", "student_top_rho")
-    request = _request(settings, student, teacher, tokens, sizes, statistics=measured, kernels=kernels)
-    vocab = min(request.student.vocab, request.teacher.vocab)
-    weigh = partial(_weigh, settings.policy, tokens, vocab, sequence_group)
-    is_topk, is_head = isinstance(teacher, TopK), isinstance(student, LMHead)
-    task = BlockwiseLoss(topk_losses if is_topk else dense_losses, request, inplace_grad and not is_head, weigh)
-    sides = (student, teacher.log_probs, teacher.ids) if is_topk else (student, teacher)
-    if is_head and settings.policy.name == "student_top_rho" and torch.is_grad_enabled():
+    with_ce = settings.ce_weight > 0
+    options = LossOptions(
+        divergence=settings.divergence,
+        params=settings.params,
+        temperature=settings.temperature,
+        group=group,
+        student_vocab=student_vocab,
+        teacher_vocab=teacher_vocab,
+        chunk_size=chunk_size,
+        weight=settings.weight,
+        labels=tokens.labels if with_ce else None,
+        ce_weights=settings.ce_weight * tokens.ce.double() if with_ce else None,
+        student_rows=tokens.student_rows,
+        teacher_rows=tokens.teacher_rows,
+        tail=settings.tail,
+        statistics=measured,
+        kernels=kernels,
+    )
+    task, *sides = prepare_loss(student, teacher, options, inplace=inplace_grad)
+    vocab = min(task.request.student.vocab, task.request.teacher.vocab)
+    task.weigh = partial(_weigh, settings.policy, tokens, vocab, sequence_group)
+    if isinstance(student, LMHead) and settings.policy.name == "student_top_rho" and torch.is_grad_enabled():
         # Which tokens are chosen shows after the last one, and a head's gradient needs it from the first on.
         with torch.no_grad():
             run(task, *sides)
@@ -95,23 +97,6 @@ def objective_loss(
         task.weigh = lambda part, _: chosen[part]
     losses = run(task, *sides)
     return losses.sum(), {**task.parts, "weight": task.weights, "loss": losses.detach()}
-
-
-def _request(settings: Settings, student, teacher, tokens: Tokens, sizes: dict, **more) -> Request:
-    """`sizes` are the group, both vocabularies and the chunk; `more` are further fields of Request."""
-    more |= {"weight": settings.weight, "student_rows": tokens.student_rows, "teacher_rows": tokens.teacher_rows}
-    if settings.ce_weight > 0:
-        more |= {"labels": tokens.labels, "ce_weights": settings.ce_weight * tokens.ce.double()}
-    common = {
-        "divergence": settings.divergence,
-        "temperature": settings.temperature,
-        "params": settings.params,
-        **sizes,
-    }
-    if isinstance(teacher, TopK):
-        more |= {"tail": settings.tail, "teacher_temperature": teacher.temperature}
-        return topk_request(student, teacher.log_probs, teacher.ids, **common, **more)
-    return dense_request(student, teacher, **common, **more)
 
 
 def _weigh(

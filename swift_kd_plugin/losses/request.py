@@ -1,16 +1,19 @@
-"""What a caller asks of a chunked loss, and the rows of numbers it gets back."""
+"""What a caller asks of a loss over T tokens, and the checked request that the chunked losses work on.
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+T tokens, K entries of a top-k teacher, v this rank's columns of the vocabulary.
+"""
+
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.distributions import Pair, Terms
-from swift_kd_plugin.losses.divergences import DIVERGENCES
+from swift_kd_plugin.losses.divergences import check_params
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.shards import VocabShard
+from swift_kd_plugin.losses.shards import VocabShard, shards_of
 
+TAILS = ("bucket", "ignore", "renormalise")
 CPU_CHUNK_ELEMENTS = 2**17
 GPU_CHUNK_ELEMENTS = 2**25
 CPU_BLOCK_ELEMENTS = 2**25
@@ -18,48 +21,71 @@ GPU_BLOCK_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True)
-class Request:
+class TopK:
+    """A teacher's K most probable tokens: log-probabilities and global ids [T, K], taken at `temperature`."""
+
+    log_probs: Tensor
+    ids: Tensor
+    temperature: float = 1.0
+
+
+Teacher = Tensor | LMHead | TopK
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
     """A loss over T tokens: `weight * D + ce_weights * CE` per token.
 
     Args:
-        divergence, params, temperature: D and what P and Q are divided by before the softmax.
-        student, teacher: who holds which columns; of a top-k teacher only the number of ids.
+        divergence, params, temperature: D and what P and Q are divided by before the softmax; `params` may have `clip`.
+        group: tensor-parallel group or None.
+        student_vocab, teacher_vocab: global numbers of real ids; None counts all columns.
+        chunk_size: tokens worked on at once; None chooses by device and width.
         weight: what D is multiplied with in the loss.
         labels: next token ids [T], needed with `ce_weights`.
         ce_weights: what each token's cross-entropy is multiplied with [T], or None for no cross-entropy.
-        clip: largest contribution of one vocabulary entry to D, or None.
         student_rows, teacher_rows: which rows of the logits are the T tokens [T]; None means all of them in order.
         tail: what becomes of the ids that a top-k teacher does not list.
-        teacher_temperature: temperature at which a top-k teacher's log-probabilities were taken.
         statistics: whether to measure both KLs, entropies, agreement and removed mass as well.
         kernels: whether Triton kernels may do the work where they know how.
+    """
+
+    divergence: str
+    params: dict = field(default_factory=dict)
+    temperature: float = 1.0
+    group: ProcessGroup | None = None
+    student_vocab: int | None = None
+    teacher_vocab: int | None = None
+    chunk_size: int | None = None
+    weight: float = 1.0
+    labels: Tensor | None = None
+    ce_weights: Tensor | None = None
+    student_rows: Tensor | None = None
+    teacher_rows: Tensor | None = None
+    tail: str = "bucket"
+    statistics: bool = False
+    kernels: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(LossOptions):
+    """Options that were checked against both sides.
+
+    Args:
+        params: complete, without `clip`.
+        student, teacher: who holds which columns; of a top-k teacher only the number of ids.
+        clip: largest contribution of one vocabulary entry to D, or None.
+        teacher_temperature: temperature at which a top-k teacher's log-probabilities were taken.
         chunk: tokens that are worked on at once.
         block: tokens whose logits are there at once, where a head makes them; None means all.
     """
 
-    divergence: str
-    params: dict
-    temperature: float
     student: VocabShard
     teacher: VocabShard
-    weight: float = 1.0
-    labels: Tensor | None = None
-    ce_weights: Tensor | None = None
-    clip: float | None = None
-    student_rows: Tensor | None = None
-    teacher_rows: Tensor | None = None
-    tail: str = "bucket"
+    clip: float | None
     teacher_temperature: float = 1.0
-    statistics: bool = False
-    kernels: bool = True
-    chunk: int = 1
+    chunk: int
     block: int | None = None
-
-    def chunks(self, student: Tensor) -> Iterator[slice]:
-        return slices(len(student if self.student_rows is None else self.student_rows), self.chunk)
-
-    def blocks(self, total: int) -> Iterator[slice]:
-        return slices(total, self.block or total)
 
     def part(self, tokens: slice, student_rows: Tensor | None, teacher_rows: Tensor | None) -> "Request":
         """The same of some of the tokens, which lie in these rows of what there is of them."""
@@ -68,30 +94,85 @@ class Request:
         return replace(self, labels=labels, ce_weights=ce_weights, **rows)
 
 
-class LossRows:
-    """Per token: the mixed `loss` [T] and its `parts` [T] each, all in the working precision."""
+def make_request(student: Tensor | LMHead, teacher: Teacher, options: LossOptions) -> Request:
+    """Checks what a user passed. All ranks of the group must call it: they tell each other their widths.
 
-    def __init__(self, request: Request, student: Tensor | LMHead):
-        rows = student if request.student_rows is None else request.student_rows
-        self.loss = torch.zeros(len(rows), dtype=working_dtype(student), device=student.device)
-        self.parts: dict[str, Tensor] = {}
+    Raises:
+        ValueError: shapes, names or numbers that do not fit.
+    """
+    topk = isinstance(teacher, TopK)
+    (_check_topk if topk else _check_dense)(student, teacher, options)
+    count = len(teacher.ids if topk else teacher)
+    if options.student_rows is None and len(student) != count:
+        raise ValueError(f"The student has logits for {len(student)} tokens and the teacher for {count}.")
+    clip, params = _check_params(options)
+    vocabs = options.student_vocab, options.teacher_vocab
+    shards = shards_of(student, None if topk else teacher.shape[1], options.group, *vocabs)
+    columns = [sum(shard.widths) for shard in shards]
+    if not topk and columns[0] != columns[1] and None in vocabs:
+        raise ValueError(
+            f"The student's vocabulary has {columns[0]} columns and the teacher's {columns[1]}; "
+            "pass student_vocab and teacher_vocab, the numbers of their real ids."
+        )
+    given = {one.name: getattr(options, one.name) for one in fields(LossOptions)} | {"params": params}
+    sizes = _chunk_sizes(options.chunk_size, shards, student, teacher)
+    tempered = {"teacher_temperature": teacher.temperature} if topk else {}
+    return Request(**given, student=shards[0], teacher=shards[1], clip=clip, **sizes, **tempered)
 
-    def put(self, tokens: slice, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        self.loss[tokens] = loss.to(self.loss.dtype)
-        for name, values in parts.items():
-            row = self.parts.setdefault(name, torch.zeros_like(self.loss))
-            row[tokens] = values.to(row.dtype)
+
+def _check_dense(student: Tensor | LMHead, teacher: Tensor | LMHead, options: LossOptions) -> None:
+    if len(student.shape) != 2 or len(teacher.shape) != 2:
+        raise ValueError(
+            f"Logits are [tokens, vocabulary]; the student's have shape {tuple(student.shape)} and the teacher's "
+            f"{tuple(teacher.shape)}."
+        )
 
 
-def slices(total: int, size: int) -> Iterator[slice]:
-    """[0, total) in pieces of `size`, of which the last may be shorter."""
-    for start in range(0, total, max(size, 1)):
-        yield slice(start, min(start + size, total))
+def _check_topk(student: Tensor | LMHead, teacher: TopK, options: LossOptions) -> None:
+    if len(student.shape) != 2 or teacher.log_probs.dim() != 2 or teacher.log_probs.shape != teacher.ids.shape:
+        raise ValueError(
+            f"Logits are [tokens, vocabulary] and log-probabilities and ids [tokens, K]; the shapes are "
+            f"{tuple(student.shape)}, {tuple(teacher.log_probs.shape)} and {tuple(teacher.ids.shape)}."
+        )
+    if options.tail not in TAILS:
+        raise ValueError(f"There is no tail {options.tail!r}; choose one of {', '.join(TAILS)}.")
+    if teacher.temperature not in (1.0, options.temperature):
+        raise ValueError(
+            f"teacher_temperature is {teacher.temperature}; it must be 1 or the loss's, {options.temperature}."
+        )
 
 
-def working_dtype(logits: Tensor | LMHead) -> torch.dtype:
-    """fp32 for half precisions and fp32, float64 for float64."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def _check_params(options: LossOptions) -> tuple[float | None, dict]:
+    """The clip, taken out of the parameters, and the divergence's own parameters, complete and in range."""
+    params = dict(options.params)
+    clip = params.pop("clip", None)
+    params = check_params(options.divergence, params)
+    if not options.temperature > 0:
+        raise ValueError(f"The temperature must be above 0, and it is {options.temperature}.")
+    if clip is not None and (clip <= 0 or options.divergence == "adaptive_kl"):
+        raise ValueError(
+            f"clip is {clip} for {options.divergence}; it must be above 0, and adaptive_kl, which is no sum over the "
+            "vocabulary, cannot be clipped."
+        )
+    return clip, params
+
+
+def _chunk_sizes(
+    chunk_size: int | None, shards: tuple[VocabShard, VocabShard], *sides: Tensor | LMHead | TopK
+) -> dict[str, int]:
+    """`chunk`, and `block` where a side is a head, of a request.
+
+    They are the same on all ranks whatever their widths: each chunk is a round of collectives. A given size is the
+    block's if there is one, which is then worked on in chunks of the usual size.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 token, and it is {chunk_size}.")
+    device, widths = sides[0].device, shards[0].widths
+    usual = chunk_tokens(max(widths), device)
+    if not any(isinstance(side, LMHead) for side in sides):
+        return {"chunk": chunk_size or usual}
+    block = chunk_size or block_tokens(max(*widths, *shards[1].widths, 1), device)
+    return {"chunk": min(usual, block), "block": block}
 
 
 def chunk_tokens(width: int, device: torch.device) -> int:
@@ -109,62 +190,3 @@ def block_tokens(width: int, device: torch.device) -> int:
     """
     elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
     return max(1, elements // max(width, 1))
-
-
-def rows_of(logits: Tensor, rows: Tensor | None, tokens: slice) -> Tensor:
-    """The chunk's rows of `logits`: a view, or a copy where rows are picked."""
-    return logits[tokens] if rows is None else logits.index_select(0, rows[tokens])
-
-
-def write_rows(gradient: Tensor, rows: Tensor | None, tokens: slice, values: Tensor) -> None:
-    """Writes a chunk's gradient, rounding it to the buffer's precision; columns beyond `values` become zero."""
-    width = values.shape[1]
-    if rows is None:
-        gradient[tokens, :width] = values.to(gradient.dtype)
-        gradient[tokens, width:] = 0
-    else:
-        if width < gradient.shape[1]:
-            values = torch.nn.functional.pad(values, (0, gradient.shape[1] - width))
-        gradient.index_copy_(0, rows[tokens], values.to(gradient.dtype))
-
-
-class MeasuredChunk:
-    """A divergence's terms on a chunk, before and after they are summed over the ranks."""
-
-    def __init__(self, request: Request, pair: Pair):
-        self.divergence = DIVERGENCES[request.divergence]
-        self.pair = pair
-        # Clipped entries have no slope, so that the unclipped ones need the part that centring takes off all alike.
-        pair.complete = pair.complete and request.clip is None
-        self.terms = [_clipped(term, request.clip) for term in self.divergence.terms(pair, **request.params)]
-
-    def local_sums(self) -> dict[str, Tensor]:
-        """This rank's sums over its columns, value and slope of each list of terms, float64 [C] each."""
-        parts = [part for term in self.terms for part in term]
-        return {f"term_{index}": part.sum(-1).double() for index, part in enumerate(parts)}
-
-    def take(self, named: dict[str, Tensor]) -> Tensor:
-        """From the sums over all columns the divergence per token, float64 [C]."""
-        sums = torch.stack([named[f"term_{index}"] for index in range(2 * len(self.terms))])
-        values, self._slopes = sums[0::2], sums[1::2]
-        if self.divergence.mix is None:
-            self._weights = None
-            return values[0]
-        value, self._weights = self.divergence.mix(values)
-        return value
-
-    def gradient(self) -> tuple[Tensor, Tensor]:
-        """The weighted slopes [C, v] and their sum over the vocabulary [C]: the gradient is slope - Q * sum."""
-        if self._weights is None:
-            return self.terms[0].slope, self._slopes[0]
-        weights = self._weights.to(self.pair.q.dtype)[:, :, None]
-        slope = self.terms[0].slope * weights[0]
-        for weight, term in zip(weights[1:], self.terms[1:], strict=True):
-            slope.addcmul_(term.slope, weight)
-        return slope, (self._weights * self._slopes).sum(0)
-
-
-def _clipped(term: Terms, clip: float | None) -> Terms:
-    if clip is None:
-        return term
-    return Terms(term.value.clamp_max(clip), term.slope * (term.value <= clip))

@@ -62,11 +62,9 @@ class CrossEntropy:
 
     def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shard: VocabShard, dtype: torch.dtype):
         self.side = SoftmaxSide(logits[:, : shard.width], 1.0, dtype)
-        self._labelled = labels >= 0
-        self.weights = torch.where(self._labelled, weights, 0.0).double()
-        self._column = labels - shard.start
-        self._here = (self._column >= 0) & (self._column < shard.width)
-        self._column = torch.where(self._here, self._column, 0)
+        self.weights = torch.where(labels >= 0, weights, 0.0).double()
+        column, self._here = find_columns(labels, shard)
+        self._column = torch.where(self._here, column, 0)
 
     def label_logit(self) -> Tensor:
         """This rank's part of the label's logit: the logit where it holds the label, else 0. float64 [C]."""
@@ -75,13 +73,22 @@ class CrossEntropy:
         logit = self.side.logits.gather(1, self._column[:, None])[:, 0]
         return torch.where(self._here, logit, 0.0).double()
 
-    def loss(self, lse: Tensor, label_logit: Tensor) -> Tensor:
-        """From the sums over all ranks the cross-entropy per token, 0 without a label. float64 [C]."""
-        return torch.where(self._labelled, lse - label_logit, 0.0)
-
-    def gradient(self, lse: Tensor) -> Tensor:
-        """weights * (softmax - onehot(label)) [C, v]. Used once."""
+    def add_gradient(self, lse: Tensor, other: Tensor) -> Tensor:
+        """weights * (softmax - onehot(label)) [C, v], and `other` added to its first columns. Used once."""
         grad = self.side.probabilities(lse)
         if grad.shape[1]:
             grad.scatter_add_(1, self._column[:, None], -self._here.to(grad.dtype)[:, None])
-        return grad.mul_(self.weights.to(grad.dtype)[:, None])
+        grad.mul_(self.weights.to(grad.dtype)[:, None])
+        grad[:, : other.shape[1]] += other
+        return grad
+
+
+def find_columns(ids: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
+    """The columns of global ids on this rank, and where it holds them."""
+    column = ids - shard.start
+    return column, (column >= 0) & (column < shard.width)
+
+
+def cross_entropy(labels: Tensor, lse: Tensor, label_logit: Tensor) -> Tensor:
+    """From the sums over all ranks the cross-entropy per token, 0 without a label. float64 [C]."""
+    return torch.where(labels >= 0, lse - label_logit, 0.0)

@@ -8,24 +8,14 @@ Per chunk one gather of the ranks' normalisers and one sum of the student's K lo
 import torch
 from torch import Tensor
 
+from swift_kd_plugin.losses.assemble import MeasuredChunk, parts_of
+from swift_kd_plugin.losses.chunked import LossRows, Window, losses_by_chunks, slices, working_dtype
 from swift_kd_plugin.losses.distribution_stats import entropy_sums
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.lm_head import LMHead, Window
-from swift_kd_plugin.losses.request import (
-    LossRows,
-    MeasuredChunk,
-    Request,
-    block_tokens,
-    chunk_tokens,
-    rows_of,
-    slices,
-    working_dtype,
-    write_rows,
-)
+from swift_kd_plugin.losses.lm_head import LMHead
+from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
 from swift_kd_plugin.losses.shards import VocabShard
-from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, logsumexp
-
-TAILS = ("bucket", "ignore", "renormalise")
+from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, find_columns, logsumexp
 
 
 @torch.no_grad()
@@ -73,27 +63,20 @@ def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tenso
         log_probs: [T, K] the teacher's log-probabilities over its whole vocabulary; -inf marks a missing entry.
         ids: [T, K] their global token ids, each at most once per token.
     """
-    rows = LossRows(request, student)
-    for tokens in request.chunks(student):
-        entries = [rows_of(part, request.teacher_rows, tokens) for part in (log_probs, ids)]
-        chunk = _Chunk(request, rows_of(student, request.student_rows, tokens), *entries, tokens)
-        rows.put(tokens, *chunk.values())
-        if gradient is not None:
-            write_rows(gradient, request.student_rows, tokens, chunk.gradient())
-    return rows
+    return losses_by_chunks(_Chunk, request, student, [log_probs, ids], gradient)
 
 
 class _Chunk:
     def __init__(self, request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, tokens: slice):
-        self.request, self.dtype = request, working_dtype(student)
+        self.request, self.tokens, self.dtype = request, tokens, working_dtype(student)
         self.shard = request.student.cut(request.teacher.vocab)
         # A teacher that was tempered before it lost its tail is met by a student that is; otherwise both are tempered
         # after, as distributions over buckets.
         self.early = request.temperature if request.teacher_temperature == request.temperature else 1.0
         self.late = request.temperature / self.early
         self._read_teacher(log_probs, ids)
-        column = ids - self.shard.start
-        self.here = self.present & (column >= 0) & (column < self.shard.width)
+        column, here = find_columns(ids, self.shard)
+        self.here = self.present & here
         self.column = torch.where(self.here, column, 0)
         logits = SoftmaxSide.scaled(student[:, : self.shard.width], self.early, self.dtype)
         self.entries = self._pick(logits)
@@ -127,8 +110,8 @@ class _Chunk:
             return torch.zeros(self.column.shape, dtype=torch.float64, device=logits.device)
         return torch.where(self.here, logits.gather(1, self.column), 0.0).double()
 
-    def values(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each token and its parts, all float64 [C]."""
+    def values(self) -> dict[str, Tensor]:
+        """What each token's loss is made of, all float64 [C]."""
         lse, sums = self._reduce()
         log_q = torch.cat([self.entries.masked_fill(~self.present, -torch.inf), lse["rest"][:, None]], 1)
         log_p = torch.cat([self.log_p, self.log_tail[:, None]], 1)
@@ -139,15 +122,10 @@ class _Chunk:
         count = -1 if self.request.tail == "ignore" else None
         self.pair = _pair(log_p[:, :count], log_q[:, :count], complete=count is None)
         self.measured = MeasuredChunk(self.request, self.pair)
-        parts = {"divergence": self.measured.take(self.measured.local_sums())}
-        loss = self.request.weight * parts["divergence"]
-        if self.ce:
-            self.ce_lse = lse["ce"]
-            parts["ce"] = self.ce.loss(lse["ce"], sums[:, -1])
-            loss = loss + self.ce.weights * parts["ce"]
-        if self.request.statistics:
-            parts |= self._statistics(lse, sums[:, 0])
-        return loss, parts
+        self.ce_lse = lse.get("ce")
+        divergence = self.measured.take(self.measured.local_sums())
+        parts = parts_of(self.request, self.tokens, divergence, lse, sums[:, -1])
+        return parts | self._statistics(lse, sums[:, 0]) if self.request.statistics else parts
 
     def _reduce(self) -> tuple[dict[str, Tensor], Tensor]:
         """Normalisers over all ranks, and the sums over ranks; fills in the student's K logits and tail."""
@@ -202,11 +180,7 @@ class _Chunk:
         if self.shard.width:
             listed = torch.where(self.here, buckets[:, : self.here.shape[1]], 0.0)
             gradient.scatter_add_(1, self.column, listed.to(self.dtype))
-        if self.ce is None:
-            return gradient
-        whole = self.ce.gradient(self.ce_lse)
-        whole[:, : gradient.shape[1]] += gradient
-        return whole
+        return gradient if self.ce is None else self.ce.add_gradient(self.ce_lse, gradient)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -20,9 +20,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.distribution_stats import finish_entropies, top1_agreement
-from swift_kd_plugin.losses.request import LossRows, Request
-from swift_kd_plugin.losses.softmax import logsumexp
+from swift_kd_plugin.losses.assemble import dense_parts
+from swift_kd_plugin.losses.chunked import LossRows
+from swift_kd_plugin.losses.request import Request
+from swift_kd_plugin.losses.softmax import find_columns, logsumexp
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "tvd")
 SUM_OF_SLOPES_IN_PASS_1 = ("forward_kl", "reverse_kl")
@@ -60,7 +61,7 @@ def kernel_losses(request: Request, student: Tensor, teacher: Tensor, gradient: 
     rows = LossRows(request, student)
     if len(rows.loss):
         with torch.cuda.device_of(student):
-            rows.put(slice(None), *_Losses(request, student, teacher, gradient).values())
+            rows.put(slice(None), _Losses(request, student, teacher, gradient).values())
     return rows
 
 
@@ -80,13 +81,12 @@ class _Losses:
         self.removes = request.student.vocab != request.teacher.vocab
         self.ce = request.ce_weights is not None
         if self.ce:
-            column = request.labels - request.student.start
-            here = (column >= 0) & (column < request.student.width)
+            column, here = find_columns(request.labels, request.student)
             self.label = torch.where(here, column, -1).to(torch.int32)
             self.ce_weights = torch.where(request.labels >= 0, request.ce_weights, 0.0).double()
 
-    def values(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each token and its parts; writes the gradient on the way."""
+    def values(self) -> dict[str, Tensor]:
+        """What each token's loss is made of; writes the gradient on the way."""
         found = self._normalise()
         lse, gathered = self._join(found)
         label_logit = self._label_logit()
@@ -99,21 +99,7 @@ class _Losses:
         sums = dict(zip(partial, self.shard.sum(torch.stack(list(partial.values()))), strict=True))
         if self.gradient is not None and not at_once:
             self._measure(scalars | {"total": sums["slope"]}, total=False, write=True)
-        return self._loss(sums, lse, gathered)
-
-    def _loss(self, sums: dict[str, Tensor], lse: dict[str, Tensor], gathered: dict[str, Tensor]):
-        parts = {"divergence": sums["value"]}
-        loss = self.request.weight * parts["divergence"]
-        if self.ce:
-            parts["ce"] = torch.where(self.request.labels >= 0, lse["ce"] - sums["label_logit"], 0.0)
-            loss = loss + self.ce_weights * parts["ce"]
-        if self.request.statistics:
-            parts |= finish_entropies(sums, lse["p"], lse["q"])
-            parts["top1_agreement"] = top1_agreement(gathered)
-        if self.removes:
-            parts["removed_student_mass"] = torch.sigmoid(lse["removed_student_mass"] - lse["q"])
-            parts["removed_teacher_mass"] = torch.sigmoid(lse["removed_teacher_mass"] - lse["p"])
-        return loss, parts
+        return dense_parts(self.request, slice(None), sums["value"], sums, lse, gathered)
 
     def _normalise(self) -> dict[str, Tensor]:
         """This rank's `NORMALISERS`; those that this request does not need are 0."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.objective_loss import TopK
+from swift_kd_plugin.losses.request import TopK
 from swift_kd_plugin.losses.shards import all_gather
 
 

@@ -2,11 +2,9 @@
 
 import torch
 
-from swift_kd_plugin.losses.api import dense_request, topk_request
 from swift_kd_plugin.losses.autograd import run
-from swift_kd_plugin.losses.dense import dense_losses
-from swift_kd_plugin.losses.task import BlockwiseLoss
-from swift_kd_plugin.losses.topk import topk_losses
+from swift_kd_plugin.losses.prepare import prepare_loss
+from swift_kd_plugin.losses.request import LossOptions, TopK
 from tests.losses import reference
 from tests.losses.random_logits import F64, random_logits
 
@@ -22,25 +20,43 @@ def labels_and_weights(tokens, vocab):
 
 def dense(student, teacher, student_vocab, teacher_vocab, group=None, chunk_size=None, inplace=False, **rows):
     """The loss per token, and what it is made of."""
-    count = len(rows["student_rows"]) if rows else len(student)
-    labels, weights = labels_and_weights(count, student_vocab)
-    request = dense_request(
-        student, teacher, "jsd", TEMPERATURE, group, student_vocab, teacher_vocab, chunk_size, {},
-        weight=WEIGHT, labels=labels, ce_weights=weights, statistics=True, **rows,
-    )  # fmt: skip
-    task = BlockwiseLoss(dense_losses, request, inplace)
-    return run(task, student, teacher), task.parts
+    return _measure(student, teacher, student_vocab, teacher_vocab, group, chunk_size, inplace, **rows)
 
 
-def sparse(student, log_probs, ids, student_vocab, teacher_vocab, tail="bucket", group=None, chunk_size=None, **more):
+def sparse(
+    student,
+    log_probs,
+    ids,
+    student_vocab,
+    teacher_vocab,
+    tail="bucket",
+    group=None,
+    chunk_size=None,
+    teacher_temperature=1.0,
+    **rows,
+):
+    teacher = TopK(log_probs, ids, teacher_temperature)
+    return _measure(student, teacher, student_vocab, teacher_vocab, group, chunk_size, tail=tail, **rows)
+
+
+def _measure(student, teacher, student_vocab, teacher_vocab, group, chunk_size, inplace=False, **more):
     count = len(more["student_rows"]) if "student_rows" in more else len(student)
     labels, weights = labels_and_weights(count, student_vocab)
-    request = topk_request(
-        student, log_probs, ids, "jsd", TEMPERATURE, group, student_vocab, teacher_vocab, chunk_size, {}, tail=tail,
-        weight=WEIGHT, labels=labels, ce_weights=weights, statistics=True, **{"teacher_temperature": 1.0, **more},
-    )  # fmt: skip
-    task = BlockwiseLoss(topk_losses, request)
-    return run(task, student, log_probs, ids), task.parts
+    options = LossOptions(
+        divergence="jsd",
+        temperature=TEMPERATURE,
+        group=group,
+        student_vocab=student_vocab,
+        teacher_vocab=teacher_vocab,
+        chunk_size=chunk_size,
+        weight=WEIGHT,
+        labels=labels,
+        ce_weights=weights,
+        statistics=True,
+        **more,
+    )
+    task, *sides = prepare_loss(student, teacher, options, inplace=inplace)
+    return run(task, *sides), task.parts
 
 
 def naive_loss(divergence, student, student_vocab):

@@ -7,8 +7,9 @@ import torch
 from torch import distributed as dist
 
 from swift_kd_plugin.losses import token_divergence, topk_divergence
+from swift_kd_plugin.losses.request import TAILS
 from swift_kd_plugin.losses.shards import VocabShard
-from swift_kd_plugin.losses.topk import TAILS, teacher_topk
+from swift_kd_plugin.losses.topk import teacher_topk
 from tests.losses import measured_losses
 from tests.losses.divergence_cases import CLIPPED_CASES, DENSE_CASES, ONE_OF_EACH, name_of
 from tests.losses.loss_checks import value_and_gradient

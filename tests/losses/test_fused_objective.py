@@ -7,11 +7,12 @@ from torch import distributed as dist
 
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings, TokenPolicy
-from swift_kd_plugin.losses.objective_loss import Tokens, TopK, objective_loss
+from swift_kd_plugin.losses.objective_loss import Tokens, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
 from swift_kd_plugin.losses.policies import POLICIES
+from swift_kd_plugin.losses.request import TAILS, TopK
 from swift_kd_plugin.losses.shards import shards_of
-from swift_kd_plugin.losses.topk import TAILS, teacher_topk
+from swift_kd_plugin.losses.topk import teacher_topk
 from tests.gloo_ranks import run_distributed
 from tests.losses.divergence_cases import ONE_OF_EACH, name_of
 from tests.losses.loss_checks import assert_close

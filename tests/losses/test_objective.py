@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from swift_kd_plugin.losses.objective import Objective, Settings, TokenPolicy
-from swift_kd_plugin.losses.objective_loss import Tokens, TopK, objective_loss
+from swift_kd_plugin.losses.objective_loss import Tokens, objective_loss
 from swift_kd_plugin.losses.policies import top_rho_weights
+from swift_kd_plugin.losses.request import TopK
 from swift_kd_plugin.losses.schedules import Schedule
 from tests.gloo_ranks import run_distributed
 

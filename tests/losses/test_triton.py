@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from swift_kd_plugin.losses import dense, token_divergence, triton_dense
-from swift_kd_plugin.losses.api import dense_request
+from swift_kd_plugin.losses.request import LossOptions, make_request
 from tests.gloo_ranks import run_distributed
 from tests.losses.divergence_cases import DENSE_CASES, name_of
 from tests.losses.random_logits import random_logits
@@ -90,7 +90,9 @@ def with_everything(student: torch.Tensor) -> dict:
 
 def request_of(student, teacher, case, temperature=1.0, group=None, vocabs=(None, None), **fields):
     name, params = case
-    return dense_request(student, teacher, name, temperature, group, *vocabs, None, params, **fields)
+    sizes = {"student_vocab": vocabs[0], "teacher_vocab": vocabs[1]}
+    options = LossOptions(divergence=name, params=params, temperature=temperature, group=group, **sizes, **fields)
+    return make_request(student, teacher, options)
 
 
 def by_chunks(request, student, teacher, gradient):

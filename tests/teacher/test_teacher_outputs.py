@@ -5,7 +5,7 @@ import torch
 from torch import distributed as dist
 
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.objective_loss import TopK
+from swift_kd_plugin.losses.request import TopK
 from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs, store
 from tests.gloo_ranks import run_distributed
 

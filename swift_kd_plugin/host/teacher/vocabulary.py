@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.objective_loss import TopK
+from swift_kd_plugin.losses.request import TopK
 
 logger = get_logger()
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")

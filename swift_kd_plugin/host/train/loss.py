@@ -9,8 +9,9 @@ from swift_kd_plugin.host.teacher.local_teacher import context_group, sequence_f
 from swift_kd_plugin.host.train.training_metrics import make_metrics
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings
-from swift_kd_plugin.losses.objective_loss import Tokens, TopK, objective_loss
+from swift_kd_plugin.losses.objective_loss import Tokens, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
+from swift_kd_plugin.losses.request import TopK
 from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
 
 OVERLAP_TOKENS = 128
