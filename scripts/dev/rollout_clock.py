@@ -13,7 +13,7 @@ from swift.infer_engine import GRPOVllmEngine
 from swift.megatron.trainers.base import BaseMegatronTrainer
 from swift.megatron.trainers.rollout_mixin import MegatronRolloutMixin
 
-from swift_kd_plugin.host.rollout import rollout_hooks
+from swift_kd_plugin.host.train import trainer
 
 FILE = Path(os.environ["KD_CLOCK"])
 STEPS: list[dict[str, float]] = [{}]
@@ -43,7 +43,7 @@ time_calls(GRPOVllmEngine, "infer", "engine")
 time_calls(MegatronRolloutMixin, "_move_model_to_vllm", "sync")
 if os.environ["KD_CLOCK_SIDE"] == "ours":
     for function in ("write_responses", "log_completions"):
-        time_calls(rollout_hooks, function, "rollout")
+        time_calls(trainer, function, "rollout")
 else:
     for method in ("_get_local_rollout_batch", "_generate_completions", "_gather_rollout_results"):
         time_calls(MegatronRolloutMixin, method, "rollout")

@@ -132,8 +132,6 @@ def choose_writers(trainer: HostTrainer) -> dict[str, object]:
 def close_writers(trainer: HostTrainer) -> None:
     for writer in set(trainer.writers.values()):
         writer.close()
-    if trainer.stock_loss:
-        shut_down(getattr(trainer, "engine", None))
 
 
 def shut_down(engine) -> None:

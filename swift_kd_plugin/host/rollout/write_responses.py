@@ -70,7 +70,7 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
     turns = sample.messages[:-1] if sample.has_response else sample.messages
     where = sample.extra.get("kd_source"), sample.extra.get("kd_row")
     key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
-    source = trainer.mix.source(key, trainer.cycle(), trainer._progress())
+    source = trainer.mix.source(key, trainer.cycle(), trainer.progress())
     draft.written_by = source if source in trainer.writers else "dataset"
     draft.seed = int(uniform(trainer.args.seed, "response", *key) * 2**31)
     thinks = trainer.mix.thinks(key)

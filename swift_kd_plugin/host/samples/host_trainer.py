@@ -35,8 +35,6 @@ class HostTrainer(Protocol):
     load_teacher_model_context: Callable[[], AbstractContextManager]
     offload_context: Callable[..., AbstractContextManager]
 
-    stock_loss: bool
-    """`--kd_divergence stock`: ms-swift's own loss."""
     fused: bool
     """The loss starts from hidden states."""
     teacher_kind: str
@@ -46,9 +44,16 @@ class HostTrainer(Protocol):
     metric_names: tuple[str, ...]
     writers: dict[str, Any]
     mix: Any
-    visit: int
-    cycle: int
     generation_seconds: float
 
-    def temperature_of_step(self) -> float:
-        """The loss's temperature at this step."""
+    def visit(self) -> int:
+        """How often the present samples have been seen before."""
+
+    def cycle(self) -> int:
+        """Number of the present generation cycle."""
+
+    def progress(self, ahead: int = 0) -> float:
+        """The share of training that is done `ahead` steps from now."""
+
+    def temperature_of_step(self, ahead: int) -> float:
+        """The loss's temperature `ahead` train steps from now."""

@@ -35,9 +35,9 @@ def add_kd_flags(module: ModuleType) -> Undo:
 def install_trainer(module: ModuleType) -> Undo:
     import swift.megatron.trainers as trainers
 
-    from swift_kd_plugin.host.train.trainer import KDTrainer
+    from swift_kd_plugin.host.train.base_trainer import BaseTrainer
 
-    return replace_attribute(trainers, "MegatronGKDTrainer", KDTrainer)
+    return replace_attribute(trainers, "MegatronGKDTrainer", BaseTrainer)
 
 
 def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:

@@ -43,7 +43,6 @@ SEAMS = (
     ),
     Seam("gkd_trainer", f"{GKD}._compute_teacher_logits", "self encoded_batches vp_stage", "what the teacher says"),
     Seam("gkd_trainer", f"{GKD}._compute_teacher_logits_local", "self encoded_batches vp_stage", "the same, locally"),
-    Seam("gkd_trainer", f"{GKD}._build_teacher_requests", "self samples", "the teacher's own columns in a request"),
     Seam("gkd_trainer", f"{GKD}._generate_and_score_completions", "self inputs", "each sample draws who writes it"),
     Seam("gkd_trainer", f"{GKD}._init_resample_data_iterator", "self train_dataset", "random states of a resumed run"),
     Seam(

@@ -1,9 +1,11 @@
 """The table of what is overridden and read of ms-swift's trainer, held against the trainer that is installed."""
 
 import ast
+import copy
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +13,7 @@ from swift_kd_plugin.host.start.seams import ATTRIBUTES, SEAMS, broken_seams
 from tests.paths import ROOT
 
 SWIFT = Path(find_spec("swift").origin).parent
-OURS = ("trainer", "rollout_hooks")
+OURS = ("base_trainer", "stock_trainer", "trainer", "rollout_hooks")
 
 
 def test_the_installed_host_has_them():
@@ -42,18 +44,33 @@ def test_a_host_that_renamed_three_is_told_by_name(tmp_path):
 @pytest.mark.usefixtures("cpu_backend")
 def test_all_that_is_overridden_is_in_the_table():
     from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
+    from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+    from swift_kd_plugin.host.train.stock_trainer import StockLossTrainer
     from swift_kd_plugin.host.train.trainer import KDTrainer
 
-    stock = [kind for kind in KDTrainer.__mro__ if kind not in (KDTrainer, RolloutHooks, object)]
+    plugins = (RolloutHooks, BaseTrainer, StockLossTrainer, KDTrainer)
+    stock = [kind for kind in KDTrainer.__mro__ if kind not in (*plugins, object)]
     overridden = {
         f"{kind.__module__}.{kind.__qualname__}.{name}"
-        for ours in (KDTrainer, RolloutHooks)
+        for ours in plugins
         for name, value in vars(ours).items()
         if callable(value) and not isinstance(value, type)
         for kind in [next((kind for kind in stock if name in vars(kind)), None)]
         if kind is not None
     }
     assert overridden == {seam.symbol for seam in SEAMS}
+
+
+@pytest.mark.usefixtures("cpu_backend")
+@pytest.mark.parametrize(
+    ("divergence", "name"), [("stock", "StockLossTrainer"), ("jsd", "KDTrainer"), (None, "KDTrainer")]
+)
+def test_the_divergence_chooses_the_trainer(divergence, name):
+    from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+
+    trainer = BaseTrainer.__new__(BaseTrainer, SimpleNamespace(kd_divergence=divergence), template=None)
+    assert type(trainer).__name__ == name
+    assert type(copy.copy(trainer)) is type(trainer)
 
 
 def test_all_that_is_read_of_a_trainer_is_in_the_table_or_ours():

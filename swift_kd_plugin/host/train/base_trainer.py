@@ -1,0 +1,144 @@
+"""What both trainers have: ms-swift's Megatron GKD trainer with its faults mended, and both views as token ids."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from megatron.core.rerun_state_machine import RerunDataIterator
+from swift.megatron.utils import get_padding_to
+from swift.utils import get_logger, is_master, to_device
+from torch.distributed.checkpoint.api import CheckpointException
+
+from swift_kd_plugin.host.rollout.rng_states import keep_random_states
+from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
+from swift_kd_plugin.host.rows.unfilled_batch import explain_rows_left_out
+from swift_kd_plugin.host.samples.encode_views import encode_views
+from swift_kd_plugin.host.samples.match_views import match_views
+from swift_kd_plugin.host.samples.responses import leave_out
+from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.local_teacher import without_interleaving
+from swift_kd_plugin.host.teacher.teacher_adapters import merge_adapters
+from swift_kd_plugin.host.train import checkpoint_manifest
+from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
+from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
+
+logger = get_logger()
+
+
+class BaseTrainer(RolloutHooks):
+    """Trains like `MegatronGKDTrainer`; samples may carry a whole teacher view (`teacher_messages`).
+
+    Constructed by this name, as ms-swift does, it is `StockLossTrainer` or `KDTrainer`, as --kd_divergence says. Who
+    extends a trainer extends one of the two.
+    """
+
+    sample_cls = KDSample
+
+    def __new__(cls, *args, **kwargs):
+        if cls is BaseTrainer:
+            from swift_kd_plugin.host.train.choose_trainer import choose_trainer
+
+            cls = choose_trainer(*args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, args, template, **kwargs):
+        super().__init__(args, template, **kwargs)
+        apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
+
+    @torch.no_grad()
+    def _load_checkpoint(self) -> None:
+        # Megatron copies into float32 parameters in place, which autograd refuses.
+        super()._load_checkpoint()
+
+    def _init_resample_data_iterator(self, train_dataset):
+        # Stock seeds all random states anew here; in a resumed run they have just been loaded from the checkpoint.
+        with keep_random_states() if self.state.iteration else nullcontext():
+            return super()._init_resample_data_iterator(train_dataset)
+
+    def resample_encode_failed_inputs(self, inputs: list[dict], max_resample_rounds: int = 10) -> list[dict]:
+        try:
+            return super().resample_encode_failed_inputs(inputs, max_resample_rounds)
+        except (RuntimeError, StopIteration) as error:
+            raise explain_rows_left_out(self.template, inputs) from error
+
+    def _load_teacher_model(self) -> None:
+        offload, self.offload_teacher_model = self.offload_teacher_model, False
+        with without_interleaving(self.args):
+            super()._load_teacher_model()
+        if self.teacher_models:
+            merge_adapters(self)
+        self.offload_teacher_model = offload
+        if offload:
+            self._offload_teacher_models()
+
+    def _replace_data_iterator(self, data_iterator):
+        if not isinstance(data_iterator, list):
+            return super()._replace_data_iterator(data_iterator)
+        # One iterator per interleaved stage: each stage takes the same batches and changes its own copies.
+        batches = list(super()._replace_data_iterator(data_iterator[0]).iterable)
+        return [RerunDataIterator(iter([dict(batch) for batch in batches])) for _ in data_iterator]
+
+    def _encode_views(self, samples: list[KDSample]) -> tuple[list[dict], list[dict] | None]:
+        """The student's views, and the teacher's where one sample of the micro-batch has its own."""
+        with self._template_context(self.template):
+            return encode_views(samples, self.template)
+
+    def _match_views(self, samples: list[KDSample], student: list[dict], teacher: list[dict] | None) -> list[int]:
+        """Holds the response tokens of both views together, in place.
+
+        Returns:
+            The indices of the samples that --kd_on_mismatch drops.
+        """
+        dropped = []
+        if teacher is not None:
+            dropped = match_views(samples, student, teacher, self.template, self.args.kd_on_mismatch)
+            leave_out(samples, teacher)
+        leave_out(samples, student)
+        return dropped
+
+    def _collate_views(self, student: list[dict], teacher: list[dict] | None) -> dict[str, torch.Tensor]:
+        batch = self._collate(student)
+        batch["teacher_model_inputs"] = batch.copy() if teacher is None else self._collate(teacher)
+        return batch
+
+    def _collate(self, views: list[dict]) -> dict[str, torch.Tensor]:
+        return to_device(self.template.data_collator(list(views), padding_to=get_padding_to(self.args)), self.device)
+
+    def _compute_teacher_logits(self, encoded_batches, vp_stage=None) -> None:
+        super()._compute_teacher_logits(encoded_batches, vp_stage)
+        if self._is_self_distillation and not self.unwrapped_models[0].training:
+            # Stock scores its own student only in train steps and finds no teacher when it evaluates.
+            self._compute_teacher_logits_local(encoded_batches, vp_stage)
+
+    def save_checkpoint(self) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.iteration}")
+        last_good = None if self.args.async_save else self.state.last_model_checkpoint
+        owns = is_master() and not self.args.async_save
+        began = False
+        try:
+            if owns:
+                aside = checkpoint_manifest.begin(folder)
+                began = True
+                if aside:
+                    logger.info(f"What stood in {folder} is now in {aside}.")
+            torch.distributed.barrier()
+            super().save_checkpoint()
+            torch.distributed.barrier()
+            if owns:
+                checkpoint_manifest.finish(folder)
+        except (Exception, CheckpointException) as error:
+            raise checkpoint_manifest.describe_failed_save(error, folder, last_good, began) from error
+
+    def merge_lora_adapters(self, adapter_name: str = ADAPTER) -> None:
+        self.merged_export = MergedExport(self.bridge, self.unwrapped_models)
+
+    def unmerge_lora_adapters(self) -> None:
+        self.merged_export.close()
+
+    def _sorted_checkpoints(self, output_dir: str) -> list[str]:
+        # Stock takes every folder whose name begins so, and would remove a `checkpoint-best` of the user.
+        return [
+            path
+            for path in super()._sorted_checkpoints(output_dir)
+            if checkpoint_manifest.step_of(Path(path)) is not None
+        ]
