@@ -27,7 +27,7 @@ def record_loss(self, output_tensor, *, labels, signal, responses, loss_scale, c
         "teacher": {"kind": said.kind, "rows": said.rows, "temperature": said.temperature},
         "teacher_weights": [weight.detach().clone() for weight in said.weights],
         "index": responses.index,
-        "vocabularies": (self.vocabularies.student, self.vocabularies.teacher),
+        "vocabularies": (self.kd.vocabularies.student, self.kd.vocabularies.teacher),
     }
     student = output_tensor if caught is None else caught.head.inputs[0]
     record["student"] = student.detach().clone()

@@ -31,7 +31,7 @@ def finalize_training(self):
     samples = [self.sample_cls.from_row(row) for row in rows]
     codec = Codec(self.template, "vllm")
     prompts = [list(codec.encode(as_prompt(sample))["input_ids"]) for sample in samples]
-    answered = [sample.written_ids for sample in self.writers["student"].write(samples)]
+    answered = [sample.written_ids for sample in self.kd.writers["student"].write(samples)]
     record = {"resident": resident, "answers": list(zip(prompts, answered, strict=True))}
     (FOLDER / f"sync{dist.get_rank()}.json").write_text(json.dumps(record), encoding="utf-8")
 

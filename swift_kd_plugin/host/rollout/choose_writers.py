@@ -50,7 +50,8 @@ class TeacherVllm:
 
     def __init__(self, trainer: HostTrainer, temperature: float):
         self.rollout = copy.copy(trainer)
-        self.rollout.side = "teacher"
+        self.rollout.kd = copy.copy(trainer.kd)
+        self.rollout.kd.side = "teacher"
         args = self.rollout.args = copy.copy(trainer.args)
         self.rollout.template = _template_of_teacher(trainer)
         args.model_info, args.model_type = self.rollout.template.model_info, teacher_folder(args)[1]
@@ -130,7 +131,7 @@ def choose_writers(trainer: HostTrainer) -> dict[str, object]:
 
 
 def close_writers(trainer: HostTrainer) -> None:
-    for writer in set(trainer.writers.values()):
+    for writer in set(trainer.kd.writers.values()):
         writer.close()
 
 

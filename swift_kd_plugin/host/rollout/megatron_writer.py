@@ -131,7 +131,7 @@ class MegatronWriter:
 
     def _vocabulary(self) -> int:
         """Ids that both models have: others could not be scored."""
-        counts = self.trainer.vocabularies
+        counts = self.trainer.kd.vocabularies
         return min(counts.student, counts.teacher or counts.student)
 
 

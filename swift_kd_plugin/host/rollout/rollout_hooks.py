@@ -13,10 +13,8 @@ logger = get_logger()
 class RolloutHooks(MegatronGKDTrainer):
     """What a rollout needs whatever the loss is; the rest of it is ms-swift's."""
 
-    side = "student"  # whose engine `_prepare_vllm_engine` starts
-
     def _prepare_vllm_engine(self):
-        check_vllm(self.side)
+        check_vllm(self.kd.side)
         with self._vllm_in_one_sentence(f"vLLM cannot start with {self.args.model_info.model_dir}"):
             return super()._prepare_vllm_engine()
 
@@ -28,7 +26,7 @@ class RolloutHooks(MegatronGKDTrainer):
                 raise explain_refusal(samples, self.template, self.engine.max_model_len) or error from error
 
     def _vllm_in_one_sentence(self, what: str):
-        return said_in_one_sentence(what, "vllm_", f"--kd_{self.side}_engine transformers")
+        return said_in_one_sentence(what, "vllm_", f"--kd_{self.kd.side}_engine transformers")
 
     def train(self, train_dataset, val_dataset) -> None:
         self._step = self.state.iteration

@@ -49,7 +49,7 @@ def write_responses(trainer: HostTrainer, samples: list[KDSample]) -> list[KDSam
     start = time.perf_counter()
     drafts = [_draw(trainer, sample) for sample in samples]
     samples = list(samples)
-    for name in trainer.writers:
+    for name in trainer.kd.writers:
         chosen = [index for index, draft in enumerate(drafts) if draft.written_by == name]
         # Weights are moved, and experts run, by all ranks together.
         if not any_rank(bool(chosen)):
@@ -59,7 +59,7 @@ def write_responses(trainer: HostTrainer, samples: list[KDSample]) -> list[KDSam
         for index, draft in zip(chosen, written, strict=True):
             samples[index] = settle(draft, samples[index], trainer.args.kd_truncated)
     if trainer.unwrapped_models[0].training:
-        trainer.generation_seconds += time.perf_counter() - start
+        trainer.kd.generation_seconds += time.perf_counter() - start
     return samples
 
 
@@ -70,10 +70,10 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
     turns = sample.messages[:-1] if sample.has_response else sample.messages
     where = sample.extra.get("kd_source"), sample.extra.get("kd_row")
     key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
-    source = trainer.mix.source(key, trainer.cycle(), trainer.progress())
-    draft.written_by = source if source in trainer.writers else "dataset"
+    source = trainer.kd.mix.source(key, trainer.cycle(), trainer.progress())
+    draft.written_by = source if source in trainer.kd.writers else "dataset"
     draft.seed = int(uniform(trainer.args.seed, "response", *key) * 2**31)
-    thinks = trainer.mix.thinks(key)
+    thinks = trainer.kd.mix.thinks(key)
     if draft.written_by != "dataset" and thinks is not None:
         draft.extra[KWARGS] = {**(draft.extra.get(KWARGS) or {}), "enable_thinking": thinks}
     return draft
@@ -81,7 +81,7 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
 
 def _write(trainer: HostTrainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
     """The drafts with responses of the student or the teacher, the latter asked in its own view."""
-    writer = trainer.writers[name]
+    writer = trainer.kd.writers[name]
     if name == "student":
         return _write_together(trainer, writer, drafts)
     answered = _write_together(trainer, writer, [ask_teacher(draft) for draft in drafts])

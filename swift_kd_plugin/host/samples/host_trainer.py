@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from swift_kd_plugin.host.samples.kd_state import KDState
+
 
 class HostTrainer(Protocol):
-    """A running `MegatronGKDTrainer` with the plugin's own attributes.
+    """A running `KDTrainer`: attributes of ms-swift's, the plugin's own in `kd`, and what the plugin computes of both.
 
     The names in the first part are ms-swift's; `host/start/seams.py` lists them, and a test holds them against it.
     """
@@ -35,16 +37,7 @@ class HostTrainer(Protocol):
     load_teacher_model_context: Callable[[], AbstractContextManager]
     offload_context: Callable[..., AbstractContextManager]
 
-    fused: bool
-    """The loss starts from hidden states."""
-    teacher_kind: str
-    """What is kept of the teacher: hidden, topk or logits."""
-    vocabularies: Any
-    objective: Any
-    metric_names: tuple[str, ...]
-    writers: dict[str, Any]
-    mix: Any
-    generation_seconds: float
+    kd: KDState
 
     def visit(self) -> int:
         """How often the present samples have been seen before."""

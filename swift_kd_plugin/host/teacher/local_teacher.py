@@ -109,7 +109,7 @@ def read_outputs(trainer: HostTrainer, model, inputs: dict, vp_stage=None) -> tu
 def keep_topk(trainer: HostTrainer, signal: TeacherOutputs, temperature: float) -> TeacherOutputs:
     """The K most probable tokens of each row, over the whole vocabulary and at the loss's temperature."""
     teacher = signal.as_teacher()
-    shard, _ = shards_of(teacher, None, tensor_group(), trainer.vocabularies.teacher_columns(teacher), None)
+    shard, _ = shards_of(teacher, None, tensor_group(), trainer.kd.vocabularies.teacher_columns(teacher), None)
     entries = teacher_topk(teacher, trainer.gkd_logits_topk, shard, temperature)
     return TeacherOutputs("topk", entries, signal.token_ids, temperature=temperature)
 

@@ -113,9 +113,9 @@ def _sequence(view: dict) -> Sequence:
 
 def _ask(trainer: HostTrainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
     """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
-    if not hasattr(trainer, "teacher_servers"):
-        trainer.teacher_servers = _connect(trainer)
-    configs, servers = zip(*trainer.teacher_servers, strict=True)
+    if trainer.kd.teacher_servers is None:
+        trainer.kd.teacher_servers = _connect(trainer)
+    configs, servers = zip(*trainer.kd.teacher_servers, strict=True)
     routes = route_samples_to_teachers(samples, configs, trainer.args.teacher_tag_key)
     chosen = [[index for index in routes[number] if sequences[index].positions] for number in range(len(servers))]
     topk = trainer.gkd_logits_topk

@@ -13,6 +13,7 @@ from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
 from swift_kd_plugin.host.rows.unfilled_batch import explain_rows_left_out
 from swift_kd_plugin.host.samples.encode_views import encode_views
+from swift_kd_plugin.host.samples.kd_state import KDState
 from swift_kd_plugin.host.samples.match_views import match_views
 from swift_kd_plugin.host.samples.responses import leave_out
 from swift_kd_plugin.host.samples.sample import KDSample
@@ -42,6 +43,7 @@ class BaseTrainer(RolloutHooks):
         return super().__new__(cls)
 
     def __init__(self, args, template, **kwargs):
+        self.kd = KDState()
         super().__init__(args, template, **kwargs)
         apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
 
@@ -130,10 +132,10 @@ class BaseTrainer(RolloutHooks):
             raise checkpoint_manifest.describe_failed_save(error, folder, last_good, began) from error
 
     def merge_lora_adapters(self, adapter_name: str = ADAPTER) -> None:
-        self.merged_export = MergedExport(self.bridge, self.unwrapped_models)
+        self.kd.merged_export = MergedExport(self.bridge, self.unwrapped_models)
 
     def unmerge_lora_adapters(self) -> None:
-        self.merged_export.close()
+        self.kd.merged_export.close()
 
     def _sorted_checkpoints(self, output_dir: str) -> list[str]:
         # Stock takes every folder whose name begins so, and would remove a `checkpoint-best` of the user.

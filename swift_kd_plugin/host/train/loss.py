@@ -49,7 +49,7 @@ def kd_loss(
     """
     assert torch.equal(signal.token_ids, tokens.labels), "the teacher's rows belong to other tokens"
     teacher = signal.as_teacher()
-    vocabularies = trainer.vocabularies.of(student, teacher)
+    vocabularies = trainer.kd.vocabularies.of(student, teacher)
     overlap = _overlap(student, teacher, tokens, vocabularies) if trainer.args.kd_metrics else {}
     loss, parts = objective_loss(
         settings,
@@ -65,7 +65,7 @@ def kd_loss(
         kernels=trainer.args.kd_kernels,
     )
     of_token = {"source": responses.source[tokens.sample], "thinking": responses.thinking[tokens.sample]}
-    metrics = make_metrics(trainer.metric_names, parts, tokens.ce, **of_token, device=tokens.labels.device)
+    metrics = make_metrics(trainer.kd.metric_names, parts, tokens.ce, **of_token, device=tokens.labels.device)
     return loss, metrics | overlap
 
 

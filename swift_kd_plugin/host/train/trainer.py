@@ -44,24 +44,22 @@ class KDTrainer(BaseTrainer):
 
     def __init__(self, args, template, **kwargs):
         super().__init__(args, template, **kwargs)
-        self.train_seconds = 0.0
-        self.memory_report = MemoryReport(payload_on_host=args.kd_teacher_payload_device == "cpu")
+        self.kd.memory_report = MemoryReport(payload_on_host=args.kd_teacher_payload_device == "cpu")
         if self._is_self_distillation and len(self.unwrapped_models) > 1:
             raise KDError(
                 "Interleaved pipeline stages need a teacher of their own (another --teacher_model than --model, or a "
                 "--teacher_model_server); for self-distillation leave --virtual_pipeline_model_parallel_size out."
             )
-        self.objective = make_objective(args)
-        self.vocabularies = read_vocabularies(self)
+        self.kd.objective = make_objective(args)
+        self.kd.vocabularies = read_vocabularies(self)
         if self.teacher_models:
             check_same_tokens(template.tokenizer, args.teacher_model_dir)
-        self.fused, self.teacher_kind = choose_loss_inputs(self)
-        self.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
-        logger.info(f"Loss per token: {self.objective}; token policy: {self.objective.policy.name}")
+        self.kd.fused, self.kd.teacher_kind = choose_loss_inputs(self)
+        self.kd.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
+        logger.info(f"Loss per token: {self.kd.objective}; token policy: {self.kd.objective.policy.name}")
 
     def _init_rollout_engine(self) -> None:
         args = self.args
-        self.writers, self.generation_seconds, self.rows = {}, 0.0, None
         given = args.use_vllm, args.lmbda
         # ms-swift starts an engine if use_vllm is true and lmbda is not 0.
         args.use_vllm = student_needs_vllm(self)
@@ -70,12 +68,12 @@ class KDTrainer(BaseTrainer):
             super()._init_rollout_engine()
         finally:
             args.use_vllm, args.lmbda = given
-        self.mix = make_mix(args)
-        self.writers = choose_writers(self)
+        self.kd.mix = make_mix(args)
+        self.kd.writers = choose_writers(self)
 
     def train(self, train_dataset, val_dataset) -> None:
-        self.memory_report.at_start(self)
-        self.rows = len(train_dataset) if hasattr(train_dataset, "__len__") else None
+        self.kd.memory_report.at_start(self)
+        self.kd.rows = len(train_dataset) if hasattr(train_dataset, "__len__") else None
         super().train(train_dataset, val_dataset)
         close_writers(self)
 
@@ -84,7 +82,7 @@ class KDTrainer(BaseTrainer):
         if not self.unwrapped_models[0].training:
             return -1
         done = self.state.iteration * self.args.global_batch_size
-        return self.state.iteration if self.rows is None else done // self.rows
+        return self.state.iteration if self.kd.rows is None else done // self.kd.rows
 
     def cycle(self) -> int:
         """Number of the present generation cycle; -1 in evaluation."""
@@ -92,7 +90,7 @@ class KDTrainer(BaseTrainer):
 
     def temperature_of_step(self, ahead: int) -> float:
         """The loss's temperature `ahead` train steps from now."""
-        return self.objective.at(self.progress(ahead)).temperature
+        return self.kd.objective.at(self.progress(ahead)).temperature
 
     def progress(self, ahead: int = 0) -> float:
         """The share of training that is done `ahead` steps from now."""
@@ -100,12 +98,12 @@ class KDTrainer(BaseTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> list[dict[str, torch.Tensor]]:
         samples: list[KDSample] = self.to_samples(inputs)
-        if self.writers:
+        if self.kd.writers:
             samples = write_responses(self, samples)
         size = self.args.micro_batch_size
         assert len(samples) % size == 0
         batches = [self._encode_samples(samples[start : start + size]) for start in range(0, len(samples), size)]
-        if self.writers:
+        if self.kd.writers:
             log_completions(self, samples)
         self._compute_teacher_logits(batches)
         return batches
@@ -151,22 +149,22 @@ class KDTrainer(BaseTrainer):
         input_tensor = unwrapped_model.get_input_tensor()
         if input_tensor is not None:
             unwrapped_model.set_input_tensor(input_tensor)
-        with stop_before_lm_head(unwrapped_model) if self.fused else nullcontext() as caught:
+        with stop_before_lm_head(unwrapped_model) if self.kd.fused else nullcontext() as caught:
             output = model(**data)
         of_batch = {"labels": labels, "signal": signal, "responses": responses, "loss_scale": loss_scale}
         return output, partial(self.loss_func, caught=caught, **of_batch)
 
     def loss_func(self, output_tensor, *, labels, signal, responses, loss_scale, caught):
         """The summed loss of a micro-batch, its number of tokens, and its metrics over all data and context ranks."""
-        tokens = choose_tokens(labels, responses, loss_scale, self.fused)
-        student = caught.head if self.fused else output_tensor.flatten(0, 1)
-        settings = self.objective.at(self.progress())
+        tokens = choose_tokens(labels, responses, loss_scale, self.kd.fused)
+        student = caught.head if self.kd.fused else output_tensor.flatten(0, 1)
+        settings = self.kd.objective.at(self.progress())
         loss, metrics = kd_loss(self, settings, student, signal.load(self.device), tokens, responses)
         count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
         if self.args.kd_on_mismatch == "drop":
             dropped = responses.dropped.float()
             metrics["dropped_share"] = torch.stack([dropped.sum(), dropped.new_tensor(len(dropped))])
-        if self.writers:
+        if self.kd.writers:
             metrics |= describe_rollout(responses)
         group = mpu.get_data_parallel_group(with_context_parallel=True)
         metrics = self._all_reduce_metric(metrics, torch.distributed.ReduceOp.SUM, group=group)
@@ -177,19 +175,19 @@ class KDTrainer(BaseTrainer):
     def train_step(self, train_data_iterator):
         start = time.perf_counter()
         result = super().train_step(train_data_iterator)
-        self.train_seconds += time.perf_counter() - start
+        self.kd.train_seconds += time.perf_counter() - start
         if self.state.iteration == self._start_iteration:
-            self.memory_report.after_first_step(self)
+            self.kd.memory_report.after_first_step(self)
         return result
 
     def _log_callback(self, logs, n_steps) -> None:
         if "loss" in logs and self.unwrapped_models[0].training:
-            logs["tokens_per_second"] = float(logs["loss"][1]) / self.train_seconds
-            logs |= self.objective.moving(self.progress(-1))  # the step just made has been counted
-            if self.writers:
-                logs["generation_seconds"] = self.generation_seconds / n_steps
-                logs |= {"lmbda": self.mix.lmbda.at(self.progress(-1))} if self.mix.lmbda.moves else {}
-            self.train_seconds = self.generation_seconds = 0.0
+            logs["tokens_per_second"] = float(logs["loss"][1]) / self.kd.train_seconds
+            logs |= self.kd.objective.moving(self.progress(-1))  # the step just made has been counted
+            if self.kd.writers:
+                logs["generation_seconds"] = self.kd.generation_seconds / n_steps
+                logs |= {"lmbda": self.kd.mix.lmbda.at(self.progress(-1))} if self.kd.mix.lmbda.moves else {}
+            self.kd.train_seconds = self.kd.generation_seconds = 0.0
         check_removed_mass(logs, self.args.kd_allow_removed_mass)
         drop_lonely_groups(logs)
         super()._log_callback(logs, n_steps)

@@ -3,6 +3,7 @@
 import ast
 import copy
 import shutil
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,8 +89,20 @@ def test_all_that_is_read_of_a_trainer_is_in_the_table_or_ours():
     assert read - own <= set(ATTRIBUTES)
 
 
+def test_all_that_is_kept_for_the_plugin_is_a_field_of_its_state():
+    from swift_kd_plugin.host.samples.kd_state import KDState
+
+    used = {
+        node.attr
+        for file in (ROOT / "swift_kd_plugin" / "host").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "kd"
+    }
+    assert used == {field.name for field in fields(KDState)}
+
+
 def test_the_protocol_of_the_trainer_has_what_is_read():
     from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 
-    known = {*HostTrainer.__annotations__, "temperature_of_step"}
-    assert {name for name in ATTRIBUTES if not name.startswith("_")} <= known
+    known = HostTrainer.__annotations__.keys() - {"kd"}
+    assert {name for name in ATTRIBUTES if not name.startswith("_")} == known

@@ -1,0 +1,43 @@
+"""What the plugin keeps of a run beside ms-swift's own attributes of the trainer, where it is `trainer.kd`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from swift_kd_plugin.losses.objective import Objective
+
+
+@dataclass(repr=False, eq=False)
+class KDState:
+    """The plugin's part of a trainer. A class of a room above this one stands here by name.
+
+    What has no default `KDTrainer` sets, once models and engines are there; ms-swift's own loss has no use of it.
+    """
+
+    side: Literal["student", "teacher"] = "student"
+    """Whose colocated vLLM it is that ms-swift starts and asks."""
+    merged_export: Any = None
+    """`MergedExport`, from the merge of the LoRA adapters until they are unmerged."""
+    writers: dict[str, Any] = field(default_factory=dict)
+    """`ResponseWriter` of "student" and "teacher"; without one a response is the dataset's."""
+    mix: Any = field(init=False)
+    """`WriterMix`: who writes which response."""
+    rows: int | None = None
+    """Number of training rows; None of a stream."""
+    teacher_servers: list[Any] | None = None
+    """Pairs of `TaggedServer` and `TeacherServer`; None before this rank has asked one."""
+    objective: Objective = field(init=False)
+    """The loss per token over training."""
+    vocabularies: Any = field(init=False)
+    """`Vocabularies`: how many token ids each side has."""
+    fused: bool = field(init=False)
+    """The loss starts from hidden states."""
+    teacher_kind: str = field(init=False)
+    """What is kept of the teacher: hidden, topk or logits."""
+    metric_names: tuple[str, ...] = field(init=False)
+    """What is logged of each token."""
+    memory_report: Any = field(init=False)
+    """`MemoryReport`: what a rank's memory goes to."""
+    train_seconds: float = 0.0
+    """Wall time of the train steps since the last log."""
+    generation_seconds: float = 0.0
+    """The part of it in which responses were written."""
