@@ -6,7 +6,7 @@ ROOMS = {
     "recipes": "host/start host/train data config",
     "host/start": "host/train host/rows host/teacher generation data config",
     "host/train": "host/rollout host/teacher host/samples host/rows teacher losses memory data",
-    "host/rollout": "host/teacher host/samples generation serving data losses",
+    "host/rollout": "host/teacher host/samples generation serving data teacher losses",
     "host/teacher": "host/samples generation serving teacher losses",
     "host/samples": "generation data losses",
     "host/rows": "generation data config",

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 MIB, GIB = 2**20, 2**30
-TOPK_ENTRY = 4 + 8  # fp32 log-probability and int64 id
 HALF, FULL = 2, 4  # bytes of bf16 and fp32
 CHUNK_TENSORS = 6  # fp32 tensors [chunk, columns] that a chunk of a loss holds at once, of both sides together
 
@@ -17,15 +16,16 @@ class MemoryPlan:
         optimizer, optimizer_on_host: main weights and states on the device and, offloaded, on the CPU.
         teacher: its weights, 0 without a teacher model on this rank.
         teacher_offloaded: they lie on the CPU and come back for each forward.
-        kind: what is kept of the teacher: "hidden", "logits" or "topk".
+        outputs: the form of what is kept of the teacher.
+        output_bytes: of a response token over all ranks.
+        outputs_by_columns: they are spread over the tensor-parallel ranks by columns, and otherwise by rows.
         payload_tokens: the most response tokens of a generation cycle, 0 on ranks that compute no loss.
         payload_on_host: they wait on the CPU for their micro-batch.
         batch_tokens: the most tokens of a micro-batch.
         fused: the loss goes from hidden states to its value without whole logits.
-        hidden, teacher_hidden, vocabulary, teacher_vocabulary: sizes of both models.
+        hidden, vocabulary: sizes of the student.
         chunk: tokens that a loss works on at once.
         block: tokens whose logits a fused loss makes at once.
-        topk: entries of a sparse teacher.
         engine: of the rollout engine, and `engine_note` where it runs.
     """
 
@@ -36,18 +36,17 @@ class MemoryPlan:
     optimizer_on_host: int
     teacher: int
     teacher_offloaded: bool
-    kind: str
+    outputs: str
+    output_bytes: int
+    outputs_by_columns: bool
     payload_tokens: int
     payload_on_host: bool
     batch_tokens: int
     fused: bool
     hidden: int
-    teacher_hidden: int
     vocabulary: int
-    teacher_vocabulary: int
     chunk: int
     block: int
-    topk: int = 0
     tensor_parallel: int = 1
     engine: int = 0
     engine_note: str = "none"
@@ -64,15 +63,10 @@ class MemoryRow:
 
 
 def payload_bytes(plan: MemoryPlan, tokens: int) -> int:
-    """What this rank keeps of the teacher for `tokens` response tokens.
-
-    Hidden states and top-k entries are spread over the tensor-parallel ranks by rows, logits by columns.
-    """
-    if plan.kind == "logits":
-        return tokens * _columns(plan, plan.teacher_vocabulary) * HALF
-    return -(-tokens // plan.tensor_parallel) * (
-        plan.topk * TOPK_ENTRY if plan.kind == "topk" else plan.teacher_hidden * HALF
-    )
+    """What this rank keeps of the teacher for `tokens` response tokens."""
+    if plan.outputs_by_columns:
+        return tokens * -(-plan.output_bytes // plan.tensor_parallel)
+    return -(-tokens // plan.tensor_parallel) * plan.output_bytes
 
 
 def loss_bytes(plan: MemoryPlan) -> int:
@@ -84,7 +78,7 @@ def loss_bytes(plan: MemoryPlan) -> int:
     """
     if not plan.batch_tokens:
         return 0
-    columns = _columns(plan, plan.vocabulary)
+    columns = -(-plan.vocabulary // plan.tensor_parallel)
     chunk = CHUNK_TENSORS * min(plan.chunk, plan.batch_tokens) * columns * FULL
     if plan.fused:
         block = 2 * min(plan.block, plan.batch_tokens) * columns * HALF
@@ -97,14 +91,14 @@ def memory_table(plan: MemoryPlan) -> list[MemoryRow]:
     """One row per owner of memory. Activations are not among them: they depend on the layers and the recomputation."""
     payload = payload_bytes(plan, plan.payload_tokens)
     per_token = payload_bytes(plan, plan.tensor_parallel) // plan.tensor_parallel
-    at_most = f"at most: {plan.payload_tokens:,} tokens a cycle of {per_token:,} bytes, {plan.kind}"
+    at_most = f"at most: {plan.payload_tokens:,} tokens a cycle of {per_token:,} bytes, {plan.outputs}"
     offloaded = plan.teacher * plan.teacher_offloaded
     return [
         MemoryRow("student's weights", plan.weights, note=f"{_size(plan.trainable)} of them trainable"),
         MemoryRow("gradients", plan.gradients),
         MemoryRow("optimizer", plan.optimizer, plan.optimizer_on_host, "main weights and states"),
         MemoryRow("teacher", plan.teacher, offloaded, "offloaded, on the device for its forward" if offloaded else ""),
-        MemoryRow("teacher's signals", *((0, payload) if plan.payload_on_host else (payload, 0)), at_most),
+        MemoryRow("teacher's outputs", *((0, payload) if plan.payload_on_host else (payload, 0)), at_most),
         MemoryRow(
             "loss", loss_bytes(plan), note=f"{'fused' if plan.fused else 'logits'}, {plan.batch_tokens:,} tokens"
         ),
@@ -136,10 +130,6 @@ def render_memory(rows: list[MemoryRow], capacity: int, measured: int | None = N
         f"{name:<{widths[0]}}  {device:>{widths[1]}}  {host:>{widths[2]}}  {note}".rstrip()
         for name, device, host, note in lines
     )
-
-
-def _columns(plan: MemoryPlan, vocabulary: int) -> int:
-    return -(-vocabulary // plan.tensor_parallel)
 
 
 def _size(count: int) -> str:

@@ -3,45 +3,72 @@
 n tokens, H hidden size, K entries of a top-k teacher, v this rank's columns of the vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.request import TopK
-from swift_kd_plugin.losses.shards import all_gather
+from swift_kd_plugin.losses.request import Teacher, TopK
+from swift_kd_plugin.losses.shards import VocabShard, all_gather
+from swift_kd_plugin.losses.topk import teacher_topk
+
+HALF = 2  # bytes of bf16
+TOPK_ENTRY = 4 + 8  # fp32 log-probability and int64 id
 
 
 @dataclass(frozen=True)
-class TeacherOutputs:
-    """A teacher's rows for n response tokens.
+class TeacherOutputs(ABC):
+    """A teacher's rows for n response tokens, in one of the forms below.
 
     Args:
-        kind: "hidden", "topk" or "logits".
-        rows: for `hidden` what goes into the output layer, ([n, H],); for `topk` log-probabilities and global ids,
-            [n, K] each; for `logits` this rank's columns, ([n, v],).
+        rows: [n, ...] each.
         token_ids: the tokens that the rows predict [n].
-        weights: for `hidden` the output layer's, ([v, H],); the model's own tensor, not a copy.
-        temperature: of a top-k teacher's log-probabilities.
     """
 
-    kind: str
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """As the log says it."""
+    by_columns: ClassVar[bool] = False
+    """Each rank of a tensor-parallel group has its own columns; otherwise the rows are the same on all."""
+    needs_lm_head: ClassVar[bool] = False
+    """The loss takes the teacher's output layer, which must be on the device then."""
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    """What the losses measure of this form alone."""
+
     rows: tuple[Tensor, ...]
     token_ids: Tensor
-    weights: tuple[Tensor, ...] = ()
-    temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "TeacherOutputs":
-        """The same signal with `change` applied to its rows and token ids."""
+    @property
+    def columns(self) -> int | None:
+        """This rank's columns of the teacher's logits; None where there are none."""
+        return None
+
+    @abstractmethod
+    def as_teacher(self) -> Teacher:
+        """In the form that the losses take."""
+
+    @abstractmethod
+    def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
+        """The teacher's most probable global ids of some rows, [len(rows), k] or as many as there are."""
+
+    @staticmethod
+    @abstractmethod
+    def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
+        """What one token takes over all ranks, for a teacher of these sizes in bf16."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `change` applied to rows and token ids."""
         return replace(self, rows=tuple(map(change, self.rows)), token_ids=change(self.token_ids))
 
-    def exchange(self, numbers: Tensor, wanted: Tensor, group: ProcessGroup | None) -> "TeacherOutputs":
+    def exchange(self, numbers: Tensor, wanted: Tensor, group: ProcessGroup | None) -> Self:
         """Hands rows from the ranks that made them to the ranks whose tokens they speak of.
 
         Args:
@@ -54,56 +81,114 @@ class TeacherOutputs:
         place[everyone] = torch.arange(len(everyone), device=everyone.device)
         return self.map(lambda rows: gather_uneven(rows, group)[place[wanted]])
 
-    def as_teacher(self) -> LMHead | TopK | Tensor:
-        """In the form that `objective_loss` takes."""
-        if self.kind == "hidden":
-            return LMHead(self.rows, self.weights)
-        return TopK(*self.rows, self.temperature) if self.kind == "topk" else self.rows[0]
+    def store(self, group: ProcessGroup | None, pinned: bool) -> "StoredOutputs":
+        """Keeps this rank's block of the rows.
+
+        Args:
+            group: tensor-parallel group or None.
+            pinned: in page-locked CPU memory instead of on the device.
+        """
+        outputs, total = self, len(self)
+        if self.by_columns:
+            group = None
+        if group is not None:
+            size = -(-total // torch.distributed.get_world_size(group))
+            start = size * torch.distributed.get_rank(group)
+            outputs = outputs.map(lambda rows: _padded(rows[start : start + size], size).clone())
+        return StoredOutputs(outputs.map(_pin) if pinned else outputs, total, group)
+
+
+@dataclass(frozen=True)
+class HiddenOutputs(TeacherOutputs):
+    """What goes into the output layer, rows ([n, H],), and its weights ([v, H],): the model's own tensor, no copy."""
+
+    name = "hidden"
+    title = "hidden states"
+    needs_lm_head = True
+    weights: tuple[Tensor, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        return self.as_teacher().width
+
+    def as_teacher(self) -> LMHead:
+        return LMHead(self.rows, self.weights)
+
+    def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
+        return teacher_topk(self.as_teacher()[rows], k, shard)[1]
+
+    @staticmethod
+    def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
+        return hidden * HALF
+
+
+@dataclass(frozen=True)
+class LogitsOutputs(TeacherOutputs):
+    """This rank's columns of the logits, rows ([n, v],)."""
+
+    name = "logits"
+    title = "logits"
+    by_columns = True
+
+    @property
+    def columns(self) -> int:
+        return self.rows[0].shape[1]
+
+    def as_teacher(self) -> Tensor:
+        return self.rows[0]
+
+    def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
+        return teacher_topk(self.rows[0][rows], k, shard)[1]
+
+    @staticmethod
+    def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
+        return vocabulary * HALF
+
+
+@dataclass(frozen=True)
+class TopKOutputs(TeacherOutputs):
+    """The K most probable tokens: log-probabilities, taken at `temperature`, and global ids; rows [n, K] each."""
+
+    name = "topk"
+    title = "most probable tokens"
+    metric_names = ("teacher_tail_mass", "student_tail_mass")
+    temperature: float = 1.0
+
+    def as_teacher(self) -> TopK:
+        return TopK(*self.rows, self.temperature)
+
+    def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
+        return self.rows[1][rows]
+
+    @staticmethod
+    def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
+        return topk * TOPK_ENTRY
 
 
 @dataclass(frozen=True)
 class StoredOutputs:
-    """A signal put away until its micro-batch is trained on.
+    """Outputs put away until their micro-batch is trained on.
 
-    The rows of `hidden` and `topk` are the same on all ranks of a tensor-parallel group, so each rank keeps one block
-    of them: the payload is divided by the group's size for one all-gather per micro-batch, of the same size as one of
-    the two that every layer makes under sequence parallelism. Columns of logits are spread over the ranks as they are.
+    Rows that are the same on all ranks of a tensor-parallel group are kept in one block by each rank: the payload is
+    divided by the group's size for one all-gather per micro-batch, of the same size as one of the two that every layer
+    makes under sequence parallelism.
     """
 
-    signal: TeacherOutputs
+    outputs: TeacherOutputs
     total: int
     group: ProcessGroup | None
 
     @property
     def bytes(self) -> int:
         """What this rank keeps."""
-        return sum(rows.numel() * rows.element_size() for rows in self.signal.rows)
+        return sum(rows.numel() * rows.element_size() for rows in self.outputs.rows)
 
     def load(self, device: torch.device | str) -> TeacherOutputs:
         """All rows, on `device`."""
-        here = self.signal.map(lambda rows: rows.to(device, non_blocking=True))
+        here = self.outputs.map(lambda rows: rows.to(device, non_blocking=True))
         if self.group is None:
             return here
         return here.map(lambda rows: all_gather(rows, self.group).flatten(0, 1)[: self.total])
-
-
-def store(signal: TeacherOutputs, group: ProcessGroup | None, pinned: bool) -> StoredOutputs:
-    """Keeps this rank's block of the rows.
-
-    Args:
-        group: tensor-parallel group or None.
-        pinned: in page-locked CPU memory instead of on the device.
-    """
-    total = len(signal)
-    if signal.kind == "logits":
-        group = None
-    if group is not None:
-        size = -(-total // torch.distributed.get_world_size(group))
-        start = size * torch.distributed.get_rank(group)
-        signal = signal.map(lambda rows: _padded(rows[start : start + size], size).clone())
-    if pinned:
-        signal = signal.map(_pin)
-    return StoredOutputs(signal, total, group)
 
 
 def gather_uneven(rows: Tensor, group: ProcessGroup | None) -> Tensor:

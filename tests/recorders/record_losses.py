@@ -18,14 +18,14 @@ loss_func = KDTrainer.loss_func
 finalize = BaseMegatronTrainer.finalize_training
 
 
-def record_loss(self, output_tensor, *, labels, signal, responses, loss_scale, caught):
-    said = signal.load(self.device)
+def record_loss(self, output_tensor, *, labels, teacher_outputs, responses, loss_scale, caught):
+    said = teacher_outputs.load(self.device)
     record = {
         "iteration": self.state.iteration,
         "labels": labels.clone(),
         "loss_scale": None if loss_scale is None else loss_scale.clone(),
-        "teacher": {"kind": said.kind, "rows": said.rows, "temperature": said.temperature},
-        "teacher_weights": [weight.detach().clone() for weight in said.weights],
+        "teacher": {"form": said.name, "rows": said.rows, "temperature": getattr(said, "temperature", 1.0)},
+        "teacher_weights": [weight.detach().clone() for weight in getattr(said, "weights", ())],
         "index": responses.index,
         "vocabularies": (self.kd.vocabularies.student, self.kd.vocabularies.teacher),
     }
@@ -35,8 +35,8 @@ def record_loss(self, output_tensor, *, labels, signal, responses, loss_scale, c
         record["weight"] = caught.head.weights[0].detach().clone()
     if student.requires_grad:
         student.register_hook(lambda gradient: record.update(gradient=gradient.detach().clone()))
-    more = {"labels": labels, "signal": signal, "responses": responses, "loss_scale": loss_scale, "caught": caught}
-    loss, count, metrics = loss_func(self, output_tensor, **more)
+    of_batch = {"labels": labels, "teacher_outputs": teacher_outputs, "responses": responses}
+    loss, count, metrics = loss_func(self, output_tensor, **of_batch, loss_scale=loss_scale, caught=caught)
     RECORDS.append(record)
     record.update(loss=loss.detach().clone(), count=count.clone(), metrics=metrics)
     return loss, count, metrics

@@ -98,7 +98,7 @@ def test_without_flags_it_is_stocks_loss(flags, tmp_path):
     run, ranks = train_and_record_losses(tmp_path / "ours", flags, kd_metrics=False)
     assert_right(ranks, dense("jsd", beta=0.5))
     assert ranks[0][0]["student"].dtype == torch.float32
-    assert ranks[0][0]["teacher"]["kind"] == "hidden"
+    assert ranks[0][0]["teacher"]["form"] == "hidden"
     assert {"loss", "divergence", "tokens_per_second"} <= run.steps[0].keys()
 
 

@@ -24,7 +24,7 @@ def test_the_table_stands_in_the_log(flags, material, tmp_path):
     assert expected["gradients"][0] == f"{4 * STUDENT / MIB:.2f} MiB"
     assert expected["optimizer"][0] == f"{12 * STUDENT / MIB:.2f} MiB"
     tokens = flags["global_batch_size"] * flags["max_length"]
-    assert f"at most: {tokens:,} tokens a cycle of" in expected["teacher's signals"][-1]
+    assert f"at most: {tokens:,} tokens a cycle of" in expected["teacher's outputs"][-1]
     after = read_table(run.log, "Memory of rank 0 of 1, after a train step:")
     assert after["total"] == expected["total"]
     assert float(after["measured peak"][0].split()[0]) > 0.1

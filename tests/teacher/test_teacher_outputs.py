@@ -6,23 +6,23 @@ from torch import distributed as dist
 
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.request import TopK
-from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs, store
+from swift_kd_plugin.teacher.teacher_outputs import HiddenOutputs, LogitsOutputs, TeacherOutputs, TopKOutputs
 from tests.gloo_ranks import run_distributed
 
 HIDDEN = 3
 
 
-def hidden_signal(numbers: torch.Tensor) -> TeacherOutputs:
+def hidden_outputs(numbers: torch.Tensor) -> HiddenOutputs:
     """Row i says which token it belongs to."""
     rows = (numbers[:, None] * 10 + torch.arange(HIDDEN)).bfloat16()
-    return TeacherOutputs("hidden", (rows,), numbers + 100, (torch.ones(5, HIDDEN),))
+    return HiddenOutputs((rows,), numbers + 100, (torch.ones(5, HIDDEN),))
 
 
 def exchange_on_rank(rank: int, made: list[list[int]], wanted: list[list[int]]) -> tuple:
     numbers, mine = torch.tensor(made[rank], dtype=torch.long), torch.tensor(wanted[rank], dtype=torch.long)
-    signal = hidden_signal(numbers).exchange(numbers, mine, dist.group.WORLD)
-    assert signal.rows[0].dtype == torch.bfloat16
-    return signal.rows[0].float(), signal.token_ids
+    outputs = hidden_outputs(numbers).exchange(numbers, mine, dist.group.WORLD)
+    assert outputs.rows[0].dtype == torch.bfloat16
+    return outputs.rows[0].float(), outputs.token_ids
 
 
 @pytest.mark.parametrize(
@@ -36,25 +36,25 @@ def exchange_on_rank(rank: int, made: list[list[int]], wanted: list[list[int]]) 
 )
 def test_rows_go_to_the_ranks_that_need_them(made, wanted):
     for (rows, token_ids), mine in zip(run_distributed(exchange_on_rank, 2, made, wanted), wanted, strict=True):
-        expected = hidden_signal(torch.tensor(mine, dtype=torch.long))
+        expected = hidden_outputs(torch.tensor(mine, dtype=torch.long))
         assert torch.equal(rows, expected.rows[0].float())
         assert torch.equal(token_ids, expected.token_ids)
 
 
 def test_one_rank_puts_rows_in_its_own_order():
     numbers = torch.tensor([2, 0, 1])
-    signal = hidden_signal(numbers).exchange(numbers, torch.tensor([1, 2]), None)
-    assert signal.token_ids.tolist() == [101, 102]
-    assert signal.rows[0][:, 0].tolist() == [10.0, 20.0]
+    outputs = hidden_outputs(numbers).exchange(numbers, torch.tensor([1, 2]), None)
+    assert outputs.token_ids.tolist() == [101, 102]
+    assert outputs.rows[0][:, 0].tolist() == [10.0, 20.0]
 
 
 def store_on_rank(rank: int, tokens: int, pinned: bool) -> tuple:
-    signal = hidden_signal(torch.arange(tokens))
-    stored = store(signal, dist.group.WORLD, pinned)
+    outputs = hidden_outputs(torch.arange(tokens))
+    stored = outputs.store(dist.group.WORLD, pinned)
     loaded = stored.load("cpu")
-    logits = TeacherOutputs("logits", (torch.full((tokens, 4), float(rank)),), signal.token_ids)
-    assert torch.equal(store(logits, dist.group.WORLD, pinned).load("cpu").rows[0], logits.rows[0])
-    return stored.bytes, torch.equal(loaded.rows[0], signal.rows[0]), torch.equal(loaded.token_ids, signal.token_ids)
+    logits = LogitsOutputs((torch.full((tokens, 4), float(rank)),), outputs.token_ids)
+    assert torch.equal(logits.store(dist.group.WORLD, pinned).load("cpu").rows[0], logits.rows[0])
+    return stored.bytes, torch.equal(loaded.rows[0], outputs.rows[0]), torch.equal(loaded.token_ids, outputs.token_ids)
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -67,30 +67,30 @@ def test_each_rank_keeps_its_block(tokens, pinned):
 
 
 def test_a_block_does_not_keep_the_whole():
-    signal = hidden_signal(torch.arange(8))
-    (kept,) = run_distributed(storage_of_block, 1, signal)
+    outputs = hidden_outputs(torch.arange(8))
+    (kept,) = run_distributed(storage_of_block, 1, outputs)
     assert kept == 8 * HIDDEN * 2
 
 
-def storage_of_block(rank: int, signal: TeacherOutputs) -> int:
-    longer = signal.map(lambda rows: torch.cat([rows, rows])[: len(rows)])
-    return store(longer, dist.group.WORLD, False).signal.rows[0].untyped_storage().nbytes()
+def storage_of_block(rank: int, outputs: TeacherOutputs) -> int:
+    longer = outputs.map(lambda rows: torch.cat([rows, rows])[: len(rows)])
+    return longer.store(dist.group.WORLD, False).outputs.rows[0].untyped_storage().nbytes()
 
 
 def test_hidden_states_cost_a_thirty_seventh_of_logits():
     """H = 4096 and V = 151,936: 8,192 bytes a response token in bf16 against 303,872."""
     tokens, hidden, vocabulary = 16, 4096, 151_936
     ids = torch.zeros(tokens, dtype=torch.long)
-    payload = store(TeacherOutputs("hidden", (torch.zeros(tokens, hidden, dtype=torch.bfloat16),), ids), None, False)
-    logits = store(TeacherOutputs("logits", (torch.zeros(tokens, vocabulary, dtype=torch.bfloat16),), ids), None, False)
-    assert payload.bytes / tokens == 8192
-    assert logits.bytes / tokens == 303_872
+    payload = HiddenOutputs((torch.zeros(tokens, hidden, dtype=torch.bfloat16),), ids).store(None, False)
+    logits = LogitsOutputs((torch.zeros(tokens, vocabulary, dtype=torch.bfloat16),), ids).store(None, False)
+    assert payload.bytes / tokens == 8192 == HiddenOutputs.bytes_per_token(hidden, vocabulary, 0)
+    assert logits.bytes / tokens == 303_872 == LogitsOutputs.bytes_per_token(hidden, vocabulary, 0)
 
 
 def test_what_the_losses_take():
     rows, ids = torch.zeros(2, 4), torch.arange(2)
-    assert isinstance(TeacherOutputs("hidden", (rows,), ids, (rows,)).as_teacher(), LMHead)
-    topk = TeacherOutputs("topk", (rows, rows.long()), ids, temperature=2.0).as_teacher()
+    assert isinstance(HiddenOutputs((rows,), ids, (rows,)).as_teacher(), LMHead)
+    topk = TopKOutputs((rows, rows.long()), ids, temperature=2.0).as_teacher()
     assert isinstance(topk, TopK)
     assert topk.temperature == 2.0
-    assert TeacherOutputs("logits", (rows,), ids).as_teacher() is rows
+    assert LogitsOutputs((rows,), ids).as_teacher() is rows

@@ -18,7 +18,6 @@ from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.teacher.teacher_server import parse_servers
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
 
 
@@ -74,7 +73,7 @@ class ServerWriter:
 
     def __init__(self, trainer: HostTrainer, sampling: Sampling):
         self.trainer, self.sampling = trainer, sampling
-        self.configs = parse_servers(trainer.args.teacher_model_server)
+        self.configs = trainer.kd.source.configs
         key, flag = os.environ.get(KEY_VARIABLE), "--teacher_model_server"
         self.engines = [
             ServerEngine(config.url, trainer.template, config.adapter, key, flag=flag) for config in self.configs

@@ -17,9 +17,11 @@ from swift_kd_plugin.host.rollout.ranks import any_rank, most_of_all_ranks
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED
 from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.hidden_states import why_not_linear
 from swift_kd_plugin.host.teacher.local_teacher import context_group, read_outputs, tensor_group, without_interleaving
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.shards import all_gather
+from swift_kd_plugin.teacher.teacher_outputs import HiddenOutputs, LogitsOutputs
 
 PLACEHOLDER = 0
 
@@ -47,6 +49,8 @@ class MegatronWriter:
                 f"--kd_{side}_engine megatron cannot run interleaved pipeline stages; leave "
                 "--virtual_pipeline_model_parallel_size out, or let vLLM write."
             )
+        models = trainer.unwrapped_models if self._model_is_the_students() else trainer.teacher_models
+        self.form = HiddenOutputs if why_not_linear(models[0]) is None else LogitsOutputs
 
     @torch.no_grad()
     def write(self, samples: list[KDSample]) -> list[KDSample]:
@@ -112,16 +116,18 @@ class MegatronWriter:
         for start in range(0, most * size, size):
             part = sequences[start : start + size] or [[PLACEHOLDER] * 2]
             inputs = self.trainer._collate([_view(ids) for ids in part])
-            tokens += self._choose(read_outputs(self.trainer, model, inputs), part, drawn[start : start + size])
+            tokens += self._choose(
+                read_outputs(self.trainer, model, inputs, self.form), part, drawn[start : start + size]
+            )
         return tokens[: len(sequences)]
 
     def _choose(self, found, sequences: list[list[int]], drawn: Tensor) -> list[int]:
         """Chosen on the group's last rank, which holds the last pipeline stage, for all ranks of the group."""
         chosen = torch.zeros(len(sequences), dtype=torch.long, device=torch.cuda.current_device())
         if found is not None:
-            signal, numbers = found
+            outputs, numbers = found
             everyone = torch.arange(len(sequences), device=numbers.device)
-            logits = _whole(signal.exchange(numbers, everyone, context_group()).as_teacher())
+            logits = _whole(outputs.exchange(numbers, everyone, context_group()).as_teacher())
             logits = _penalise(logits[:, : self._vocabulary()].float(), sequences, self.sampling.repetition_penalty)
             if len(drawn):
                 chosen = choose(logits, self.sampling, drawn.to(logits.device))

@@ -23,16 +23,14 @@ class KDState:
     """`WriterMix`: who writes which response."""
     rows: int | None = None
     """Number of training rows; None of a stream."""
-    teacher_servers: list[Any] | None = None
-    """Pairs of `TaggedServer` and `TeacherServer`; None before this rank has asked one."""
+    source: Any = field(init=False)
+    """`TeacherSource`: where what the teacher says comes from, and in which form."""
     objective: Objective = field(init=False)
     """The loss per token over training."""
     vocabularies: Any = field(init=False)
     """`Vocabularies`: how many token ids each side has."""
     fused: bool = field(init=False)
     """The loss starts from hidden states."""
-    teacher_kind: str = field(init=False)
-    """What is kept of the teacher: hidden, topk or logits."""
     metric_names: tuple[str, ...] = field(init=False)
     """What is logged of each token."""
     memory_report: Any = field(init=False)

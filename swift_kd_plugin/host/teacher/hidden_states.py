@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mcore_bridge.model import GPTModel
+from megatron.core import mpu
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from swift_kd_plugin.losses.lm_head import LMHead
 
@@ -46,6 +48,14 @@ def why_not_linear(model) -> str | None:
     if not isinstance(layer, ColumnParallelLinear) or layer.gather_output:
         return f"its output layer is a {type(layer).__name__}"
     return None if layer.bias is None else "its output layer has a bias"
+
+
+def reason_for_logits(models: list) -> str | None:
+    """`why_not_linear` of a model that is cut into pipeline stages, the same on all of them. All ranks must call it."""
+    group = mpu.get_pipeline_model_parallel_group()
+    reasons: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(reasons, next(filter(None, map(why_not_linear, models)), None), group=group)
+    return next(filter(None, reasons), None)
 
 
 @contextmanager

@@ -5,16 +5,25 @@ from contextlib import contextmanager, nullcontext
 import torch
 from megatron.core import mpu
 from swift.megatron.utils import forward_step_helper
-from swift.utils import empty_cache, gc_collect
+from swift.utils import empty_cache, gc_collect, get_logger
 from torch import Tensor
 from transformers.utils import ContextManagers
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
-from swift_kd_plugin.host.samples.responses import Responses, cut_for_context_rank, number_tokens
-from swift_kd_plugin.host.teacher.hidden_states import language_model, stop_before_lm_head, why_not_linear
+from swift_kd_plugin.host.samples.responses import cut_for_context_rank, number_tokens
+from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.hidden_states import language_model, reason_for_logits, stop_before_lm_head
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import teacher_topk
-from swift_kd_plugin.teacher.teacher_outputs import StoredOutputs, TeacherOutputs, store
+from swift_kd_plugin.teacher.teacher_outputs import (
+    HiddenOutputs,
+    LogitsOutputs,
+    StoredOutputs,
+    TeacherOutputs,
+    TopKOutputs,
+)
+
+logger = get_logger()
 
 
 def tensor_group():
@@ -44,45 +53,62 @@ def without_interleaving(args):
         mpu.set_virtual_pipeline_model_parallel_world_size(given[names[0]])
 
 
-def score_locally(trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
-    """Adds the teacher's `signal` to every micro-batch by a forward on this machine (on the last pipeline stage).
+class LocalTeacher:
+    """A model on these ranks: the separate frozen one, or for self-distillation the student as it is now (its adapters
+    off where the same model with LoRA is asked for)."""
 
-    The teacher is the separate frozen model, or for self-distillation the student as it is now (its adapters off where
-    the same model with LoRA is asked for).
-    """
-    if trainer._is_self_distillation:
-        model = trainer.unwrapped_models[vp_stage or 0]
-        adapters = trainer.peft_models if trainer._teacher_use_disable_adapter else []
-        context = ContextManagers([peft_model.disable_adapter() for peft_model in adapters])
-    else:
-        model = trainer.teacher_models[vp_stage or 0]
-        context = ContextManagers([trainer.load_teacher_model_context(), without_interleaving(trainer.args)])
-    with torch.no_grad(), context:
-        for index, batch in enumerate(batches):
-            temperature = trainer.temperature_of_step(index // trainer.args.num_microbatches)
-            inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch["teacher_model_inputs"].items()}
-            batch["signal"] = _signal(trainer, model, inputs, batch["responses"], temperature, vp_stage)
+    runs_model = True
+    outputs: type[TeacherOutputs]
+
+    def decide(self, trainer: HostTrainer) -> None:
+        reason = reason_for_logits(trainer.teacher_models or trainer.unwrapped_models)
+        self.speaks: type[TeacherOutputs] = HiddenOutputs if reason is None else LogitsOutputs
+        self.outputs = self.speaks if trainer.gkd_logits_topk is None else TopKOutputs
+        because = f", not its hidden states: {reason}" if self.outputs is LogitsOutputs else ""
+        logger.info(f"Of the teacher its {self.outputs.title} are kept{because}.")
+
+    def needs(self, samples: list[KDSample], views: list[dict]) -> dict[str, object]:
+        return {}
+
+    def score(self, trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
+        with torch.no_grad(), self._model(trainer, vp_stage or 0) as model:
+            for index, batch in enumerate(batches):
+                temperature = trainer.temperature_of_step(index // trainer.args.num_microbatches)
+                inputs = {
+                    name: value.clone() if isinstance(value, Tensor) else value
+                    for name, value in batch["teacher_model_inputs"].items()
+                }
+                found = read_outputs(trainer, model, inputs, self.speaks, vp_stage)
+                wanted = batch["responses"].number.flatten()
+                batch["teacher_outputs"] = found and self._keep(trainer, *found, wanted[wanted >= 0], temperature)
+
+    @contextmanager
+    def _model(self, trainer: HostTrainer, vp_stage: int):
+        if trainer._is_self_distillation:
+            adapters = trainer.peft_models if trainer._teacher_use_disable_adapter else []
+            with ContextManagers([peft_model.disable_adapter() for peft_model in adapters]):
+                yield trainer.unwrapped_models[vp_stage]
+        else:
+            with trainer.load_teacher_model_context(), without_interleaving(trainer.args):
+                yield trainer.teacher_models[vp_stage]
+
+    def _keep(
+        self, trainer: HostTrainer, outputs: TeacherOutputs, numbers: Tensor, wanted: Tensor, temperature: float
+    ) -> StoredOutputs:
+        """What is said about the response tokens that lie on this rank."""
+        if self.outputs is TopKOutputs:
+            outputs = keep_topk(trainer, outputs, temperature)
+        return store_outputs(trainer, outputs.exchange(numbers, wanted, context_group()))
 
 
-def _signal(
-    trainer: HostTrainer, model, inputs: dict, responses: Responses, temperature: float, vp_stage
-) -> StoredOutputs | None:
-    """What the teacher says about the response tokens that lie on this rank; None before the last pipeline stage."""
-    found = read_outputs(trainer, model, inputs, vp_stage)
-    if found is None:
-        return None
-    signal, numbers = found
-    if trainer.gkd_logits_topk is not None:
-        signal = keep_topk(trainer, signal, temperature)
-    wanted = responses.number.flatten()
-    return store_outputs(trainer, signal.exchange(numbers, wanted[wanted >= 0], context_group()))
-
-
-def read_outputs(trainer: HostTrainer, model, inputs: dict, vp_stage=None) -> tuple[TeacherOutputs, Tensor] | None:
+def read_outputs(
+    trainer: HostTrainer, model, inputs: dict, form: type[TeacherOutputs], vp_stage: int | None = None
+) -> tuple[TeacherOutputs, Tensor] | None:
     """One forward, and what it says about each token that has a label.
 
     Args:
         inputs: a collated micro-batch, which is used up.
+        form: `HiddenOutputs` or `LogitsOutputs`.
 
     Returns:
         The rows that lie on this rank, and which of the micro-batch's labels, in sample order, each is about [n]; None
@@ -93,29 +119,28 @@ def read_outputs(trainer: HostTrainer, model, inputs: dict, vp_stage=None) -> tu
     data = trainer._prepare_batch(inputs, vp_stage)
     data.pop("loss_scale", None)
     labels = data.pop("labels", None)
-    with stop_before_lm_head(model) if why_not_linear(model) is None else nullcontext() as caught:
+    with stop_before_lm_head(model) if form is HiddenOutputs else nullcontext() as caught:
         logits = forward_step_helper(model, data)
     if logits is None:
         return None
     rows, (batch, length) = (numbers >= 0).nonzero()[:, 0], labels.shape
+    token_ids = labels.flatten()[rows]
     if caught is None:
-        signal = TeacherOutputs("logits", (logits.flatten(0, 1)[rows],), labels.flatten()[rows])
-    else:
-        picked = sequence_first(rows, batch, length)
-        signal = TeacherOutputs("hidden", caught.head[picked].inputs, labels.flatten()[rows], caught.head.weights)
-    return signal, numbers[rows]
+        return LogitsOutputs((logits.flatten(0, 1)[rows],), token_ids), numbers[rows]
+    picked = caught.head[sequence_first(rows, batch, length)]
+    return HiddenOutputs(picked.inputs, token_ids, picked.weights), numbers[rows]
 
 
-def keep_topk(trainer: HostTrainer, signal: TeacherOutputs, temperature: float) -> TeacherOutputs:
+def keep_topk(trainer: HostTrainer, outputs: TeacherOutputs, temperature: float) -> TopKOutputs:
     """The K most probable tokens of each row, over the whole vocabulary and at the loss's temperature."""
-    teacher = signal.as_teacher()
-    shard, _ = shards_of(teacher, None, tensor_group(), trainer.kd.vocabularies.teacher_columns(teacher), None)
+    teacher = outputs.as_teacher()
+    shard, _ = shards_of(teacher, None, tensor_group(), trainer.kd.vocabularies.teacher_ids(outputs.columns), None)
     entries = teacher_topk(teacher, trainer.gkd_logits_topk, shard, temperature)
-    return TeacherOutputs("topk", entries, signal.token_ids, temperature=temperature)
+    return TopKOutputs(entries, outputs.token_ids, temperature)
 
 
-def store_outputs(trainer: HostTrainer, signal: TeacherOutputs) -> StoredOutputs:
-    return store(signal, tensor_group(), pinned=trainer.args.kd_teacher_payload_device == "cpu")
+def store_outputs(trainer: HostTrainer, outputs: TeacherOutputs) -> StoredOutputs:
+    return outputs.store(tensor_group(), pinned=trainer.args.kd_teacher_payload_device == "cpu")
 
 
 def sequence_first(rows: Tensor, batch: int, length: int) -> Tensor:
@@ -134,7 +159,7 @@ def offload_all_but_lm_head(models, head_stays: bool) -> int:
     """
     stays = 0
     for model in models:
-        kept = output_weight(model) if head_stays and why_not_linear(model) is None else None
+        kept = output_weight(model) if head_stays else None
         for parameter in model.parameters():
             if parameter is kept:
                 stays += parameter.numel() * parameter.element_size()

@@ -22,7 +22,7 @@ from swift_kd_plugin.host.teacher.local_teacher import store_outputs
 from swift_kd_plugin.serving.model_server import TeacherServer, check_same_texts
 from swift_kd_plugin.serving.scoring_routes import Sequence, ServerScores
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
-from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
+from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs, TopKOutputs
 
 logger = get_logger()
 ENTRY_KEYS = {"url", "tags", "adapter"}
@@ -54,82 +54,108 @@ def parse_servers(value: str) -> list[TaggedServer]:
     ]
 
 
-def score_on_servers(trainer: HostTrainer, samples: list[KDSample], encoded: list[dict]) -> list[ServerScores]:
-    """What the teachers say of every response token of this rank's samples.
-
-    The first rank of each group that shares its samples (TP x PP x CP) asks, the others receive: data-parallel ranks
-    parse side by side, and nothing is gathered on one rank. Every rank of the group must call this.
-
-    Args:
-        samples: of this rank.
-        encoded: their teacher views with `input_ids` and `labels`, of equal length and not shifted.
-
-    Returns:
-        For each sample the scores of its response tokens (labels other than -100) in order, on the CPU.
+class ServerTeacher:
+    """The servers of --teacher_model_server, connected and checked when this is made.
 
     Raises:
-        KDError: on all ranks of the group, with the sentence of the rank that asked.
+        KDError: one of them cannot be reached, scores no token ids, or has another tokenizer than the student.
     """
-    group = trainer._get_rollout_group()
-    scores, sentence = [], None
-    if dist.get_rank(group) == 0:
-        try:
-            scores = _ask(trainer, samples, [_sequence(view) for view in encoded])
-        except (KDError, ValueError) as error:
-            sentence = str(error)
-    said = [sentence]
-    dist.broadcast_object_list(said, group_src=0, group=group)
-    if said[0] is not None:
-        raise KDError(said[0])
-    return _broadcast(scores, [len(trained_tokens(view["labels"])) for view in encoded], trainer.gkd_logits_topk, group)
 
+    runs_model = False
+    outputs: type[TeacherOutputs] = TopKOutputs
 
-def score_remotely(trainer: HostTrainer, batches: list[dict]) -> None:
-    """Adds the teacher's `signal` to every micro-batch, from the servers; each has its samples and `teacher_views`."""
-    views = [batch.pop("teacher_views") for batch in batches]
-    samples = [sample for batch in batches for sample in batch.pop("samples")]
-    scores = iter(score_on_servers(trainer, samples, [view for group in views for view in group]))
-    for batch, group in zip(batches, views, strict=True):
-        number = batch["responses"].number
-        signal = _joined([next(scores) for _ in group], group)
-        wanted = number[number >= 0].to(signal.token_ids.device)
-        batch["signal"] = store_outputs(
-            trainer, signal.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device))
+    def __init__(self, args, template):
+        self.configs = parse_servers(args.teacher_model_server)
+        self.servers = [connect(config, args.gkd_logits_topk, template.tokenizer) for config in self.configs]
+
+    def decide(self, trainer: HostTrainer) -> None:
+        for server in self.servers:
+            logger.info(server.description)
+
+    def needs(self, samples: list[KDSample], views: list[dict]) -> dict[str, object]:
+        return {"samples": samples, "teacher_views": [dict(view) for view in views]}
+
+    def score(self, trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
+        views = [batch.pop("teacher_views") for batch in batches]
+        samples = [sample for batch in batches for sample in batch.pop("samples")]
+        scores = iter(self._score_together(trainer, samples, [view for group in views for view in group]))
+        for batch, group in zip(batches, views, strict=True):
+            number = batch["responses"].number
+            outputs = _joined([next(scores) for _ in group], group)
+            wanted = number[number >= 0].to(outputs.token_ids.device)
+            batch["teacher_outputs"] = store_outputs(
+                trainer, outputs.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device))
+            )
+
+    def _score_together(self, trainer: HostTrainer, samples: list[KDSample], views: list[dict]) -> list[ServerScores]:
+        """What the teachers say of every response token of this rank's samples.
+
+        The first rank of each group that shares its samples (TP x PP x CP) asks, the others receive: data-parallel
+        ranks parse side by side, and nothing is gathered on one rank. Every rank of the group must call this.
+
+        Args:
+            samples: of this rank.
+            views: their teacher views with `input_ids` and `labels`, of equal length and not shifted.
+
+        Returns:
+            For each sample the scores of its response tokens (labels other than -100) in order, on the CPU.
+
+        Raises:
+            KDError: on all ranks of the group, with the sentence of the rank that asked.
+        """
+        group = trainer._get_rollout_group()
+        scores, sentence = [], None
+        if dist.get_rank(group) == 0:
+            try:
+                scores = self._ask(trainer, samples, [_sequence(view) for view in views])
+            except (KDError, ValueError) as error:
+                sentence = str(error)
+        said = [sentence]
+        dist.broadcast_object_list(said, group_src=0, group=group)
+        if said[0] is not None:
+            raise KDError(said[0])
+        return _broadcast(
+            scores, [len(trained_tokens(view["labels"])) for view in views], trainer.gkd_logits_topk, group
         )
 
+    def _ask(self, trainer: HostTrainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
+        """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
+        routes = route_samples_to_teachers(samples, self.configs, trainer.args.teacher_tag_key)
+        chosen = [
+            [index for index in routes[number] if sequences[index].positions] for number in range(len(self.servers))
+        ]
+        topk = trainer.gkd_logits_topk
+        found = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
 
-def _joined(scores: list[ServerScores], views: list[dict]) -> TeacherOutputs:
+        def ask_one(server: TeacherServer, indices: list[int]) -> list[ServerScores]:
+            sent = _prepare(server, [samples[i] for i in indices], [sequences[i] for i in indices], trainer.template)
+            return server.score(sent)
+
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            for indices, answers in zip(chosen, pool.map(ask_one, self.servers, chosen), strict=True):
+                for index, scores in zip(indices, answers, strict=True):
+                    found[index] = scores
+        return found
+
+
+def connect(config: TaggedServer, topk: int, tokenizer) -> TeacherServer:
+    """Raises KDError if it cannot be reached, scores no token ids, or has another tokenizer."""
+    server = TeacherServer(config.url, topk, config.adapter, os.environ.get(KEY_VARIABLE))
+    check_same_texts(tokenizer, server.connect(), server.name)
+    return server
+
+
+def _joined(scores: list[ServerScores], views: list[dict]) -> TopKOutputs:
     """The scores of a micro-batch's samples, one after the other, on the CPU."""
     rows = torch.cat([score.log_probs for score in scores]), torch.cat([score.ids for score in scores])
     token_ids = [token for view in views for token in trained_tokens(view["labels"])]
-    return TeacherOutputs("topk", rows, torch.tensor(token_ids, dtype=torch.long))
+    return TopKOutputs(rows, torch.tensor(token_ids, dtype=torch.long))
 
 
 def _sequence(view: dict) -> Sequence:
     """Ends with the last response token: padding and what follows the response have no say in it."""
     positions = [position for position, label in enumerate(view["labels"]) if label != IGNORED]
     return Sequence(list(view["input_ids"])[: positions[-1] + 1] if positions else [], positions)
-
-
-def _ask(trainer: HostTrainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
-    """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
-    if trainer.kd.teacher_servers is None:
-        trainer.kd.teacher_servers = _connect(trainer)
-    configs, servers = zip(*trainer.kd.teacher_servers, strict=True)
-    routes = route_samples_to_teachers(samples, configs, trainer.args.teacher_tag_key)
-    chosen = [[index for index in routes[number] if sequences[index].positions] for number in range(len(servers))]
-    topk = trainer.gkd_logits_topk
-    found = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
-
-    def ask_one(server: TeacherServer, indices: list[int]) -> list[ServerScores]:
-        sent = _prepare(server, [samples[i] for i in indices], [sequences[i] for i in indices], trainer.template)
-        return server.score(sent)
-
-    with ThreadPoolExecutor(len(servers)) as pool:
-        for indices, answers in zip(chosen, pool.map(ask_one, servers, chosen), strict=True):
-            for index, scores in zip(indices, answers, strict=True):
-                found[index] = scores
-    return found
 
 
 def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:
@@ -147,16 +173,6 @@ def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Seq
             "start it as swift deploy with the student's --template and without --use_chat_template false."
         )
     return sequences
-
-
-def _connect(trainer: HostTrainer) -> list[tuple[TaggedServer, TeacherServer]]:
-    servers = []
-    for config in parse_servers(trainer.args.teacher_model_server):
-        server = TeacherServer(config.url, trainer.gkd_logits_topk, config.adapter, os.environ.get(KEY_VARIABLE))
-        check_same_texts(trainer.template.tokenizer, server.connect(), server.name)
-        logger.info(server.description)
-        servers.append((config, server))
-    return servers
 
 
 def _with_requests(samples: list[KDSample], sequences: list[Sequence], template) -> list[Sequence]:

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.losses.lm_head import LMHead
-from swift_kd_plugin.losses.request import TopK
 
 logger = get_logger()
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
@@ -26,19 +25,20 @@ class Vocabularies:
     student: int
     teacher: int | None
 
-    def of(self, student: Tensor | LMHead, teacher: Tensor | LMHead | TopK) -> tuple[int, int | None]:
-        """Both numbers as the losses take them: never more than there are columns over all ranks."""
-        count = self.teacher if isinstance(teacher, TopK) else self.teacher_columns(teacher)
-        return min(self.student, columns_of(student)), count
+    def of(self, student: Tensor | LMHead, teacher_columns: int | None) -> tuple[int, int | None]:
+        """Both numbers as the losses take them: never more than there are columns over all ranks.
 
-    def teacher_columns(self, logits: Tensor | LMHead) -> int:
-        columns = columns_of(logits)
+        Args:
+            teacher_columns: this rank's, or None of a teacher without any.
+        """
+        columns = student.shape[-1] * mpu.get_tensor_model_parallel_world_size()
+        return min(self.student, columns), self.teacher_ids(teacher_columns)
+
+    def teacher_ids(self, columns: int | None) -> int | None:
+        if columns is None:
+            return self.teacher
+        columns *= mpu.get_tensor_model_parallel_world_size()
         return columns if self.teacher is None else min(self.teacher, columns)
-
-
-def columns_of(logits: Tensor | LMHead) -> int:
-    width = logits.width if isinstance(logits, LMHead) else logits.shape[-1]
-    return width * mpu.get_tensor_model_parallel_world_size()
 
 
 def read_vocabularies(trainer: HostTrainer) -> Vocabularies:

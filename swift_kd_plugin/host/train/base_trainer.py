@@ -40,10 +40,11 @@ class BaseTrainer(RolloutHooks):
             from swift_kd_plugin.host.train.choose_trainer import choose_trainer
 
             cls = choose_trainer(*args, **kwargs)
-        return super().__new__(cls)
+        trainer = super().__new__(cls)
+        trainer.kd = KDState()
+        return trainer
 
     def __init__(self, args, template, **kwargs):
-        self.kd = KDState()
         super().__init__(args, template, **kwargs)
         apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
 
@@ -69,9 +70,13 @@ class BaseTrainer(RolloutHooks):
             super()._load_teacher_model()
         if self.teacher_models:
             merge_adapters(self)
+        self._teacher_is_loaded()
         self.offload_teacher_model = offload
         if offload:
             self._offload_teacher_models()
+
+    def _teacher_is_loaded(self) -> None:
+        """Called once student and teacher are there, before the teacher may be moved to the CPU."""
 
     def _replace_data_iterator(self, data_iterator):
         if not isinstance(data_iterator, list):

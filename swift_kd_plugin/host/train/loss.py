@@ -11,7 +11,7 @@ from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings
 from swift_kd_plugin.losses.objective_loss import Tokens, objective_loss
 from swift_kd_plugin.losses.overlap import topk_overlap
-from swift_kd_plugin.losses.request import TopK
+from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
 
 OVERLAP_TOKENS = 128
@@ -37,7 +37,7 @@ def kd_loss(
     trainer: HostTrainer,
     settings: Settings,
     student: Tensor | LMHead,
-    signal: TeacherOutputs,
+    outputs: TeacherOutputs,
     tokens: Tokens,
     responses: Responses,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -45,16 +45,15 @@ def kd_loss(
 
     Args:
         student: logits [N, v] of this rank, whose memory takes the gradient, or what they would be made of.
-        signal: the teacher's rows for `tokens`.
+        outputs: the teacher's rows for `tokens`.
     """
-    assert torch.equal(signal.token_ids, tokens.labels), "the teacher's rows belong to other tokens"
-    teacher = signal.as_teacher()
-    vocabularies = trainer.kd.vocabularies.of(student, teacher)
-    overlap = _overlap(student, teacher, tokens, vocabularies) if trainer.args.kd_metrics else {}
+    assert torch.equal(outputs.token_ids, tokens.labels), "the teacher's rows belong to other tokens"
+    vocabularies = trainer.kd.vocabularies.of(student, outputs.columns)
+    overlap = _overlap(student, outputs, tokens, vocabularies) if trainer.args.kd_metrics else {}
     loss, parts = objective_loss(
         settings,
         student,
-        teacher,
+        outputs.as_teacher(),
         tokens,
         group=tensor_group(),
         sequence_group=context_group(),
@@ -71,14 +70,12 @@ def kd_loss(
 
 @torch.no_grad()
 def _overlap(
-    student: Tensor | LMHead, teacher: Tensor | LMHead | TopK, tokens: Tokens, vocabularies
+    student: Tensor | LMHead, outputs: TeacherOutputs, tokens: Tokens, vocabularies: tuple[int, int | None]
 ) -> dict[str, Tensor]:
     """The share of the teacher's K most probable tokens that are among the student's, on evenly spread tokens."""
     step = max(1, -(-len(tokens.student_rows) // OVERLAP_TOKENS))
     students = student[tokens.student_rows[::step]]
-    rows = tokens.teacher_rows[::step]
-    if isinstance(teacher, TopK):
-        shares = topk_overlap(students, teacher.ids[rows], None, tensor_group(), *vocabularies)
-    else:
-        shares = topk_overlap(students, teacher[rows], OVERLAP_K, tensor_group(), *vocabularies)
+    shard, of_teacher = shards_of(students, outputs.columns, tensor_group(), *vocabularies)
+    ids = outputs.best_ids(tokens.teacher_rows[::step], OVERLAP_K, of_teacher)
+    shares = topk_overlap(students, ids, shard)
     return {"topk_overlap": torch.stack([shares.sum(), shares.new_tensor(len(shares))]).float()}

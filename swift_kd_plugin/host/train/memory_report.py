@@ -51,8 +51,9 @@ def device_memory() -> int:
 
 
 def read_plan(trainer: HostTrainer, payload_on_host: bool) -> MemoryPlan:
-    """Reads a trainer that has `teacher_kind` ("hidden", "logits", "topk") and `fused`."""
+    """Reads a trainer that knows its form of the teacher's outputs, and whether its loss is fused."""
     args, config = trainer.args, trainer.config
+    outputs = trainer.kd.source.outputs
     teacher_config = trainer.teacher_config if trainer.teacher_models else config
     optimizer, optimizer_on_host = optimizer_bytes(trainer.optimizer, trainer.unwrapped_models)
     tensor_parallel = mpu.get_tensor_model_parallel_world_size()
@@ -67,18 +68,19 @@ def read_plan(trainer: HostTrainer, payload_on_host: bool) -> MemoryPlan:
         optimizer_on_host=optimizer_on_host,
         teacher=weight_bytes(trainer.teacher_models or []),
         teacher_offloaded=bool(trainer.teacher_models) and args.offload_teacher_model,
-        kind=trainer.kd.teacher_kind,
+        outputs=outputs.name,
+        output_bytes=outputs.bytes_per_token(
+            teacher_config.hidden_size, teacher_config.padded_vocab_size, trainer.gkd_logits_topk or 0
+        ),
+        outputs_by_columns=outputs.by_columns,
         payload_tokens=payload_tokens,
         payload_on_host=payload_on_host,
         batch_tokens=batch_tokens,
         fused=trainer.kd.fused,
         hidden=config.hidden_size,
-        teacher_hidden=teacher_config.hidden_size,
         vocabulary=config.padded_vocab_size,
-        teacher_vocabulary=teacher_config.padded_vocab_size,
         chunk=chunk_tokens(width, device),
         block=block_tokens(width, device),
-        topk=trainer.gkd_logits_topk or 0,
         tensor_parallel=tensor_parallel,
         engine=engine,
         engine_note=engine_note,

@@ -17,12 +17,12 @@ from swift_kd_plugin.host.rollout.write_responses import make_mix, write_respons
 from swift_kd_plugin.host.samples.responses import describe_responses, weigh_positions
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.hidden_states import stop_before_lm_head
-from swift_kd_plugin.host.teacher.local_teacher import offload_all_but_lm_head, score_locally
-from swift_kd_plugin.host.teacher.teacher_server import score_remotely
+from swift_kd_plugin.host.teacher.local_teacher import offload_all_but_lm_head
+from swift_kd_plugin.host.teacher.teacher_source import choose_source
 from swift_kd_plugin.host.teacher.vocabulary import check_same_tokens, read_vocabularies
 from swift_kd_plugin.host.train.base_trainer import BaseTrainer
 from swift_kd_plugin.host.train.loss import choose_tokens, kd_loss
-from swift_kd_plugin.host.train.loss_inputs import choose_loss_inputs
+from swift_kd_plugin.host.train.loss_inputs import loss_is_fused
 from swift_kd_plugin.host.train.memory_report import MemoryReport
 from swift_kd_plugin.host.train.objective_flags import make_objective
 from swift_kd_plugin.host.train.training_metrics import (
@@ -43,6 +43,7 @@ class KDTrainer(BaseTrainer):
     """
 
     def __init__(self, args, template, **kwargs):
+        self.kd.source = choose_source(args, template)
         super().__init__(args, template, **kwargs)
         self.kd.memory_report = MemoryReport(payload_on_host=args.kd_teacher_payload_device == "cpu")
         if self._is_self_distillation and len(self.unwrapped_models) > 1:
@@ -54,8 +55,8 @@ class KDTrainer(BaseTrainer):
         self.kd.vocabularies = read_vocabularies(self)
         if self.teacher_models:
             check_same_tokens(template.tokenizer, args.teacher_model_dir)
-        self.kd.fused, self.kd.teacher_kind = choose_loss_inputs(self)
-        self.kd.metric_names = metric_names(self.gkd_logits_topk is not None, args.kd_metrics)
+        self.kd.fused = loss_is_fused(self)
+        self.kd.metric_names = metric_names(self.kd.source.outputs.metric_names, args.kd_metrics)
         logger.info(f"Loss per token: {self.kd.objective}; token policy: {self.kd.objective.policy.name}")
 
     def _init_rollout_engine(self) -> None:
@@ -114,34 +115,36 @@ class KDTrainer(BaseTrainer):
         dropped = self._match_views(samples, student, teacher)
         if self.args.kd_token_policy == "position":
             weigh_positions(student, self.args.kd_position_final)
-        sent = {}
-        if self.use_teacher_api:
-            sent = {"samples": samples, "teacher_views": [dict(view) for view in teacher or student]}
+        needed = self.kd.source.needs(samples, teacher or student)
         batch = self._collate_views(student, teacher)
         responses = describe_responses(samples, student, batch["labels"].cpu(), self.args.kd_ce_column, dropped)
         batch["responses"] = responses.to(self.device).on_this_rank(self.args, batch)
-        return batch | sent
+        return batch | needed
+
+    def _teacher_is_loaded(self) -> None:
+        self.kd.source.decide(self)
 
     def _offload_teacher_models(self) -> None:
         if self.teacher_models:
-            stays = offload_all_but_lm_head(self.teacher_models, head_stays=self.gkd_logits_topk is None)
+            head_stays = self.kd.source.outputs.needs_lm_head
+            stays = offload_all_but_lm_head(self.teacher_models, head_stays)
             logger.info_once(
                 f"Between its forwards {stays / 2**20:.1f} MiB of the teacher stay on the device: its head."
             )
 
     def _compute_teacher_logits(self, encoded_batches, vp_stage=None) -> None:
-        if self.use_teacher_api:
-            score_remotely(self, encoded_batches)
-        else:
+        if self.kd.source.runs_model:
             super()._compute_teacher_logits(encoded_batches, vp_stage)
+        else:
+            self.kd.source.score(self, encoded_batches)
 
     def _compute_teacher_logits_local(self, encoded_batches, vp_stage=None) -> None:
-        score_locally(self, encoded_batches, vp_stage)
+        self.kd.source.score(self, encoded_batches, vp_stage)
 
     def forward_step(self, data_iterator, model):
         unwrapped_model = get_attr_wrapped_model(model, "get_input_tensor", return_model_obj=True)
         data = next(data_iterator)
-        responses, signal = data.pop("responses"), data.pop("signal")
+        responses, outputs = data.pop("responses"), data.pop("teacher_outputs")
         for name in ("data_source", "teacher_model_inputs"):
             data.pop(name, None)
         data = self._prepare_batch(data, unwrapped_model.vp_stage)
@@ -151,15 +154,15 @@ class KDTrainer(BaseTrainer):
             unwrapped_model.set_input_tensor(input_tensor)
         with stop_before_lm_head(unwrapped_model) if self.kd.fused else nullcontext() as caught:
             output = model(**data)
-        of_batch = {"labels": labels, "signal": signal, "responses": responses, "loss_scale": loss_scale}
+        of_batch = {"labels": labels, "teacher_outputs": outputs, "responses": responses, "loss_scale": loss_scale}
         return output, partial(self.loss_func, caught=caught, **of_batch)
 
-    def loss_func(self, output_tensor, *, labels, signal, responses, loss_scale, caught):
+    def loss_func(self, output_tensor, *, labels, teacher_outputs, responses, loss_scale, caught):
         """The summed loss of a micro-batch, its number of tokens, and its metrics over all data and context ranks."""
         tokens = choose_tokens(labels, responses, loss_scale, self.kd.fused)
         student = caught.head if self.kd.fused else output_tensor.flatten(0, 1)
         settings = self.kd.objective.at(self.progress())
-        loss, metrics = kd_loss(self, settings, student, signal.load(self.device), tokens, responses)
+        loss, metrics = kd_loss(self, settings, student, teacher_outputs.load(self.device), tokens, responses)
         count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
         if self.args.kd_on_mismatch == "drop":
             dropped = responses.dropped.float()

@@ -10,12 +10,15 @@ REMOVED = ("removed_teacher_mass", "removed_student_mass")
 REMOVED_LIMIT = 1e-3
 BASIC = ("loss", "divergence", "ce")
 EXTENDED = ("forward_kl", "reverse_kl", "teacher_entropy", "student_entropy", "top1_agreement")
-TAILS = ("teacher_tail_mass", "student_tail_mass")
 
 
-def metric_names(topk: bool, extended: bool) -> tuple[str, ...]:
-    """What a run logs. Every rank has the same list, also where it holds no token."""
-    return BASIC + REMOVED + (EXTENDED if extended else ()) + (TAILS if topk and extended else ())
+def metric_names(of_outputs: tuple[str, ...], extended: bool) -> tuple[str, ...]:
+    """What a run logs. Every rank has the same list, also where it holds no token.
+
+    Args:
+        of_outputs: what is measured of the form of this teacher's outputs alone.
+    """
+    return BASIC + REMOVED + (EXTENDED + of_outputs if extended else ())
 
 
 def make_metrics(

@@ -47,7 +47,7 @@ def pair_on_rank(rank: int, partition: str, packed: bool) -> list[tuple]:
     args = start(partition, packed)
     from swift_kd_plugin.host.samples.responses import cut_for_context_rank, number_tokens
     from swift_kd_plugin.host.teacher.local_teacher import context_group
-    from swift_kd_plugin.teacher.teacher_outputs import TeacherOutputs
+    from swift_kd_plugin.teacher.teacher_outputs import LogitsOutputs
 
     results = []
     for seed in range(CASES):
@@ -60,7 +60,7 @@ def pair_on_rank(rank: int, partition: str, packed: bool) -> list[tuple]:
             assert torch.equal(numbers >= 0, labels != -100)
             cut[side] = numbers[numbers >= 0], labels[labels != -100]
         (wanted, labels), (made, ids) = cut["student"], cut["teacher"]
-        signal = TeacherOutputs("logits", (made[:, None].float(),), ids).exchange(made, wanted, context_group())
+        signal = LogitsOutputs((made[:, None].float(),), ids).exchange(made, wanted, context_group())
         right = (signal.rows[0][:, 0].long() == wanted) & (signal.token_ids == labels)
         results.append((int(right.sum()), len(wanted)))
     return results

@@ -13,6 +13,7 @@ from swift_kd_plugin.memory.memory_table import (
     render_memory,
     total,
 )
+from swift_kd_plugin.teacher.teacher_outputs import HiddenOutputs, LogitsOutputs, TopKOutputs
 from tests.gloo_ranks import run_distributed
 from tests.host.small_gpt import FFN as F
 from tests.host.small_gpt import GROUPS, HEAD, HEADS, LAYERS, measure
@@ -30,33 +31,34 @@ BASE = MemoryPlan(
     optimizer_on_host=0,
     teacher=3000,
     teacher_offloaded=False,
-    kind="hidden",
+    outputs="hidden",
+    output_bytes=8192,
+    outputs_by_columns=False,
     payload_tokens=10,
     payload_on_host=False,
     batch_tokens=100,
     fused=True,
     hidden=64,
-    teacher_hidden=4096,
     vocabulary=151936,
-    teacher_vocabulary=151936,
     chunk=8,
     block=16,
 )
 
 
 @pytest.mark.parametrize(
-    ("kind", "tp", "tokens", "expected"),
+    ("form", "tp", "tokens", "expected"),
     [
-        ("hidden", 1, 1, 8192),
-        ("hidden", 2, 3, 2 * 8192),
-        ("logits", 1, 1, 303_872),
-        ("logits", 2, 1, 151_936),
-        ("topk", 1, 1, 12 * 64),
-        ("topk", 2, 5, 3 * 12 * 64),
+        (HiddenOutputs, 1, 1, 8192),
+        (HiddenOutputs, 2, 3, 2 * 8192),
+        (LogitsOutputs, 1, 1, 303_872),
+        (LogitsOutputs, 2, 1, 151_936),
+        (TopKOutputs, 1, 1, 12 * 64),
+        (TopKOutputs, 2, 5, 3 * 12 * 64),
     ],
 )
-def test_payload(kind, tp, tokens, expected):
-    assert payload_bytes(replace(BASE, kind=kind, tensor_parallel=tp, topk=64), tokens) == expected
+def test_payload(form, tp, tokens, expected):
+    kept = {"output_bytes": form.bytes_per_token(4096, 151936, 64), "outputs_by_columns": form.by_columns}
+    assert payload_bytes(replace(BASE, **kept, tensor_parallel=tp), tokens) == expected
 
 
 def test_fused_loss_holds_a_block_a_chunk_and_the_gradients_of_head_and_hidden_states():
@@ -65,7 +67,7 @@ def test_fused_loss_holds_a_block_a_chunk_and_the_gradients_of_head_and_hidden_s
 
 
 def test_logits_loss_holds_the_students_logits_and_those_that_wait_elsewhere():
-    plan = replace(BASE, fused=False, kind="logits", tensor_parallel=2, vocabulary=1001)
+    plan = replace(BASE, fused=False, output_bytes=303_872, outputs_by_columns=True, tensor_parallel=2, vocabulary=1001)
     chunk, own = 6 * 8 * 501 * 4, 100 * 501 * 2
     assert loss_bytes(plan) == chunk + own
     assert loss_bytes(replace(plan, payload_on_host=True)) == chunk + own + 100 * 75968 * 2
@@ -78,7 +80,7 @@ def test_a_rank_without_the_output_layer_has_no_loss():
 def test_the_table_adds_up():
     rows = {row.name: row for row in memory_table(replace(BASE, optimizer_on_host=50, payload_on_host=True))}
     assert rows["optimizer"] == MemoryRow("optimizer", 6000, 50)
-    assert rows["teacher's signals"] == MemoryRow("teacher's signals", 0, 10 * 8192)
+    assert rows["teacher's outputs"] == MemoryRow("teacher's outputs", 0, 10 * 8192)
     assert total(list(rows.values())).device == 1000 + 2000 + 6000 + 3000 + loss_bytes(BASE)
     assert total(list(rows.values())).host == 50 + 10 * 8192
 
