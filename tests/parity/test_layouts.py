@@ -161,6 +161,8 @@ def test_layout_trains_like_one_process(layout, material, references, figures):
     distance = compare(run, truth, gradients, true_gradients)
     figures[layout.name] = distance
 
+    assert "The loss takes the student's " in run.log
+    assert "Of the teacher its " in run.log
     assert distance.loss < 0.005, distance
     assert distance.grad_norm < 0.02, distance
     assert distance.norm < 0.02, distance

@@ -10,14 +10,14 @@ pytestmark = pytest.mark.skipif(HAS_GPU, reason="ranks without a GPU of their ow
 HIDDEN, VOCABULARY = 16, 32
 
 
-def start():
+def start(stages: int = 1):
     from swift_kd_plugin.cpu import switch_on
 
     switch_on()
     from megatron.core import mpu
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    mpu.initialize_model_parallel(tensor_model_parallel_size=torch.distributed.get_world_size())
+    mpu.initialize_model_parallel(torch.distributed.get_world_size() // stages, stages)
     model_parallel_cuda_manual_seed(7)
 
 
@@ -25,8 +25,8 @@ def make_config(**changes):
     from megatron.core.transformer import TransformerConfig
 
     settings = {"num_layers": 1, "hidden_size": HIDDEN, "num_attention_heads": 2, "gradient_accumulation_fusion": False}
-    tensor_parallel = torch.distributed.get_world_size()
-    return TransformerConfig(**settings, tensor_model_parallel_size=tensor_parallel, **changes)
+    sizes = {"tensor_model_parallel_size": torch.distributed.get_world_size()}
+    return TransformerConfig(**settings, **{**sizes, **changes})
 
 
 def make_layer(config, bias: bool = False):
@@ -78,6 +78,21 @@ def test_heads_of_another_kind_are_recognised():
         "another layer": "its output layer is a Linear",
         "an earlier stage": None,
     }
+
+
+def reason_on_stage(rank: int, bias: bool) -> str | None:
+    """Of a model that two stages share, of which the last alone has the output layer."""
+    start(stages=2)
+    from swift_kd_plugin.host.teacher.hidden_states import reason_for_logits
+
+    model = make_model(make_layer(make_config(tensor_model_parallel_size=1), bias))
+    model.post_process = rank == 1
+    return reason_for_logits([model])
+
+
+def test_every_pipeline_stage_knows_what_the_last_one_sees():
+    assert run_distributed(reason_on_stage, 2, True) == ["its output layer has a bias"] * 2
+    assert run_distributed(reason_on_stage, 2, False) == [None, None]
 
 
 def caught_on_rank(rank: int, sequence_parallel: bool) -> tuple[torch.Tensor, ...]:
