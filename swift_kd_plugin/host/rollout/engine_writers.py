@@ -16,6 +16,7 @@ from swift_kd_plugin.generation.engines import Engine, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
+from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
@@ -34,7 +35,7 @@ def answer_samples(engine: Engine, samples: list[KDSample], sampling: Sampling) 
     return [found[index] for index in range(len(samples))]
 
 
-class CopyWriter:
+class CopyWriter(ResponseWriter):
     """A whole copy of the model on each device, run by transformers.
 
     Args:
@@ -66,7 +67,7 @@ class CopyWriter:
         self.engine.close()
 
 
-class ServerWriter:
+class ServerWriter(ResponseWriter):
     """The servers of --teacher_model_server, each for the samples of its tag; every rank asks for its own part."""
 
     split = True

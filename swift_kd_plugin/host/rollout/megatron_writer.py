@@ -14,6 +14,7 @@ from swift_kd_plugin.generation.engines import PromptError, Sampling
 from swift_kd_plugin.generation.sampling import choose, draws
 from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
 from swift_kd_plugin.host.rollout.ranks import any_rank, most_of_all_ranks
+from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED
 from swift_kd_plugin.host.samples.sample import KDSample
@@ -26,7 +27,7 @@ from swift_kd_plugin.teacher.teacher_outputs import HiddenOutputs, LogitsOutputs
 PLACEHOLDER = 0
 
 
-class MegatronWriter:
+class MegatronWriter(ResponseWriter):
     """Writes with the training model or the local teacher, token by token.
 
     All ranks that share samples work on all of them together, as their models are cut; ranks with other samples make

@@ -1,32 +1,15 @@
-"""ms-swift's rollout with vLLM's errors in one sentence, and its generation cycles in a resumed run."""
+"""ms-swift's rollout within training: its generation cycles in a resumed run, vLLM's errors in one sentence."""
 
 from swift.megatron.trainers.gkd_trainer import MegatronGKDTrainer
 from swift.utils import get_logger
 
-from swift_kd_plugin.generation.vllm_engine import refusals, said_in_one_sentence
-from swift_kd_plugin.host.rollout.choose_writers import check_vllm
-from swift_kd_plugin.host.rollout.completions import explain_refusal
+from swift_kd_plugin.host.rollout.vllm_writers import ColocatedVllm
 
 logger = get_logger()
 
 
-class RolloutHooks(MegatronGKDTrainer):
+class RolloutHooks(ColocatedVllm, MegatronGKDTrainer):
     """What a rollout needs whatever the loss is; the rest of it is ms-swift's."""
-
-    def _prepare_vllm_engine(self):
-        check_vllm(self.kd.side)
-        with self._vllm_in_one_sentence(f"vLLM cannot start with {self.args.model_info.model_dir}"):
-            return super()._prepare_vllm_engine()
-
-    def _colocate_rollout(self, samples, request_config):
-        with self._vllm_in_one_sentence("vLLM broke off"):
-            try:
-                return super()._colocate_rollout(samples, request_config)
-            except refusals() as error:
-                raise explain_refusal(samples, self.template, self.engine.max_model_len) or error from error
-
-    def _vllm_in_one_sentence(self, what: str):
-        return said_in_one_sentence(what, "vllm_", f"--kd_{self.kd.side}_engine transformers")
 
     def train(self, train_dataset, val_dataset) -> None:
         self._step = self.state.iteration

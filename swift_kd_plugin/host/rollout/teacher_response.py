@@ -29,8 +29,8 @@ def ask_teacher(sample: KDSample) -> KDSample:
     return asked
 
 
-def take_teacher_response(sample: KDSample, answer: KDSample, template) -> None:
-    """Makes what the teacher wrote the response of `sample`, in place.
+def take_teacher_response(sample: KDSample, answer: KDSample, template) -> KDSample:
+    """A copy of `sample` whose response is what the teacher wrote.
 
     Where the modes of the two views differ, a thought goes to the teacher's view alone (as the column
     `teacher_thought`), and the empty think block of a teacher that does not think goes in front of the answer. A
@@ -48,13 +48,14 @@ def take_teacher_response(sample: KDSample, answer: KDSample, template) -> None:
         before = teacher[len(student) :] if teacher[: len(student)] == student else teacher
         ids, mask = [*before, *ids], [0] * len(before) + mask
     content = answer.messages[-1]["content"] if thought is None else decode(ids, skip_special_tokens=True)
-    if sample.has_response:
-        sample.messages.pop()
-    sample.messages.append({"role": "assistant", "content": content})
-    sample.finish_reason, sample.add_eos = answer.finish_reason, False
-    sample.response_token_ids, sample.response_loss_mask = [list(ids)], [mask]
-    sample.teacher_thought = sample.teacher_thought if thought is None else thought
-    sample.left_out = not ids
+    taken = copy.copy(sample)
+    turns = sample.messages[:-1] if sample.has_response else sample.messages
+    taken.messages = [*turns, {"role": "assistant", "content": content}]
+    taken.finish_reason, taken.add_eos = answer.finish_reason, False
+    taken.response_token_ids, taken.response_loss_mask = [list(ids)], [mask]
+    taken.teacher_thought = sample.teacher_thought if thought is None else thought
+    taken.left_out = not ids
+    return taken
 
 
 def _prefix(sample: KDSample, template) -> list[int]:

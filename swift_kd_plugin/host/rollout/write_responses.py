@@ -1,9 +1,4 @@
-"""Who writes a response: the student, the teacher or the dataset, each sample for itself.
-
-A writer takes samples and answers each: `writer.write(samples)` gives them back with the response as last turn, its
-token ids and its finish reason. `writer.split` says whether the ranks that share their samples (TP x PP x CP) write a
-part each, or all of them together.
-"""
+"""Who writes a response: the student, the teacher or the dataset, each sample for itself."""
 
 import copy
 import time
@@ -16,6 +11,7 @@ from torch import distributed as dist
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rollout.ranks import any_rank
+from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.teacher_response import KWARGS, ask_teacher, take_teacher_response
 from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform
@@ -80,17 +76,17 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
 
 
 def _write(trainer: HostTrainer, name: str, drafts: list[KDSample]) -> list[KDSample]:
-    """The drafts with responses of the student or the teacher, the latter asked in its own view."""
+    """New samples with responses of the student or the teacher, the latter asked in its own view."""
     writer = trainer.kd.writers[name]
     if name == "student":
         return _write_together(trainer, writer, drafts)
     answered = _write_together(trainer, writer, [ask_teacher(draft) for draft in drafts])
-    for draft, answer in zip(drafts, answered, strict=True):
-        take_teacher_response(draft, answer, trainer.template)
-    return drafts
+    return [
+        take_teacher_response(draft, answer, trainer.template) for draft, answer in zip(drafts, answered, strict=True)
+    ]
 
 
-def _write_together(trainer: HostTrainer, writer, samples: list[KDSample]) -> list[KDSample]:
+def _write_together(trainer: HostTrainer, writer: ResponseWriter, samples: list[KDSample]) -> list[KDSample]:
     """All samples of a group, answered; a rank's sentence is raised on all ranks of its group."""
     if not writer.split:
         return writer.write(samples)

@@ -28,11 +28,9 @@ class HostTrainer(Protocol):
     peft_models: list[nn.Module]
     teacher_models: list[nn.Module]
     teacher_config: Any
-    request_config: Any
     gkd_logits_topk: int | None
     steps_per_generation: int
     log_completions: bool
-    enable_offload: bool
     use_teacher_api: bool
     load_teacher_model_context: Callable[[], AbstractContextManager]
     offload_context: Callable[..., AbstractContextManager]

@@ -1,7 +1,7 @@
 """What the plugin keeps of a run beside ms-swift's own attributes of the trainer, where it is `trainer.kd`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from swift_kd_plugin.losses.objective import Objective
 
@@ -13,8 +13,6 @@ class KDState:
     What has no default `KDTrainer` sets, once models and engines are there; ms-swift's own loss has no use of it.
     """
 
-    side: Literal["student", "teacher"] = "student"
-    """Whose colocated vLLM it is that ms-swift starts and asks."""
     merged_export: Any = None
     """`MergedExport`, from the merge of the LoRA adapters until they are unmerged."""
     writers: dict[str, Any] = field(default_factory=dict)

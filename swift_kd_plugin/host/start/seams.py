@@ -1,4 +1,4 @@
-"""What the trainer overrides and reads of ms-swift's own, in one table: a new version of the host is held against it.
+"""What the plugin overrides, reads and replaces of ms-swift's trainer, in tables: a new host is held against them.
 
 The source is read, not imported, so that `broken_seams` answers in a second.
 """
@@ -69,10 +69,27 @@ SEAMS = (
 ATTRIBUTES = (
     *("args", "unwrapped_models", "wrapped_models", "peft_models", "teacher_models", "teacher_config", "template"),
     *("gkd_logits_topk", "device", "config", "bridge", "optimizer", "state", "steps_per_generation", "log_completions"),
-    *("request_config", "enable_offload", "use_teacher_api", "_step", "_logs", "_is_self_distillation"),
+    *("use_teacher_api", "_step", "_logs", "_is_self_distillation"),
     *("_is_dynamic_self_distillation", "_teacher_use_disable_adapter", "_get_rollout_group", "_prepare_batch"),
     *("_generate_completions", "load_teacher_model_context", "offload_context"),
 )
+# What `TeacherVllm`, a rollout of ms-swift's beside the trainer's, is given in place of the student's, and why.
+TEACHER_ROLLOUT = {
+    "self.template": "the engine loads the model that its template names",
+    "self.offload_context": "the models that make room are the trainer's",
+    "self._last_loaded_step": "the teacher's weights are never moved",
+    "args.model_info": "the folder of its weights",
+    "args.model_type": "likewise",
+    "args.use_vllm": "the student may write with another engine",
+    "args.lmbda": "the student may not write at all, and 0 starts no engine",
+    "args.vllm_mode": "the student's may be a server",
+    "args.vllm_gpu_memory_utilization": "a share of its own of the device",
+    "args.vllm_engine_kwargs": "the start of an engine takes settings out of it",
+    "args.vllm_enable_lora": "the adapter is the student's",
+    "args.sleep_level": "level 2 throws away weights that no trainer moves here again",
+    "args.multi_turn_scheduler": "multi-turn schedulers are for the student",
+    "args.temperature": "a temperature of its own",
+}
 
 
 def broken_seams(swift: Path) -> list[str]:
@@ -91,8 +108,15 @@ def broken_seams(swift: Path) -> list[str]:
         elif found != seam.parameters:
             broken.append(f"{seam.symbol} takes ({found}), and the plugin overrides it as ({seam.parameters}).")
     known = {name for tree in trees.values() for name in _names_in(tree)}
-    return broken + [
-        f"no trainer of ms-swift has {name}, which the plugin reads." for name in ATTRIBUTES if name not in known
+    read = {ast.unparse(node) for node in ast.walk(trees["rollout_mixin"]) if isinstance(node, ast.Attribute)}
+    return [
+        *broken,
+        *(f"no trainer of ms-swift has {name}, which the plugin reads." for name in ATTRIBUTES if name not in known),
+        *(
+            f"the rollout of ms-swift reads no {name}, which is another for the teacher: {why}."
+            for name, why in TEACHER_ROLLOUT.items()
+            if name not in read
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.rollout.choose_writers import shut_down
+from swift_kd_plugin.host.rollout.vllm_writers import shut_down
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.samples.think_tokens import refuse_stock_loss
 from swift_kd_plugin.host.train.base_trainer import BaseTrainer

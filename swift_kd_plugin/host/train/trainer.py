@@ -11,7 +11,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from swift.utils import get_logger
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.rollout.choose_writers import choose_writers, close_writers, student_needs_vllm
+from swift_kd_plugin.host.rollout.choose_writers import choose_writers, student_needs_vllm
 from swift_kd_plugin.host.rollout.completions import keep_prompts, log_completions
 from swift_kd_plugin.host.rollout.write_responses import make_mix, write_responses
 from swift_kd_plugin.host.samples.responses import describe_responses, weigh_positions
@@ -76,7 +76,8 @@ class KDTrainer(BaseTrainer):
         self.kd.memory_report.at_start(self)
         self.kd.rows = len(train_dataset) if hasattr(train_dataset, "__len__") else None
         super().train(train_dataset, val_dataset)
-        close_writers(self)
+        for writer in set(self.kd.writers.values()):
+            writer.close()
 
     def visit(self) -> int:
         """How often the present samples have been seen before; of a stream, which has no length, the step."""

@@ -30,8 +30,9 @@ def write(template, text, student=False, teacher=False, reason="stop", stop=STOP
         sample.teacher_chat_template_kwargs = {"enable_thinking": teacher}
     answer = ask_teacher(sample).answered(tokens(template, text + stop), text, reason)
     sample.written_by = "teacher"
-    take_teacher_response(sample, answer, template)
-    return sample
+    taken = take_teacher_response(sample, answer, template)
+    assert sample.messages[-1]["content"] == "given"
+    return taken
 
 
 def both(template, sample) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import inspect
 import shutil
 from dataclasses import fields
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from swift_kd_plugin.host.start.seams import ATTRIBUTES, SEAMS, broken_seams
+from swift_kd_plugin.host.start.seams import ATTRIBUTES, SEAMS, TEACHER_ROLLOUT, broken_seams
 from tests.paths import ROOT
 
 SWIFT = Path(find_spec("swift").origin).parent
@@ -21,13 +22,14 @@ def test_the_installed_host_has_them():
     assert broken_seams(SWIFT) == []
 
 
-def test_a_host_that_renamed_three_is_told_by_name(tmp_path):
+def test_a_host_that_renamed_four_is_told_by_name(tmp_path):
     trainers = tmp_path / "swift" / "megatron" / "trainers"
     shutil.copytree(SWIFT / "megatron" / "trainers", trainers, ignore=shutil.ignore_patterns("__pycache__"))
     for file, old, new in (
         ("base.py", "def save_checkpoint(self", "def write_checkpoint(self"),
         ("gkd_trainer.py", "def forward_step(self, data_iterator, model", "def forward_step(self, data, model"),
         ("gkd_trainer.py", "self.gkd_logits_topk =", "self.topk ="),
+        ("rollout_mixin.py", "args.vllm_enable_lora", "args.lora"),
     ):
         text = (trainers / file).read_text()
         assert old in text
@@ -39,17 +41,20 @@ def test_a_host_that_renamed_three_is_told_by_name(tmp_path):
         "whether it is whole.",
         f"{stock}.gkd_trainer.MegatronGKDTrainer.forward_step takes (self data model), and the plugin overrides it as "
         "(self data_iterator model).",
+        "the rollout of ms-swift reads no args.vllm_enable_lora, which is another for the teacher: the adapter is the "
+        "student's.",
     ]
 
 
 @pytest.mark.usefixtures("cpu_backend")
 def test_all_that_is_overridden_is_in_the_table():
     from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
+    from swift_kd_plugin.host.rollout.vllm_writers import ColocatedVllm
     from swift_kd_plugin.host.train.base_trainer import BaseTrainer
     from swift_kd_plugin.host.train.stock_trainer import StockLossTrainer
     from swift_kd_plugin.host.train.trainer import KDTrainer
 
-    plugins = (RolloutHooks, BaseTrainer, StockLossTrainer, KDTrainer)
+    plugins = (ColocatedVllm, RolloutHooks, BaseTrainer, StockLossTrainer, KDTrainer)
     stock = [kind for kind in KDTrainer.__mro__ if kind not in (*plugins, object)]
     overridden = {
         f"{kind.__module__}.{kind.__qualname__}.{name}"
@@ -60,6 +65,47 @@ def test_all_that_is_overridden_is_in_the_table():
         if kind is not None
     }
     assert overridden == {seam.symbol for seam in SEAMS}
+
+
+@pytest.mark.usefixtures("cpu_backend")
+def test_the_teachers_rollout_is_given_what_the_table_says():
+    from swift_kd_plugin.host.rollout import vllm_writers
+
+    names = {name.removeprefix("args.") for name in TEACHER_ROLLOUT if name.startswith("args.")}
+    others = ("teacher_model_info", "teacher_model_type", "kd_teacher_gpu_memory_utilization")
+    args = SimpleNamespace(**{name: object() for name in (*names, *others)}, _teacher_use_disable_adapter=False)
+    args.vllm_engine_kwargs, args.sleep_level = {}, 2
+    given = vars(vllm_writers.arguments_of_teacher(args, 0.7))
+    assert {name for name, value in given.items() if value is not vars(args)[name]} == names
+    writer = next(node for node in tree_of(vllm_writers).body if getattr(node, "name", None) == "TeacherVllm")
+    stored = {ast.unparse(node) for node in ast.walk(writer) if isinstance(getattr(node, "ctx", None), ast.Store)}
+    own = {name for name in stored if name.startswith("self.")} - {"self.trainer", "self.args"}
+    assert own == TEACHER_ROLLOUT.keys() - {f"args.{name}" for name in names}
+
+
+@pytest.mark.usefixtures("cpu_backend")
+def test_the_teachers_rollout_reads_nothing_of_a_trainer():
+    from swift.megatron.trainers import rollout_mixin
+    from swift.rlhf_trainers import base_rollout_mixin
+
+    kinds = [node for module in (rollout_mixin, base_rollout_mixin) for node in tree_of(module).body]
+    methods = {node.name: node for kind in kinds for node in getattr(kind, "body", ()) if hasattr(node, "args")}
+    waiting, reached = ["_init_rollout_engine", "_generate_completions"], {}
+    while waiting:
+        name = waiting.pop()
+        found = [node for node in ast.walk(methods[name]) if isinstance(node, ast.Attribute)]
+        reached[name] = [node for node in found if ast.unparse(node.value) == "self"]
+        called = {node.attr for node in reached[name]} & methods.keys()
+        # The weights never change, room is made by the trainer, and its engine is in this process.
+        waiting += called - reached.keys() - {"_move_model_to_vllm", "offload_context", "_server_rollout"}
+    nodes = [node for found in reached.values() for node in found]
+    stored = {node.attr for node in nodes if isinstance(node.ctx, ast.Store)}
+    elsewhere = {"vllm_client", "unwrapped_models"}  # with a server, and on Ascend
+    assert {node.attr for node in nodes} - stored - methods.keys() - elsewhere == {"args", "template"}
+
+
+def tree_of(module) -> ast.Module:
+    return ast.parse(inspect.getsource(module))
 
 
 @pytest.mark.usefixtures("cpu_backend")
