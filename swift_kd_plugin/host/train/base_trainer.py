@@ -85,6 +85,10 @@ class BaseTrainer(RolloutHooks):
         batches = list(super()._replace_data_iterator(data_iterator[0]).iterable)
         return [RerunDataIterator(iter([dict(batch) for batch in batches])) for _ in data_iterator]
 
+    def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
+        # Stock's would train by its own loss, whatever --kd_divergence says.
+        raise NotImplementedError(f"{type(self).__name__} extends neither KDTrainer nor StockLossTrainer.")
+
     def _encode_views(self, samples: list[KDSample]) -> tuple[list[dict], list[dict] | None]:
         """The student's views, and the teacher's where one sample of the micro-batch has its own."""
         with self._template_context(self.template):
