@@ -85,6 +85,12 @@ def test_no_two_modules_have_one_name():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def statements_of(file: Path) -> list[ast.stmt]:
+    """Those of a module, and those under an `if` of it, where what is loaded late is declared."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    return [inner for node in body for inner in (node.body if isinstance(node, ast.If) else [node])]
+
+
 def names_of(module: str) -> set[str] | None:
     """What a module of the package defines or imports, or the modules of a folder; None if there is none."""
     place = ROOT / Path(*module.split("."))
@@ -92,7 +98,7 @@ def names_of(module: str) -> set[str] | None:
     if not file.is_file():
         return None
     names = {path.stem for path in place.iterdir()} if place.is_dir() else set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in statements_of(file):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):

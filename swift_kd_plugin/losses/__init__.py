@@ -1,7 +1,27 @@
-"""Distillation losses: exact under tensor parallelism, in bounded memory. Imports torch only."""
+"""Distillation losses: exact under tensor parallelism, in bounded memory. Imports torch only.
 
-from swift_kd_plugin.losses.api import token_divergence, topk_divergence
+The table of the divergences is there without torch; the first use of a loss imports it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from swift_kd_plugin.losses.divergences import DIVERGENCES
-from swift_kd_plugin.losses.fused_linear import fused_linear_divergence
+
+if TYPE_CHECKING:
+    from swift_kd_plugin.losses.api import token_divergence, topk_divergence
+    from swift_kd_plugin.losses.fused_linear import fused_linear_divergence
 
 __all__ = ["DIVERGENCES", "fused_linear_divergence", "token_divergence", "topk_divergence"]
+MODULES = {"fused_linear_divergence": "fused_linear", "token_divergence": "api", "topk_divergence": "api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = loss = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    return loss
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

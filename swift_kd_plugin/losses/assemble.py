@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from swift_kd_plugin.losses.distribution_stats import finish_entropies, top1_agreement
-from swift_kd_plugin.losses.distributions import Pair, Terms
-from swift_kd_plugin.losses.divergences import DIVERGENCES
+from swift_kd_plugin.losses.distributions import Pair
+from swift_kd_plugin.losses.divergences import DIVERGENCES, Terms
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.softmax import cross_entropy
 

@@ -1,19 +1,11 @@
 """Teacher and student probabilities of one chunk of tokens, side by side."""
 
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from swift_kd_plugin.losses.shards import VocabShard
-
-
-class Terms(NamedTuple):
-    """What each entry adds to a divergence, `value` d(P_i, Q_i), and its weighted `slope` Q_i dd/dQ_i, both [C, v]."""
-
-    value: Tensor
-    slope: Tensor
 
 
 class Pair:
@@ -54,6 +46,15 @@ class Pair:
     @cached_property
     def log_q(self) -> Tensor:
         return _minus(self._logits_q.clone(), self._lse_q)
+
+    @property
+    def eps(self) -> float:
+        """The distance from 1 to the next larger number of the working precision."""
+        return torch.finfo(self.p.dtype).eps
+
+    def add_times_p(self, base: Tensor, values: Tensor, factor: float) -> Tensor:
+        """base + factor * P * values [C, v], written over `values`."""
+        return torch.addcmul(base, values, self.p, value=factor, out=values)
 
     def relative_gap(self, beta: float) -> Tensor:
         """(P - Q) / M with M = beta P + (1-beta) Q [C, v]. P/M = 1 + (1-beta) gap and Q/M = 1 - beta gap, which keeps

@@ -6,16 +6,27 @@ A divergence D = sum_i d(P_i, Q_i) is given as two tensors [C, v]: the terms d a
 Summed over the vocabulary they give the value and, since Q is a softmax, the gradient in its logits:
 
     dD/dz_i = Q_i dd/dQ_i - Q_i sum_j Q_j dd/dQ_j
+
+The table of the divergences is read by the command line too, so that nothing here imports torch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from swift_kd_plugin.losses.adaptive import head_of, mix_adaptive
-from swift_kd_plugin.losses.distributions import Pair, Terms
+    from swift_kd_plugin.losses.distributions import Pair
+
+
+class Terms(NamedTuple):
+    """What each entry adds to a divergence, `value` d(P_i, Q_i), and its weighted `slope` Q_i dd/dQ_i, both [C, v]."""
+
+    value: Tensor
+    slope: Tensor
 
 
 def forward_kl(pair: Pair) -> list[Terms]:
@@ -33,16 +44,16 @@ def jsd(pair: Pair, beta: float = 0.5, scaled: bool = False) -> list[Terms]:
         return forward_kl(pair) if beta == 0.0 else reverse_kl(pair)
     gap = pair.relative_gap(beta)
     scale = 1 / (beta * (1 - beta)) if scaled else 1.0
-    teacher = _log1p_(gap * (1 - beta))
-    student = _log1p_(gap.mul_(-beta)).mul_(pair.q).mul_((1 - beta) * scale)
-    return [Terms(torch.addcmul(student, teacher, pair.p, value=beta * scale, out=teacher), student)]
+    teacher = _log1p_(gap * (1 - beta), pair.eps)
+    student = _log1p_(gap.mul_(-beta), pair.eps).mul_(pair.q).mul_((1 - beta) * scale)
+    return [Terms(pair.add_times_p(student, teacher, beta * scale), student)]
 
 
 def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:
     if lam == 0.0:
         return forward_kl(pair)
     gap = pair.relative_gap(lam)
-    value = _log1p_(gap * (1 - lam)).mul_(pair.p)
+    value = _log1p_(gap * (1 - lam), pair.eps).mul_(pair.p)
     if pair.complete:
         # This adds up to zero but for the rounding of both sides' normalisers, which it takes off.
         value.add_(pair.p - pair.q, alpha=lam - 1)
@@ -54,7 +65,7 @@ def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
         return reverse_kl(pair)
     gap = pair.relative_gap(1 - lam).mul_(lam - 1)
     share = (gap + 1).mul_(pair.q)
-    value = _log1p_(gap).mul_(pair.q)
+    value = _log1p_(gap, pair.eps).mul_(pair.q)
     slope = value - share.mul_(lam)
     if pair.complete:
         value.add_(pair.p - pair.q, alpha=1 - lam)
@@ -64,12 +75,20 @@ def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
 def adaptive_kl(pair: Pair, head_mass: float = 0.5, fixed_weights: bool = False) -> list[Terms]:
     """`fixed_weights` treats the gaps of head and tail as constants, as the paper's code does; otherwise the gradient
     is that of the value."""
+    from swift_kd_plugin.losses.adaptive import head_of
+
     inside = head_of(pair.p, pair.shard, head_mass).to(pair.p.dtype)
     gap = pair.p - pair.q
-    slope = torch.zeros_like(gap) if fixed_weights else gap.sign().mul_(pair.q).neg_()
+    slope = gap.new_zeros(gap.shape) if fixed_weights else gap.sign().mul_(pair.q).neg_()
     head = Terms(gap.abs_() * inside, slope * inside)
     tail = Terms(gap - head.value, slope - head.slope)
     return [*forward_kl(pair), *reverse_kl(pair), head, tail]
+
+
+def _mix_adaptive(sums: Tensor) -> tuple[Tensor, Tensor]:
+    from swift_kd_plugin.losses.adaptive import mix_adaptive
+
+    return mix_adaptive(sums)
 
 
 def tvd(pair: Pair) -> list[Terms]:
@@ -85,8 +104,8 @@ def alpha_beta(pair: Pair, a: float = 0.2, b: float = 0.7) -> list[Terms]:
     # expm1, so that equal sides give exactly zero. `above` is 0 where the student is larger, `below` where it is not.
     s, ratio = a + b, pair.log_ratio
     above, below = ratio.relu(), (-ratio).relu_()
-    larger = torch.maximum(pair.log_p, pair.log_q).mul_(s).exp_()
-    shrink = torch.expm1(-b * above - a * below)
+    larger = pair.log_p.maximum(pair.log_q).mul_(s).exp_()
+    shrink = (-b * above - a * below).expm1()
     shrink_above, shrink_below = above.mul_(-s).expm1_(), below.mul_(-s).expm1_()
     slope = (shrink - shrink_above).mul_(larger).mul_(-1 / a)
     value = shrink.sub_(shrink_above, alpha=b / s).sub_(shrink_below, alpha=a / s).mul_(larger).mul_(-1 / (a * b))
@@ -100,22 +119,22 @@ def _alpha_beta_limit(pair: Pair, a: float, b: float) -> Terms:
     if a == 0.0 or b == 0.0:
         # P^b - Q^b - Q^b log(P^b/Q^b), or P^a log(P^a/Q^a) - P^a + Q^a: from the larger side too.
         power = a + b
-        larger = torch.exp(torch.maximum(power * pair.log_p, power * pair.log_q))
+        larger = (power * pair.log_p).maximum(power * pair.log_q).exp()
         exponent = power * ratio
         distance = exponent.abs()
-        shrink = torch.expm1(-distance)
+        shrink = (-distance).expm1()
         first_larger = (exponent > 0) == (b == 0.0)
-        value = torch.where(first_larger, distance + shrink, -distance * (shrink + 1) - shrink)
-        slope = larger * shrink * exponent.sign() / a if b == 0.0 else -torch.exp(b * pair.log_q) * ratio
+        value = (distance + shrink).where(first_larger, -distance * (shrink + 1) - shrink)
+        slope = larger * shrink * exponent.sign() / a if b == 0.0 else -(b * pair.log_q).exp() * ratio
         return Terms(value * larger / power**2, slope)
-    grown = torch.expm1(a * ratio)
+    grown = (a * ratio).expm1()
     return Terms((grown - a * ratio) / a**2, -grown / a)
 
 
-def _log1p_(x: Tensor) -> Tensor:
+def _log1p_(x: Tensor, eps: float) -> Tensor:
     """log(1 + x) in place for x >= -1, finite where rounding has brought x to -1: there the term's probability is
     nil."""
-    return x.clamp_min_(torch.finfo(x.dtype).eps / 2 - 1).log1p_()
+    return x.clamp_min_(eps / 2 - 1).log1p_()
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ DIVERGENCES: dict[str, Divergence] = {
         "AKL, arXiv 2404.02657",
         {"head_mass": 0.5, "fixed_weights": False},
         {"head_mass": (0.0, 1.0)},
-        mix_adaptive,
+        _mix_adaptive,
     ),
     "tvd": Divergence(tvd, "1/2 sum |P-Q|", "f-distill, ACL 2023, arXiv 2307.15190"),
     "alpha_beta": Divergence(
