@@ -13,7 +13,7 @@ The table of the divergences is read by the command line too, so that nothing he
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def reverse_kl(pair: Pair) -> list[Terms]:
     return [Terms(value, value if pair.complete else value + pair.q)]
 
 
-def jsd(pair: Pair, beta: float = 0.5, scaled: bool = False) -> list[Terms]:
+def jsd(pair: Pair, beta: float, scaled: bool) -> list[Terms]:
     if beta in (0.0, 1.0):
         return forward_kl(pair) if beta == 0.0 else reverse_kl(pair)
     gap = pair.relative_gap(beta)
@@ -49,7 +49,7 @@ def jsd(pair: Pair, beta: float = 0.5, scaled: bool = False) -> list[Terms]:
     return [Terms(pair.add_times_p(student, teacher, beta * scale), student)]
 
 
-def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:
+def skew_kl(pair: Pair, lam: float) -> list[Terms]:
     if lam == 0.0:
         return forward_kl(pair)
     gap = pair.relative_gap(lam)
@@ -60,7 +60,7 @@ def skew_kl(pair: Pair, lam: float = 0.1) -> list[Terms]:
     return [Terms(value, gap.mul_(-lam).add_(1).mul_(pair.p).mul_(lam - 1))]
 
 
-def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
+def skew_rkl(pair: Pair, lam: float) -> list[Terms]:
     if lam == 0.0:
         return reverse_kl(pair)
     gap = pair.relative_gap(1 - lam).mul_(lam - 1)
@@ -72,7 +72,7 @@ def skew_rkl(pair: Pair, lam: float = 0.1) -> list[Terms]:
     return [Terms(value, slope if pair.complete else slope.add_(pair.q))]
 
 
-def adaptive_kl(pair: Pair, head_mass: float = 0.5, fixed_weights: bool = False) -> list[Terms]:
+def adaptive_kl(pair: Pair, head_mass: float, fixed_weights: bool) -> list[Terms]:
     """`fixed_weights` treats the gaps of head and tail as constants, as the paper's code does; otherwise the gradient
     is that of the value."""
     from swift_kd_plugin.losses.adaptive import head_of
@@ -97,7 +97,7 @@ def tvd(pair: Pair) -> list[Terms]:
     return [Terms(gap.abs_().mul_(0.5), slope)]
 
 
-def alpha_beta(pair: Pair, a: float = 0.2, b: float = 0.7) -> list[Terms]:
+def alpha_beta(pair: Pair, a: float, b: float) -> list[Terms]:
     if a == 0.0 or b == 0.0 or a + b == 0.0:
         return [_alpha_beta_limit(pair, a, b)]
     # P^a Q^b - a/s P^s - b/s Q^s is written from the larger of the two sides, so that no power overflows, and with
@@ -138,22 +138,54 @@ def _log1p_(x: Tensor, eps: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A number or a switch of a divergence, and the flag of the command line that sets it.
+
+    Args:
+        name: what the function of the terms calls it.
+        default: its value where none is given.
+        flag: without its dashes.
+        help: what it is; the flag's help puts the names of the divergences before it.
+        limits: the smallest and the largest value of a number.
+        stock: the flag of ms-swift that sets it where its own is not given, or None.
+        scheduled: whether it can move over training, to the value of `final_flag`.
+    """
+
+    name: str
+    default: float | bool
+    flag: str
+    help: str
+    limits: tuple[float, float] | None = None
+    stock: str | None = None
+    scheduled: bool = False
+
+    @property
+    def final_flag(self) -> str:
+        return f"{self.flag}_final"
+
+    @property
+    def flags(self) -> list[str]:
+        return [self.flag, self.final_flag] if self.scheduled else [self.flag]
+
+
+@dataclass(frozen=True)
 class Divergence:
     """A divergence of the family: how its terms are made, and what a person reads about it.
 
-    `mix` is None where the value is the sum of the terms. Otherwise there are several lists of terms, and
-    `mix([sum of each])` gives the value and its partial derivative in each sum.
+    `terms(pair, **values)` takes a value of each of `params`. `mix` is None where D is the sum of the terms. Otherwise
+    there are several lists of terms, and `mix([sum of each])` gives D and its partial derivative in each sum.
     """
 
     terms: Callable[..., list[Terms]]
     formula: str
     paper: str
-    params: dict[str, float | bool] = field(default_factory=dict)
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    params: tuple[Parameter, ...] = ()
     mix: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
-_LAMBDA = {"params": {"lam": 0.1}, "ranges": {"lam": (0.0, 1.0)}}
+SHARE = (0.0, 1.0)
+EXPONENT = (-10.0, 10.0)
+LAMBDA = Parameter("lam", 0.1, "kd_lambda", "share of the own side in the mixture, 0 to 1.", SHARE)
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": Divergence(forward_kl, "sum P log(P/Q)", "Hinton et al. 2015, arXiv 1503.02531"),
     "reverse_kl": Divergence(reverse_kl, "sum Q log(Q/P)", "MiniLLM, arXiv 2306.08543"),
@@ -162,17 +194,39 @@ DIVERGENCES: dict[str, Divergence] = {
         "beta KL(P||M) + (1-beta) KL(Q||M), M = beta P + (1-beta) Q; scaled: divided by beta (1-beta); "
         "beta 0 and 1 are forward and reverse KL",
         "GKD, arXiv 2306.13649",
-        {"beta": 0.5, "scaled": False},
-        {"beta": (0.0, 1.0)},
+        (
+            Parameter(
+                "beta",
+                0.5,
+                "kd_beta",
+                "share of the teacher in the mixture, 0 to 1.",
+                SHARE,
+                stock="beta",
+                scheduled=True,
+            ),
+            Parameter(
+                "scaled",
+                False,
+                "kd_jsd_scaled",
+                "divide by beta (1 - beta), which makes its size continuous to both KLs at beta 0 and 1.",
+            ),
+        ),
     ),
-    "skew_kl": Divergence(skew_kl, "KL(P || lam P + (1-lam) Q)", "DistiLLM, arXiv 2402.03898", **_LAMBDA),
-    "skew_rkl": Divergence(skew_rkl, "KL(Q || (1-lam) P + lam Q)", "DistiLLM, arXiv 2402.03898", **_LAMBDA),
+    "skew_kl": Divergence(skew_kl, "KL(P || lam P + (1-lam) Q)", "DistiLLM, arXiv 2402.03898", (LAMBDA,)),
+    "skew_rkl": Divergence(skew_rkl, "KL(Q || (1-lam) P + lam Q)", "DistiLLM, arXiv 2402.03898", (LAMBDA,)),
     "adaptive_kl": Divergence(
         adaptive_kl,
         "(g_h KL(P||Q) + g_t KL(Q||P)) / (g_h + g_t), g = sum |P-Q| over the head and the tail of P",
         "AKL, arXiv 2404.02657",
-        {"head_mass": 0.5, "fixed_weights": False},
-        {"head_mass": (0.0, 1.0)},
+        (
+            Parameter("head_mass", 0.5, "kd_head_mass", "teacher probability that makes up the head, 0 to 1.", SHARE),
+            Parameter(
+                "fixed_weights",
+                False,
+                "kd_adaptive_fixed_weights",
+                "treat the weights of both KLs as constants, as the paper's code does.",
+            ),
+        ),
         _mix_adaptive,
     ),
     "tvd": Divergence(tvd, "1/2 sum |P-Q|", "f-distill, ACL 2023, arXiv 2307.15190"),
@@ -180,10 +234,23 @@ DIVERGENCES: dict[str, Divergence] = {
         alpha_beta,
         "-1/(ab) sum [P^a Q^b - a/(a+b) P^(a+b) - b/(a+b) Q^(a+b)], and its limits",
         "ABKD, arXiv 2503.07067",
-        {"a": 0.2, "b": 0.7},
-        {"a": (-10.0, 10.0), "b": (-10.0, 10.0)},
+        (
+            Parameter("a", 0.2, "kd_ab_alpha", "exponent a of the teacher.", EXPONENT),
+            Parameter("b", 0.7, "kd_ab_beta", "exponent b of the student.", EXPONENT),
+        ),
     ),
 }
+# What ms-swift's own loss is, for every value of its --beta.
+DIVERGENCE_OF_STOCK = "jsd"
+
+
+def parameters() -> dict[Parameter, tuple[str, ...]]:
+    """Every parameter, in the order of the table, and the divergences that have it."""
+    owners: dict[Parameter, tuple[str, ...]] = {}
+    for name, divergence in DIVERGENCES.items():
+        for parameter in divergence.params:
+            owners[parameter] = (*owners.get(parameter, ()), name)
+    return owners
 
 
 def check_params(name: str, params: dict) -> dict:
@@ -194,12 +261,11 @@ def check_params(name: str, params: dict) -> dict:
     """
     if name not in DIVERGENCES:
         raise ValueError(f"There is no divergence {name!r}; choose one of {', '.join(DIVERGENCES)}.")
-    divergence = DIVERGENCES[name]
+    known = {parameter.name: parameter for parameter in DIVERGENCES[name].params}
     for key, value in params.items():
-        if key not in divergence.params:
-            known = ", ".join(divergence.params) or "none"
-            raise ValueError(f"{name} has no parameter {key!r} (it has: {known}).")
-        low, high = divergence.ranges.get(key, (value, value))
+        if key not in known:
+            raise ValueError(f"{name} has no parameter {key!r} (it has: {', '.join(known) or 'none'}).")
+        low, high = known[key].limits or (value, value)
         if not low <= value <= high:
             raise ValueError(f"{name} needs {key} between {low:g} and {high:g}, and it is {value}.")
-    return {**divergence.params, **params}
+    return {**{key: parameter.default for key, parameter in known.items()}, **params}

@@ -1,11 +1,13 @@
 """What the losses refuse, and that the message says why."""
 
 import math
+from inspect import signature
 
 import pytest
 import torch
 
 from swift_kd_plugin.losses import DIVERGENCES, token_divergence, topk_divergence
+from swift_kd_plugin.losses.divergences import parameters
 
 LOGITS = torch.zeros(3, 8)
 ENTRIES = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.long)
@@ -82,4 +84,16 @@ def test_every_divergence_tells_its_formula_and_paper():
     for name, divergence in DIVERGENCES.items():
         assert "P" in divergence.formula, name
         assert divergence.paper, name
-        assert divergence.ranges.keys() <= divergence.params.keys()
+
+
+def test_every_parameter_has_one_default_and_one_flag():
+    """The function of the terms has the parameters of the table in their order, and no defaults of its own."""
+    for name, divergence in DIVERGENCES.items():
+        _, *taken = signature(divergence.terms).parameters.values()
+        assert [parameter.name for parameter in taken] == [parameter.name for parameter in divergence.params], name
+        assert all(parameter.default is parameter.empty for parameter in taken), name
+    for parameter in parameters():
+        assert isinstance(parameter.default, bool) == (parameter.limits is None), parameter
+        assert parameter.limits is None or parameter.limits[0] <= parameter.default <= parameter.limits[1], parameter
+    flags = [flag for parameter in parameters() for flag in parameter.flags]
+    assert len(flags) == len(set(flags))
