@@ -1,9 +1,11 @@
-"""Every kd_* flag: its default, allowed values and what it refuses. This is the only home of these defaults."""
+"""Every kd_* flag: its default, allowed values and what it refuses. This is the only home of these defaults, but for
+those of a divergence's parameters, which its table has. Imports no torch."""
 
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from typing import Literal
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.losses.divergences import DIVERGENCE_OF_STOCK, DIVERGENCES, parameters
 
 
 def _flag(default, text: str):
@@ -30,37 +32,35 @@ class DataFlags:
 
 
 @dataclass
-class DivergenceFlags:
-    kd_divergence: (
-        Literal[
-            "forward_kl",
-            "reverse_kl",
-            "jsd",
-            "skew_kl",
-            "skew_rkl",
-            "adaptive_kl",
-            "tvd",
-            "alpha_beta",
-            "stock",
-        ]
-        | None
-    ) = _flag(
+class DivergenceName:
+    kd_divergence: Literal[*DIVERGENCES, "stock"] | None = _flag(
         None,
         "Divergence between teacher P and student Q per token. Default: what ms-swift's --beta says (0 forward KL, "
         "1 reverse KL, between them JSD). 'stock' runs ms-swift's own loss code, for comparison.",
     )
-    kd_beta: float | None = _flag(None, "jsd: share of the teacher in the mixture, 0 to 1. Default: ms-swift's --beta.")
-    kd_beta_final: float | None = _flag(None, "jsd: value of --kd_beta at the end of training (see --kd_schedule).")
-    kd_jsd_scaled: bool = _flag(
-        False, "jsd: divide by beta (1 - beta), which makes its size continuous to both KLs at beta 0 and 1."
-    )
-    kd_lambda: float = _flag(0.1, "skew_kl, skew_rkl: share of the own side in the mixture, 0 to 1.")
-    kd_head_mass: float = _flag(0.5, "adaptive_kl: teacher probability that makes up the head, 0 to 1.")
-    kd_adaptive_fixed_weights: bool = _flag(
-        False, "adaptive_kl: treat the weights of both KLs as constants, as the paper's code does."
-    )
-    kd_ab_alpha: float = _flag(0.2, "alpha_beta: exponent a of the teacher.")
-    kd_ab_beta: float = _flag(0.7, "alpha_beta: exponent b of the student.")
+
+
+def _parameter_flags() -> list[tuple[str, type, Field]]:
+    """Name, type and field of the flags of all divergences' parameters."""
+    flags = []
+    for parameter, owners in parameters().items():
+        of, kind = ", ".join(owners), type(parameter.default)
+        if parameter.stock is None:
+            flags.append((parameter.flag, kind, _flag(parameter.default, f"{of}: {parameter.help}")))
+        else:
+            text = f"{of}: {parameter.help} Default: ms-swift's --{parameter.stock}."
+            flags.append((parameter.flag, kind | None, _flag(None, text)))
+        if parameter.scheduled:
+            text = f"{of}: value of --{parameter.flag} at the end of training (see --kd_schedule)."
+            flags.append((parameter.final_flag, kind | None, _flag(None, text)))
+    return flags
+
+
+ParameterFlags = make_dataclass("ParameterFlags", _parameter_flags(), bases=(DivergenceName,))
+
+
+@dataclass
+class DivergenceFlags(ParameterFlags):
     kd_topk: int | None = _flag(
         None,
         "Use the teacher's k most probable tokens only (the same as --gkd_logits_topk). Default: the whole vocabulary; "
@@ -231,12 +231,13 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
         self._check_contradictions(changed)
 
     def _check_ranges(self) -> None:
-        shares = ("kd_beta", "kd_beta_final", "kd_lambda", "kd_head_mass", "kd_ce_alpha", "kd_ce_alpha_final")
-        shares += ("lmbda", "kd_lmbda_final", "kd_seq_kd_prob", "kd_thinking_prob", "kd_teacher_gpu_memory_utilization")
-        for name in shares:
+        limits = {flag: parameter.limits for parameter in parameters() for flag in parameter.flags if parameter.limits}
+        shares = ("kd_ce_alpha", "kd_ce_alpha_final", "lmbda", "kd_lmbda_final", "kd_seq_kd_prob", "kd_thinking_prob")
+        limits |= dict.fromkeys((*shares, "kd_teacher_gpu_memory_utilization"), (0, 1))
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise KDError(f"--{name} is {value}; it must lie between 0 and 1.")
+            if value is not None and not low <= value <= high:
+                raise KDError(f"--{name} is {value}; it must lie between {low:g} and {high:g}.")
         for name in ("kd_temperature", "kd_temperature_final", "kd_token_clip", "kd_token_rho", "kd_topk"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -250,7 +251,8 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
         loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk", "kd_on_mismatch", "kd_teacher_adapters"}
         if self.kd_divergence == "stock" and (given := sorted(loss_flags & set(changed))):
             raise KDError(f"--{given[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
-        for name in ("kd_temperature", "kd_ce_alpha", "kd_beta", "kd_lmbda"):
+        scheduled = [parameter.flag for parameter in parameters() if parameter.scheduled]
+        for name in ("kd_temperature", "kd_ce_alpha", *scheduled, "kd_lmbda"):
             final = getattr(self, f"{name}_final")
             if final is not None and getattr(self, name, 0) is None:
                 raise KDError(f"--{name}_final is where a schedule ends; say with --{name} where it begins.")
@@ -308,21 +310,10 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
             )
 
     def _check_divergence_flags(self, changed: list[str]) -> None:
-        owners = {
-            "kd_beta": ("jsd",),
-            "kd_jsd_scaled": ("jsd",),
-            "kd_lambda": ("skew_kl", "skew_rkl"),
-            "kd_head_mass": ("adaptive_kl",),
-            "kd_adaptive_fixed_weights": ("adaptive_kl",),
-            "kd_ab_alpha": ("alpha_beta",),
-            "kd_ab_beta": ("alpha_beta",),
-        }
-        for name, divergences in owners.items():
-            # Without --kd_divergence, beta chooses between jsd and both KLs, as in ms-swift.
-            allowed = (*divergences, None) if divergences == ("jsd",) else divergences
-            if name in changed and self.kd_divergence not in allowed:
-                raise KDError(f"--{name} belongs to --kd_divergence {' or '.join(divergences)}.")
-        if self.kd_token_policy == "clip" and self.kd_divergence == "adaptive_kl":
-            raise KDError(
-                "--kd_token_policy clip needs a divergence that is a sum over the vocabulary, not adaptive_kl."
-            )
+        name = self.kd_divergence or DIVERGENCE_OF_STOCK
+        for parameter, owners in parameters().items():
+            given = [flag for flag in parameter.flags if flag in changed]
+            if given and name not in owners:
+                raise KDError(f"--{given[0]} belongs to --kd_divergence {' or '.join(owners)}.")
+        if self.kd_token_policy == "clip" and DIVERGENCES[name].mix is not None:
+            raise KDError(f"--kd_token_policy clip needs a divergence that is a sum over the vocabulary, not {name}.")

@@ -1,5 +1,14 @@
 """The rooms of the package, and which each of them imports."""
 
+# The plugin's own front door, small modules that every room may use: the rooms that each of them imports.
+FRONT = {
+    "errors": "",
+    "ledger": "",
+    "version": "",
+    "arguments": "losses",
+    "launcher": "",
+    "requirements": "",
+}
 # room: the rooms that it imports
 ROOMS = {
     "cli": "recipes host/start host/rows host/samples evaluation generation data config",

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from tests.rooms import ROOMS
+from tests.rooms import FRONT, ROOMS
 
 PACKAGE = ROOT / "swift_kd_plugin"
-# The plugin's own front door: small modules that every room may use.
-FRONT = {"errors", "ledger", "version", "arguments", "launcher", "requirements"}
 # The folders that may import swift, megatron and mcore_bridge.
 REACH_INTO_THE_HOST = {"host", "generation", "evaluation", "cpu"}
 HOSTS = {"swift", "megatron", "mcore_bridge"}
@@ -48,15 +46,24 @@ def imported_rooms(file: Path) -> set[str]:
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file.parent not in (PACKAGE, PACKAGE / "host")]
 
 
+def imports_of_room(room: str) -> set[str]:
+    return set().union(*(imported_rooms(file) for file in FILES if room_of(file) == room))
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_what_is_listed(room):
     """Exactly: an edge that nobody uses any more goes from the list."""
-    used = set().union(*(imported_rooms(file) for file in FILES if room_of(file) == room))
-    assert used - FRONT == set(ROOMS[room].split())
+    assert imports_of_room(room) - set(FRONT) == set(ROOMS[room].split())
+
+
+@pytest.mark.parametrize("module", FRONT)
+def test_a_module_of_the_front_door_imports_what_is_listed(module):
+    assert imported_rooms(PACKAGE / f"{module}.py") - set(FRONT) == set(FRONT[module].split())
 
 
 def test_no_room_imports_itself_over_others():
-    TopologicalSorter({room: targets.split() for room, targets in ROOMS.items()}).prepare()
+    used = {module: imported_rooms(PACKAGE / f"{module}.py") for module in FRONT}
+    TopologicalSorter(used | {room: imports_of_room(room) for room in ROOMS}).prepare()
     assert {room_of(file) for file in FILES} == set(ROOMS)
 
 

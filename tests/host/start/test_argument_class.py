@@ -1,14 +1,18 @@
 """kd_* flags and the checks that need no process group."""
 
 import json
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.start.megatron_flags import megatron_defaults
+from swift_kd_plugin.losses.divergences import DIVERGENCES, parameters
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -182,12 +186,74 @@ def test_topk_is_the_hosts_own_setting():
 
 
 def test_every_divergence_is_a_value_of_the_flag():
-    from typing import get_args
-
-    from swift_kd_plugin.losses import DIVERGENCES
-
     (choices, _) = get_args(KDArguments.__dataclass_fields__["kd_divergence"].type)
-    assert set(get_args(choices)) == {*DIVERGENCES, "stock"}
+    assert get_args(choices) == (*DIVERGENCES, "stock")
+
+
+OWNED = [(owner, parameter) for parameter, owners in parameters().items() for owner in owners]
+RANGED = [
+    (owner, flag, parameter.limits)
+    for owner, parameter in OWNED
+    if parameter.limits is not None
+    for flag in parameter.flags
+]
+
+
+def given(flag: str, value: float, begin: float) -> dict:
+    """The value, and what else a flag of a schedule's end needs."""
+    start = flag.removesuffix("_final")
+    return {flag: value} if start == flag else {start: begin, flag: value, "kd_schedule": "linear"}
+
+
+@pytest.mark.parametrize(("owner", "parameter"), OWNED)
+def test_every_parameter_is_a_flag_with_the_default_of_the_table(owner, parameter):
+    flag = KDArguments.__dataclass_fields__[parameter.flag]
+    assert flag.default == (None if parameter.stock else parameter.default)
+    assert flag.metadata["help"].partition(": ")[0].split(", ").count(owner) == 1
+    assert flag.type == (float | None if parameter.stock else type(parameter.default))
+    if parameter.scheduled:
+        assert KDArguments.__dataclass_fields__[parameter.final_flag].default is None
+
+
+@pytest.mark.parametrize(("owner", "flag", "limits"), RANGED)
+def test_a_parameter_out_of_its_range_is_refused(owner, flag, limits):
+    low, high = limits
+    for value in limits:
+        Arguments(kd_divergence=owner, **given(flag, value, low))
+    for value in (low - 1, high + 1, float("nan")):
+        message = f"^--{flag} is {value}; it must lie between {low:g} and {high:g}[.]$"
+        with pytest.raises(KDError, match=message):
+            Arguments(kd_divergence=owner, **given(flag, value, low))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_parameter_of_another_divergence_is_refused(name):
+    for parameter, owners in parameters().items():
+        flags = {"kd_divergence": name, parameter.flag: True if parameter.default is False else 0.25}
+        if name in owners:
+            Arguments(**flags)
+        else:
+            with pytest.raises(KDError, match=f"--{parameter.flag} belongs to --kd_divergence {' or '.join(owners)}"):
+                Arguments(**flags)
+
+
+def test_flags_of_jsd_need_no_name():
+    Arguments(kd_beta=0.25, kd_jsd_scaled=True)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_clip_goes_with_sums_over_the_vocabulary(name):
+    flags = {"kd_divergence": name, "kd_token_policy": "clip"}
+    if DIVERGENCES[name].mix is None:
+        Arguments(**flags)
+    else:
+        with pytest.raises(KDError, match=f"sum over the vocabulary, not {name}"):
+            Arguments(**flags)
+
+
+def test_flags_are_read_without_torch():
+    code = "import sys, swift_kd_plugin.arguments; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_temperature_that_vllm_refuses_is_refused_before_it_starts():
@@ -220,6 +286,4 @@ def test_multi_token_prediction_is_refused():
 
 
 def test_the_defaults_have_one_home_and_a_help_text():
-    from dataclasses import fields
-
     assert all(field.name.startswith("kd_") and field.metadata["help"] for field in fields(KDArguments))
