@@ -22,15 +22,14 @@ class Objective:
     """The loss of a run; schedules are read at the share of training that is done.
 
     Args:
-        divergence, params: a name in `DIVERGENCES` and its parameters but for jsd's beta, which is scheduled.
+        divergence, params: a name in `DIVERGENCES` and its parameters, of which any number may be a schedule.
         mixed: ce_alpha * CE + (1 - ce_alpha) * D; otherwise D + ce_alpha * CE, as stock ms-swift's sft_alpha.
         t_squared: multiply D by the square of the temperature (Hinton et al. 2015), which keeps its gradient's size.
         tail: what becomes of ids that a top-k teacher does not list.
     """
 
     divergence: str
-    params: dict = field(default_factory=dict)
-    beta: Schedule | None = None
+    params: dict[str, float | bool | Schedule] = field(default_factory=dict)
     temperature: Schedule = ALWAYS_ONE
     ce_alpha: Schedule = NEVER
     mixed: bool = False
@@ -39,9 +38,7 @@ class Objective:
     policy: TokenPolicy = TokenPolicy()
 
     def at(self, progress: float) -> "Settings":
-        params = dict(self.params)
-        if self.beta is not None:
-            params["beta"] = self.beta.at(progress)
+        params = self.params | {name: schedule.at(progress) for name, schedule in self._scheduled.items()}
         if self.policy.name == "clip":
             params["clip"] = self.policy.clip
         temperature, ce_alpha = self.temperature.at(progress), self.ce_alpha.at(progress)
@@ -50,14 +47,19 @@ class Objective:
 
     def moving(self, progress: float) -> dict[str, float]:
         """The values of the schedules that change over training."""
-        schedules = {"temperature": self.temperature, "ce_alpha": self.ce_alpha, "beta": self.beta}
-        return {name: schedule.at(progress) for name, schedule in schedules.items() if schedule and schedule.moves}
+        schedules = {"temperature": self.temperature, "ce_alpha": self.ce_alpha, **self._scheduled}
+        return {name: schedule.at(progress) for name, schedule in schedules.items() if schedule.moves}
+
+    @property
+    def _scheduled(self) -> dict[str, Schedule]:
+        return {name: value for name, value in self.params.items() if isinstance(value, Schedule)}
 
     def __str__(self) -> str:
-        beta = f"(beta={self.beta})" if self.beta is not None else ""
-        params = "".join(f", {key}={value}" for key, value in self.params.items())
+        scheduled = ", ".join(f"{name}={schedule}" for name, schedule in self._scheduled.items())
+        fixed = "".join(f", {name}={value}" for name, value in self.params.items() if name not in self._scheduled)
         scale = " * T^2" if self.t_squared else ""
-        divergence = f"{self.divergence}{beta}{params} at T={self.temperature}{scale}"
+        name = f"{self.divergence}({scheduled})" if scheduled else self.divergence
+        divergence = f"{name}{fixed} at T={self.temperature}{scale}"
         if self.ce_alpha == NEVER:
             return divergence
         kept = f"(1 - {self.ce_alpha}) * " if self.mixed else ""

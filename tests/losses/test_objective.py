@@ -148,8 +148,7 @@ def test_schedules():
 def test_an_objective_over_training():
     objective = Objective(
         "jsd",
-        {"scaled": True},
-        beta=Schedule(0.0, 1.0, "linear"),
+        {"beta": Schedule(0.0, 1.0, "linear"), "scaled": True},
         temperature=Schedule(4.0, 2.0, "linear"),
         ce_alpha=Schedule(0.0, 0.5, "linear"),
         mixed=True,
@@ -160,3 +159,10 @@ def test_an_objective_over_training():
     assert (settings.temperature, settings.ce_weight, settings.weight) == (3.0, 0.25, 0.75 * 9)
     assert objective.moving(1.0) == {"temperature": 2.0, "ce_alpha": 0.5, "beta": 1.0}
     assert Objective("tvd").moving(1.0) == {}
+
+
+def test_any_number_of_a_divergence_may_be_scheduled():
+    objective = Objective("alpha_beta", {"a": Schedule(0.5, 1.0, "linear"), "b": Schedule(0.7)})
+    assert objective.at(0.5).params == {"a": 0.75, "b": 0.7}
+    assert objective.moving(0.0) == {"a": 0.5}
+    assert str(objective) == "alpha_beta(a=0.5 -> 1 (linear), b=0.7) at T=1"

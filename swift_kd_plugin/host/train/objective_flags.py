@@ -1,6 +1,6 @@
 """From the command line to the objective that is minimised."""
 
-from swift_kd_plugin.losses.divergences import check_params
+from swift_kd_plugin.losses.divergences import DIVERGENCE_OF_STOCK, DIVERGENCES, check_params
 from swift_kd_plugin.losses.objective import Objective, TokenPolicy
 from swift_kd_plugin.losses.schedules import Schedule
 
@@ -13,13 +13,12 @@ def make_objective(args) -> Objective:
     """
     mixed = args.kd_ce_alpha is not None
     tempered = args.kd_temperature is not None
-    divergence = args.kd_divergence or "jsd"
+    divergence = args.kd_divergence or DIVERGENCE_OF_STOCK
     return Objective(
         divergence=divergence,
         params=_params(args, divergence),
-        beta=_schedule(args, "beta", args.beta) if divergence == "jsd" else None,
-        temperature=_schedule(args, "temperature", args.temperature),
-        ce_alpha=_schedule(args, "ce_alpha", args.sft_alpha),
+        temperature=_schedule(args, "kd_temperature", args.temperature),
+        ce_alpha=_schedule(args, "kd_ce_alpha", args.sft_alpha),
         mixed=mixed,
         t_squared=(mixed or tempered) if args.kd_t_squared is None else args.kd_t_squared,
         tail=args.kd_topk_tail,
@@ -27,18 +26,21 @@ def make_objective(args) -> Objective:
     )
 
 
-def _params(args, divergence: str) -> dict:
-    params = {
-        "jsd": {"scaled": args.kd_jsd_scaled},
-        "skew_kl": {"lam": args.kd_lambda},
-        "skew_rkl": {"lam": args.kd_lambda},
-        "adaptive_kl": {"head_mass": args.kd_head_mass, "fixed_weights": args.kd_adaptive_fixed_weights},
-        "alpha_beta": {"a": args.kd_ab_alpha, "b": args.kd_ab_beta},
-    }.get(divergence, {})
-    check_params(divergence, params)
+def _params(args, divergence: str) -> dict[str, float | bool | Schedule]:
+    """Of the divergence: what its flags say, else the flag of ms-swift that means the same."""
+    params = {}
+    for parameter in DIVERGENCES[divergence].params:
+        stock = getattr(args, parameter.stock) if parameter.stock else None
+        read = _schedule if parameter.scheduled else _value
+        params[parameter.name] = read(args, parameter.flag, stock)
+    check_params(divergence, {name: getattr(value, "start", value) for name, value in params.items()})
     return params
 
 
-def _schedule(args, name: str, stock: float) -> Schedule:
-    start = getattr(args, f"kd_{name}")
-    return Schedule(stock if start is None else start, getattr(args, f"kd_{name}_final"), args.kd_schedule)
+def _value(args, flag: str, stock: float | None) -> float | bool:
+    value = getattr(args, flag)
+    return stock if value is None else value
+
+
+def _schedule(args, flag: str, stock: float | None) -> Schedule:
+    return Schedule(_value(args, flag, stock), getattr(args, f"{flag}_final"), args.kd_schedule)

@@ -169,6 +169,11 @@ def test_flags_that_make_no_sense_are_refused(flags, message):
         ({"kd_divergence": "reverse_kl"}, "reverse_kl at T=0.9"),
         ({"kd_divergence": "skew_kl", "kd_temperature": 2.0}, "skew_kl, lam=0.1 at T=2 * T^2"),
         ({"kd_temperature": 2.0, "kd_t_squared": False, "kd_divergence": "tvd"}, "tvd at T=2"),
+        ({"kd_divergence": "adaptive_kl"}, "adaptive_kl, head_mass=0.5, fixed_weights=False at T=0.9"),
+        (
+            {"kd_beta": 0, "kd_beta_final": 1, "kd_schedule": "linear", "kd_jsd_scaled": True, "sft_alpha": 0.1},
+            "0.1 * CE + jsd(beta=0 -> 1 (linear)), scaled=True at T=0.9",
+        ),
         (
             {"kd_ce_alpha": 0.3, "kd_temperature": 5, "kd_temperature_final": 1, "kd_schedule": "cosine", "kd_beta": 0},
             "0.3 * CE + (1 - 0.3) * jsd(beta=0), scaled=False at T=5 -> 1 (cosine) * T^2",
@@ -179,6 +184,14 @@ def test_the_objective_that_flags_mean(flags, loss):
     from swift_kd_plugin.host.train.objective_flags import make_objective
 
     assert str(make_objective(Arguments(**flags))) == loss
+
+
+def test_a_beta_of_ms_swift_that_jsd_does_not_have_is_refused():
+    from swift_kd_plugin.host.train.objective_flags import make_objective
+
+    with pytest.raises(ValueError, match=r"jsd needs beta between 0 and 1, and it is 1\.5"):
+        make_objective(Arguments(beta=1.5))
+    assert make_objective(Arguments(beta=1.5, kd_divergence="tvd")).params == {}
 
 
 def test_topk_is_the_hosts_own_setting():
