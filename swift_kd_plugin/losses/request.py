@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.divergences import check_params
+from swift_kd_plugin.losses.divergences import DIVERGENCES, check_params
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.shards import VocabShard, shards_of
 
@@ -149,11 +149,10 @@ def _check_params(options: LossOptions) -> tuple[float | None, dict]:
     params = check_params(options.divergence, params)
     if not options.temperature > 0:
         raise ValueError(f"The temperature must be above 0, and it is {options.temperature}.")
-    if clip is not None and (clip <= 0 or options.divergence == "adaptive_kl"):
-        raise ValueError(
-            f"clip is {clip} for {options.divergence}; it must be above 0, and adaptive_kl, which is no sum over the "
-            "vocabulary, cannot be clipped."
-        )
+    if clip is not None and DIVERGENCES[options.divergence].mix is not None:
+        raise ValueError(f"{options.divergence}, which is no sum over the vocabulary, cannot be clipped.")
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip is {clip} for {options.divergence}; it must be above 0.")
     return clip, params
 
 
