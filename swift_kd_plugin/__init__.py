@@ -7,6 +7,6 @@ __all__ = ["__version__", "install"]
 
 def install() -> None:
     """Arms every patch of the host that the plugin needs. Idempotent; imports nothing of the host by itself."""
-    from swift_kd_plugin.host.start.host_patches import LEDGER
+    from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 
-    LEDGER.arm()
+    HOST_LEDGER.arm()

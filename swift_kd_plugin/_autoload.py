@@ -6,7 +6,8 @@ Without the plugin's name on the command line and without SWIFT_KD_DEVICE it ret
 import os
 import sys
 
-NAME = "swift_kd_plugin"
+from swift_kd_plugin.errors import NAME
+
 PLUGIN_FLAGS = ("--external_plugins", "--external-plugins", "--custom_register_path", "--custom-register-path")
 DEVICE_VARIABLE = "SWIFT_KD_DEVICE"
 # Commands of ms-swift that drive vLLM themselves: they know CPUs and must see the machine as it is.
@@ -40,11 +41,11 @@ def is_named(argv: list[str]) -> bool:
                 return True
         elif given and argument == NAME:
             return True
-    plugins = read_config(argv).get("external_plugins") or []
+    plugins = read_config_file(argv).get("external_plugins") or []
     return NAME in ([plugins] if isinstance(plugins, str) else plugins)
 
 
-def read_config(argv: list[str]) -> dict:
+def read_config_file(argv: list[str]) -> dict:
     """The file of `megatron rlhf run.yaml`, or an empty dict. Only this outer process sees it; its children get flags.
 
     Stops with one sentence if the file is not valid.
@@ -84,7 +85,7 @@ def check_command_line(argv: list[str]) -> None:
     """Stops with one sentence if the ranks that a launcher is about to start could not work."""
     from swift_kd_plugin.launcher import check_launch, environment_of, words_of
 
-    config = read_config(argv)
+    config = read_config_file(argv)
     check_launch(argv, config)
     if os.path.basename(argv[0]) == "megatron" and argv[1:2] == ["rlhf"]:
         from swift_kd_plugin.errors import KDError, stop

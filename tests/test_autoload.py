@@ -79,8 +79,8 @@ def test_without_the_name_it_changes_nothing():
         assert ours == {"swift_kd_plugin", "swift_kd_plugin.version", "swift_kd_plugin._autoload"}, ours
         assert swift.utils.utils.import_external_file.__module__ == "swift.utils.utils"
         assert torch.cuda.is_available.__module__ == "torch.cuda"
-        from swift_kd_plugin.host.start.host_patches import LEDGER
-        assert LEDGER.applied == []
+        from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
+        assert HOST_LEDGER.applied == []
     """
     run = run_python(code)
     assert run.returncode == 0, run.stderr
@@ -89,9 +89,9 @@ def test_without_the_name_it_changes_nothing():
 def test_torch_loads_the_entry_point():
     code = """
         import torch
-        from swift_kd_plugin.host.start.host_patches import LEDGER
+        from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
         import swift.utils.utils
-        print(LEDGER.applied)
+        print(HOST_LEDGER.applied)
     """
     run = run_python(code, "--external_plugins", "swift_kd_plugin")
     assert "swift.utils.utils.import_external_file" in run.stdout, run.stderr

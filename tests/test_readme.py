@@ -13,7 +13,7 @@ from scripts.dev.make_flag_table import flag_table, put
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.cli.train import generate_flags
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.data_yaml_keys import TYPES, Keys
 from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.losses import DIVERGENCES
@@ -65,7 +65,7 @@ def test_the_table_of_flags_is_made_of_the_code(page):
 def test_its_datasets_are_valid(tmp_path):
     shutil.copytree(ROOT / "examples" / "data", tmp_path, dirs_exist_ok=True)
     (tmp_path / "readme.yaml").write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
-    nodes = read_config(tmp_path / "readme.yaml")
+    nodes = read_data_yaml(tmp_path / "readme.yaml")
     assert len({type(node) for node in nodes.values()}) == len(TYPES) + 1  # exp_noexp makes two kinds
     for node in nodes.values():
         assert len(Builder(tmp_path / "cache", strict=True).dataset(node)[0]) >= 128

@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 from examples.quickstart.evaluate import TEST_FILE, accuracy, load_checkpoint, read_rows
 from examples.quickstart.summary import Accuracy, Page, accuracy_table, cost_table, last_line, with_costs
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.shell_command import NPROC, Command
 from swift_kd_plugin.recipes.source import read_recipe
 from swift_kd_plugin.recipes.summary import SUMMARY, write_summary
@@ -79,7 +79,7 @@ def prepare_folder(folder: Path) -> None:
 def read_pairs() -> list[dict[str, Any]]:
     """The training rows with the two views, as the training commands will see them."""
     with tempfile.TemporaryDirectory() as folder:
-        dataset, _ = Builder(Path(folder), strict=True).dataset(read_config(DATA_FILE)[recipe().dataset])
+        dataset, _ = Builder(Path(folder), strict=True).dataset(read_data_yaml(DATA_FILE)[recipe().dataset])
         return list(to_rows(dataset))
 
 
@@ -96,7 +96,7 @@ def train(machine: Machine, folder: Path) -> Page:
     """Runs both stages; returns what they came to. If one fails, the quickstart ends with its exit code."""
     command = training_command(machine, folder)
     print(f"\non {machine}: {command.shell()}", flush=True)
-    if code := run(command):  # it has said why
+    if code := run_process(command):  # it has said why
         raise typer.Exit(code)
     return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
 

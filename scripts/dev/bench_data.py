@@ -67,9 +67,9 @@ def stock(folder: Path, name: str) -> dict[str, float]:
 def ours(folder: Path, name: str) -> dict[str, float]:
     """A dataset of the YAML, from the files to the stored rows."""
     from swift_kd_plugin.data.build import Builder
-    from swift_kd_plugin.data.data_yaml import read_config
+    from swift_kd_plugin.data.data_yaml import read_data_yaml
 
-    node = read_config(folder / "data.yaml")[name]
+    node = read_data_yaml(folder / "data.yaml")[name]
     start = time.perf_counter()
     made, _ = Builder(folder / "ours").dataset(node)
     return {"rows": len(made), "seconds": time.perf_counter() - start}

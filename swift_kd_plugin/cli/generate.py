@@ -3,76 +3,80 @@
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Option
 
 from swift_kd_plugin.cli import shared_flags
 from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.cli.show import open_id
 from swift_kd_plugin.errors import KDError
 
-Opt = typer.Option
 WHO, HOW, WHICH = shared_flags.WHO, shared_flags.HOW, "Which responses are kept"
 
 
 def generate(
     model: Annotated[
-        str, Opt(help="The teacher: a folder or id. With --server, whose tokenizer.", rich_help_panel=WHO)
+        str, Option(help="The teacher: a folder or id. With --server, whose tokenizer.", rich_help_panel=WHO)
     ],
     dataset: shared_flags.Datasets,
     output: shared_flags.Output,
     config: shared_flags.Config = None,
     kd_datasets: shared_flags.KdDatasets = None,
-    adapters: Annotated[list[str] | None, Opt(help="A LoRA adapter's folder.", rich_help_panel=WHO)] = None,
+    adapters: Annotated[list[str] | None, Option(help="A LoRA adapter's folder.", rich_help_panel=WHO)] = None,
     server: Annotated[
         str | None,
-        Opt(help="Address of swift deploy or vllm serve; key: SWIFT_KD_TEACHER_API_KEY.", rich_help_panel=WHO),
+        Option(help="Address of swift deploy or vllm serve; key: SWIFT_KD_TEACHER_API_KEY.", rich_help_panel=WHO),
     ] = None,
     server_adapter: Annotated[
-        str | None, Opt("--server_adapter", help="Name of an adapter of vllm serve.", rich_help_panel=WHO)
+        str | None, Option("--server_adapter", help="Name of an adapter of vllm serve.", rich_help_panel=WHO)
     ] = None,
     engine: shared_flags.EngineName = "auto",
     template: Annotated[
-        str | None, Opt(help="ms-swift's template; the model's by default.", rich_help_panel=WHO)
+        str | None, Option(help="ms-swift's template; the model's by default.", rich_help_panel=WHO)
     ] = None,
     model_type: Annotated[
-        str | None, Opt("--model_type", help="ms-swift's, if the folder does not tell.", rich_help_panel=WHO)
+        str | None, Option("--model_type", help="ms-swift's, if the folder does not tell.", rich_help_panel=WHO)
     ] = None,
     torch_dtype: shared_flags.TorchDtype = None,
     system: shared_flags.System = None,
     limit: shared_flags.Limit = None,
-    thinking: shared_flags.Thinking = "row",
+    thinking: shared_flags.ThinkingFlag = "row",
     strict: shared_flags.Strict = False,
-    n: Annotated[int, Opt("--n", help="Samples of each prompt.", min=1, rich_help_panel=HOW)] = 1,
+    n: Annotated[int, Option("--n", help="Samples of each prompt.", min=1, rich_help_panel=HOW)] = 1,
     temperature: Annotated[
-        float | None, Opt(help="As the model's generation config, else 1.", rich_help_panel=HOW)
+        float | None, Option(help="As the model's generation config, else 1.", rich_help_panel=HOW)
     ] = None,
-    top_p: Annotated[float | None, Opt("--top_p", help="Likewise, else 1.", rich_help_panel=HOW)] = None,
-    top_k: Annotated[int | None, Opt("--top_k", help="Likewise, else off (0).", rich_help_panel=HOW)] = None,
-    min_p: Annotated[float | None, Opt("--min_p", help="Likewise, else 0.", rich_help_panel=HOW)] = None,
+    top_p: Annotated[float | None, Option("--top_p", help="Likewise, else 1.", rich_help_panel=HOW)] = None,
+    top_k: Annotated[int | None, Option("--top_k", help="Likewise, else off (0).", rich_help_panel=HOW)] = None,
+    min_p: Annotated[float | None, Option("--min_p", help="Likewise, else 0.", rich_help_panel=HOW)] = None,
     repetition_penalty: Annotated[
-        float | None, Opt("--repetition_penalty", help="Likewise, else 1.", rich_help_panel=HOW)
+        float | None, Option("--repetition_penalty", help="Likewise, else 1.", rich_help_panel=HOW)
     ] = None,
     max_new_tokens: shared_flags.MaxNewTokens = 2048,
     stop_words: shared_flags.StopWords = None,
     seed: shared_flags.Seed = 42,
     quota: Annotated[
         list[str] | None,
-        Opt(
+        Option(
             help="Most rows: N, thinking=N, non_thinking=N, COLUMN=N (of each value), COLUMN:VALUE=N.",
             rich_help_panel=WHICH,
         ),
     ] = None,
     finish: Annotated[
-        Literal["stop", "any"], Opt(help="any keeps responses that were cut off, too.", rich_help_panel=WHICH)
+        Literal["stop", "any"], Option(help="any keeps responses that were cut off, too.", rich_help_panel=WHICH)
     ] = "stop",
-    min_length: Annotated[int | None, Opt("--min_length", help="Tokens of a response.", rich_help_panel=WHICH)] = None,
-    max_length: Annotated[int | None, Opt("--max_length", help="Tokens of a response.", rich_help_panel=WHICH)] = None,
+    min_length: Annotated[
+        int | None, Option("--min_length", help="Tokens of a response.", rich_help_panel=WHICH)
+    ] = None,
+    max_length: Annotated[
+        int | None, Option("--max_length", help="Tokens of a response.", rich_help_panel=WHICH)
+    ] = None,
     max_repetition: Annotated[
         float | None,
-        Opt("--max_repetition", help="Share of 4-grams of words that stood before, 0 to 1.", rich_help_panel=WHICH),
+        Option("--max_repetition", help="Share of 4-grams of words that stood before, 0 to 1.", rich_help_panel=WHICH),
     ] = None,
     language: Annotated[
         str | None,
-        Opt(
+        Option(
             help="zh, ja, ko, en, ru, el, ar, he, hi, th: half of the answer's letters at least are of its script "
             "(so en means Latin letters); an answer without letters passes.",
             rich_help_panel=WHICH,
@@ -80,41 +84,42 @@ def generate(
     ] = None,
     verifier: Annotated[
         str | None,
-        Opt(
+        Option(
             help="exact, numeric or regex against the gold answer, or module:function(row, response) -> bool or score.",
             rich_help_panel=WHICH,
         ),
     ] = None,
     gold: Annotated[
-        str | None, Opt(help="Column with the gold answer; the dataset's response by default.", rich_help_panel=WHICH)
+        str | None,
+        Option(help="Column with the gold answer; the dataset's response by default.", rich_help_panel=WHICH),
     ] = None,
     pattern: Annotated[
         str | None,
-        Opt(
+        Option(
             help="Of regex: finds the answer (group 1); without it the gold answer is the pattern.",
             rich_help_panel=WHICH,
         ),
     ] = None,
     min_score: Annotated[
-        float, Opt("--min_score", help="A verifier's score that passes.", rich_help_panel=WHICH)
+        float, Option("--min_score", help="A verifier's score that passes.", rich_help_panel=WHICH)
     ] = 0.5,
     verifier_errors: Annotated[
         Literal["stop", "reject"],
-        Opt("--verifier_errors", help="What a verifier that raises does.", rich_help_panel=WHICH),
+        Option("--verifier_errors", help="What a verifier that raises does.", rich_help_panel=WHICH),
     ] = "stop",
     select: Annotated[
         Literal["all", "first_pass", "best", "majority"],
-        Opt(
+        Option(
             help="Of a prompt's samples that pass: all, the first, the best, or the most frequent answer.",
             rich_help_panel=WHICH,
         ),
     ] = "all",
     vote: Annotated[
         Literal["exact", "numeric", "regex"] | None,
-        Opt(help="How majority reads an answer; as a built-in verifier, else exact.", rich_help_panel=WHICH),
+        Option(help="How majority reads an answer; as a built-in verifier, else exact.", rich_help_panel=WHICH),
     ] = None,
     dedup: Annotated[
-        bool, Opt("--dedup", help="Leave out rows that are equal to an earlier one.", rich_help_panel=WHICH)
+        bool, Option("--dedup", help="Leave out rows that are equal to an earlier one.", rich_help_panel=WHICH)
     ] = False,
     max_model_len: shared_flags.MaxModelLen = None,
     gpu_memory_utilization: shared_flags.GpuMemoryUtilization = None,
@@ -129,10 +134,10 @@ def generate(
     """Writes responses.jsonl, a dataset of ms-swift, and a report. A killed run goes on when it is started again."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     with errors_in_one_sentence("generate"):
-        from swift_kd_plugin.generation.run_generate import Options, run
+        from swift_kd_plugin.generation.run_generate import Options, generate_rows
         from swift_kd_plugin.generation.shard_store import PAGE, RESPONSES
 
-        report = run(Options(**flags), open_id)
+        report = generate_rows(Options(**flags), open_id)
         print_report(report.input)
         for line in report.lines():
             typer.echo(line, err=True)

@@ -19,7 +19,7 @@ from swift_kd_plugin.data.pairing import ResponseRule
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
 
-SEEN_ROWS = 100
+ROWS_FOR_COLUMN_NAMES = 100
 Keep = Literal["report", "drop"]
 
 
@@ -72,7 +72,7 @@ def pair(
 
 def columns_of(dataset: Dataset) -> str:
     """Names of the columns beside those of a conversation, of the first rows."""
-    names = {name for row in islice(to_rows(dataset), SEEN_ROWS) for name in row.get("columns", {})}
+    names = {name for row in islice(to_rows(dataset), ROWS_FOR_COLUMN_NAMES) for name in row.get("columns", {})}
     if not len(dataset):
         return "no rows"
     return f"the columns {', '.join(sorted(names))}" if names else "no columns"

@@ -23,7 +23,7 @@ Datasets = Annotated[
 ]
 KdDatasets = Annotated[Path | None, Option("--kd_datasets", help="A data.yaml.", rich_help_panel=WHAT)]
 Limit = Annotated[int | None, Option(help="Only the first N rows.", min=1, rich_help_panel=WHAT)]
-Thinking = Annotated[
+ThinkingFlag = Annotated[
     Literal["row", "on", "off", "both"],
     Option(help="Mode of the rows: as each says, or set for all; both asks each row twice.", rich_help_panel=WHAT),
 ]

@@ -12,7 +12,7 @@ from rich.text import Text
 from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
 from swift_kd_plugin.data.views import has_teacher_view, teacher_view
@@ -44,7 +44,7 @@ def show(
 ) -> None:
     """Prints rows: green is trained on, yellow is what only this view has, grey is context."""
     with errors_in_one_sentence("show"), tempfile.TemporaryDirectory() as folder:
-        nodes = read_config(file)
+        nodes = read_data_yaml(file)
         if name not in nodes:
             raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
         dataset, report = Builder(Path(folder), open_id).dataset(nodes[name])

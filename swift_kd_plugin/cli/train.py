@@ -18,7 +18,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.recipes.check import check_stages
 from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
-from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.shell_command import megatron_command
 from swift_kd_plugin.recipes.source import Recipe, read_recipe
 from swift_kd_plugin.recipes.stage_record import read_record
@@ -92,7 +92,7 @@ def train_plainly(recipe: Recipe, dry_run: bool) -> int:
     owner = os.environ.get("NODE_RANK", "0") == "0"
     is_shared = keys.get("output_dir") and keys.get("add_version") is False and owner
     with locked(Path(keys["output_dir"])) if is_shared else nullcontext(-1) as lock:
-        return run(command, lock=lock)
+        return run_process(command, lock=lock)
 
 
 def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) -> int:

@@ -26,7 +26,7 @@ def get_device_properties(device=None) -> SimpleNamespace:
         name="cpu",
         major=CAPABILITY[0],
         minor=CAPABILITY[1],
-        total_memory=memory.total(),
+        total_memory=memory.total_memory(),
         multi_processor_count=os.cpu_count(),
     )
 
@@ -45,7 +45,7 @@ def call_now(function, **_kwargs) -> None:
     function()
 
 
-NAMES = {
+CUDA_NAMES = {
     "is_available": lambda: True,
     "is_initialized": lambda: True,
     "is_bf16_supported": lambda *_args, **_kwargs: True,

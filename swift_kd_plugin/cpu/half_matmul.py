@@ -16,7 +16,7 @@ from swift_kd_plugin.ledger import Undo
 # Multiplications from which on it pays: those of an output layer. Smaller products keep torch's order of sums.
 LEAST = 2**26
 # Elements of the larger operand that are in fp32 at a time.
-SLAB = 2**22
+SLAB_ELEMENTS = 2**22
 
 
 def slow_dtypes() -> set[torch.dtype]:
@@ -58,7 +58,7 @@ def multiply(
 
 
 def slabs(length: int, width: int) -> Iterator[slice]:
-    step = max(1, SLAB // max(1, width))
+    step = max(1, SLAB_ELEMENTS // max(1, width))
     return (slice(start, start + step) for start in range(0, length, step))
 
 

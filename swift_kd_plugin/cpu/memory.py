@@ -32,5 +32,5 @@ def free_and_total(*_args, **_kwargs) -> tuple[int, int]:
     return memory.available, memory.total
 
 
-def total() -> int:
+def total_memory() -> int:
     return psutil.virtual_memory().total

@@ -17,7 +17,7 @@ GPU = "the machine has a GPU"
 
 def replace_cuda(module: ModuleType) -> Undo:
     undo = []
-    for name, new in cuda.NAMES.items():
+    for name, new in cuda.CUDA_NAMES.items():
         undo.append(replace_attribute(torch.cuda, name, _own_copy(new)))
     undo += [replace_attribute(torch.cuda.random, name, getattr(torch.cuda, name)) for name in cuda.RANDOM_NAMES]
     for name in ("range_push", "range_pop"):
@@ -52,7 +52,7 @@ def mount_transformer_engine(module: ModuleType) -> Undo:
     return transformer_engine.unmount
 
 
-LEDGER = Ledger(
+CPU_LEDGER = Ledger(
     [
         Patch(
             symbol="torch.cuda",
@@ -133,13 +133,13 @@ def set_environment() -> None:
     """What vLLM and torch need to be told on a CPU."""
     # Fused functions of the host are torch.compile'd; without it they are the same functions, run eagerly.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    vllm.set_environment()
+    vllm.set_vllm_environment()
 
 
 def switch_on() -> None:
     """Arms the ledger and adapts the command line and environment of a training rank. Idempotent."""
-    if LEDGER.applied:
+    if CPU_LEDGER.applied:
         return
     set_environment()
     adapt_command_line(sys.argv)
-    LEDGER.arm()
+    CPU_LEDGER.arm()

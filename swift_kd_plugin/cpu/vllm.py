@@ -7,7 +7,7 @@ from swift_kd_plugin.ledger import Undo, replace_attribute
 ENVIRONMENT = {"VLLM_PLUGINS": "none", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-def set_environment() -> None:
+def set_vllm_environment() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

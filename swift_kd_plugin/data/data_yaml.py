@@ -38,10 +38,10 @@ from swift_kd_plugin.data.thinking import KEEP, Modes
 from swift_kd_plugin.errors import KDError
 
 EXAMPLE = "names to datasets, for example `pairs: {type: exp_noexp, exp: …, noexp: …}`"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-def read_config(file: str | Path) -> dict[str, DatasetSpec]:
+def read_data_yaml(file: str | Path) -> dict[str, DatasetSpec]:
     """The datasets of a data.yaml by name. Raises KDError naming file, dataset and key of a mistake."""
     file = Path(file)
     content = _with_on(resolve(read_mapping(file, example=EXAMPLE), file))
@@ -49,7 +49,7 @@ def read_config(file: str | Path) -> dict[str, DatasetSpec]:
         raise KDError(f"{file} must map {EXAMPLE}.")
     reader = _Reader(file, content)
     for name in content:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
             raise KDError(
                 f"{file}: the name {name!r} cannot be given to --dataset; use letters, digits, '_', '-', '.'."
             )
@@ -59,7 +59,7 @@ def read_config(file: str | Path) -> dict[str, DatasetSpec]:
 def read_node(keys: dict[str, Any], name: str, given: str) -> DatasetSpec:
     """A dataset from keys as they stand in a data.yaml; the source called `given` is one that the caller has.
 
-    Paths are relative to the current folder. Raises KDError as `read_config` does.
+    Paths are relative to the current folder. Raises KDError as `read_data_yaml` does.
     """
     source = RowsSpec(given, DatasetId(given))
     return _Reader(Path(name), {}, {given: source}).dataset(keys, name)

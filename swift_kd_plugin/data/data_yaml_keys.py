@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # A source is a file, the name of a dataset of the same YAML, an id that ms-swift loads, or a nested dataset.
-Source = str | dict
+SourceSpec = str | dict
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Keys:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsKeys(Keys):
-    source: Source
+    source: SourceSpec
     columns: dict[str, str] = field(default_factory=dict)
     format: str = "auto"
     gold: str | None = None
@@ -26,12 +26,12 @@ class RowsKeys(Keys):
 
 @dataclass(frozen=True)
 class ExpNoexpKeys(Keys):
-    exp: Source | None = None
-    noexp: Source | None = None
+    exp: SourceSpec | None = None
+    noexp: SourceSpec | None = None
     on: str | None = None
     duplicates: Literal["refuse", "first", "all"] = "refuse"
     unmatched: Literal["error", "drop"] | None = None
-    source: Source | None = None
+    source: SourceSpec | None = None
     experience: str = "experience"
     place: Literal["system", "before", "after"] = "system"
     template: str = "{experience}"
@@ -45,9 +45,9 @@ class ExpNoexpKeys(Keys):
 
 @dataclass(frozen=True)
 class ThinkingMixKeys(Keys):
-    source: Source | None = None
-    thinking: Source | None = None
-    non_thinking: Source | None = None
+    source: SourceSpec | None = None
+    thinking: SourceSpec | None = None
+    non_thinking: SourceSpec | None = None
     mode: Literal["thinking", "non_thinking", "keep"] | None = None
     mode_column: str | None = None
     thinking_share: float | None = None
@@ -72,7 +72,7 @@ class MixKeys(Keys):
 class PartKeys:
     """Keys of a part of a mix that is not just a number."""
 
-    source: Source | None = None
+    source: SourceSpec | None = None
     weight: float | None = None
     fraction: float | None = None
 

@@ -21,7 +21,7 @@ from typing import Any
 from swift_kd_plugin.data.columns import COLUMNS, READ_AS
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
 from swift_kd_plugin.data.turns import to_turns
-from swift_kd_plugin.data.values import SCALARS, as_json, kind_of, parse_json, parse_text, shown
+from swift_kd_plugin.data.values import SCALAR_TYPES, as_json, kind_of, parse_json, parse_text, shown
 from swift_kd_plugin.errors import KDError
 
 # The first of each is the proper name, the others are its synonyms, as in ms-swift.
@@ -59,7 +59,7 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         if name in READ_AS:
             _add_column(row, name, value)
         elif name not in PLACE_NAMES:
-            kept[name] = value if type(value) in SCALARS else as_json(value)
+            kept[name] = value if type(value) in SCALAR_TYPES else as_json(value)
     if prompt:
         if "teacher_messages" in row:
             raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")

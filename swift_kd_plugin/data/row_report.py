@@ -10,8 +10,8 @@ from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.errors import KDError
 
-EXAMPLES = 5
-SHOWN_LENGTH = 200
+ROW_EXAMPLES = 5
+SHOWN_CHARACTERS = 200
 
 
 @dataclass
@@ -25,12 +25,12 @@ class ReportEntry:
     def add(self, place: Place, text: str) -> None:
         self.count += 1
         self.rows.setdefault(place.source, []).append(place.row)
-        if len(self.examples) < EXAMPLES:
+        if len(self.examples) < ROW_EXAMPLES:
             self.examples.append({"place": str(place), "text": text})
 
     def merge(self, other: "ReportEntry") -> None:
         self.count += other.count
-        self.examples = (self.examples + other.examples)[:EXAMPLES]
+        self.examples = (self.examples + other.examples)[:ROW_EXAMPLES]
         for source, numbers in other.rows.items():
             self.rows.setdefault(source, []).extend(numbers)
 
@@ -57,7 +57,7 @@ class Report:
         """Counts a row as left out. Raises KDError with place and reason if the report is strict."""
         self.left_out.setdefault(error.kind, ReportEntry()).add(place, shorten(str(error)))
         if self.strict:
-            raise refusal(str(place), str(error))
+            raise row_refusal(str(place), str(error))
 
     def note(self, kind: str, text: str, place: Place) -> None:
         self.notes.setdefault(kind, ReportEntry()).add(place, shorten(text))
@@ -118,7 +118,7 @@ class Report:
         return lines
 
 
-def refusal(place: str, reason: str) -> KDError:
+def row_refusal(place: str, reason: str) -> KDError:
     """The error for a row that may not be left out."""
     return KDError(
         f"{place} cannot be used: {reason}; mend the row, or have such rows left out "
@@ -126,7 +126,7 @@ def refusal(place: str, reason: str) -> KDError:
     )
 
 
-def shorten(text: str, length: int = SHOWN_LENGTH) -> str:
+def shorten(text: str, length: int = SHOWN_CHARACTERS) -> str:
     return text if len(text) <= length else text[:length] + " ..."
 
 

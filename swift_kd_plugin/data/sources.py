@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swift_kd_plugin.data.files import printable, why_not_opened
-from swift_kd_plugin.data.formats import check_format, to_row
+from swift_kd_plugin.data.formats import Raw, check_format, to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.data.values import check_value, decode_json, kind_of, parse_json
 from swift_kd_plugin.errors import KDError
 
-Raw = dict[str, Any]
 Numbered = Iterator[tuple[int, Raw | RowError]]
 
 MAX_LINE_BYTES = 32 << 20

@@ -10,7 +10,7 @@ from swift_kd_plugin.data.values import kind_of, parse_json, parse_text, shown
 
 TOOL_ROLES = ("tool", "tool_response")
 ROLES = frozenset({"system", "user", "assistant", "tool_call", *TOOL_ROLES})
-ALIASES = {
+ROLE_ALIASES = {
     **{role: role for role in ROLES},
     "developer": "system",
     "human": "user",
@@ -87,7 +87,7 @@ def _standard(turn: Any, name: str) -> list[Message]:
     role = turn.get("role", turn.get("from"))
     if role is None and not turn.keys() & {"content", "value"}:
         return _pair(turn, name)
-    if not isinstance(role, str) or (known := ALIASES.get(role.lower().replace("-", "_"))) is None:
+    if not isinstance(role, str) or (known := ROLE_ALIASES.get(role.lower().replace("-", "_"))) is None:
         raise RowError("messages", f"{name} has {'no role' if role is None else f'the unknown role {shown(role)}'}")
     name = f"{name} ({known})"
     standard = {"role": known, "content": _content(turn.get("content", turn.get("value")), known, name)}

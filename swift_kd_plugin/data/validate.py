@@ -21,7 +21,7 @@ MAY_FOLLOW = {
     "tool_response": (*SPEAKS, *TOOL_ROLES),
 }
 MEDIA = {name: COLUMNS[name].medium for name in VIEW_COLUMNS if COLUMNS[name].medium}
-PLAIN = frozenset({"messages", *PLACE_COLUMNS})
+PLAIN_COLUMNS = frozenset({"messages", *PLACE_COLUMNS})
 
 
 def check_row(row: Row) -> None:
@@ -31,7 +31,7 @@ def check_row(row: Row) -> None:
     of an answer and are closed, every tag of a medium has its medium, and all text is Unicode.
     """
     messages = row["messages"]
-    plain = row.keys() <= PLAIN
+    plain = row.keys() <= PLAIN_COLUMNS
     has_parts = _check_turns(messages, "messages", not plain and any(row.get(name) for name in MEDIA))
     last = messages[-1]
     if last["role"] == "system":

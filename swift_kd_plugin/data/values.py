@@ -12,7 +12,7 @@ from swift_kd_plugin.data.rows import RowError
 
 MAX_DEPTH = 100
 MAX_LITERAL = 1 << 20
-SCALARS = frozenset({str, int, bool, type(None)})
+SCALAR_TYPES = frozenset({str, int, bool, type(None)})
 SHOWN_VALUE = 40
 
 
@@ -91,7 +91,7 @@ def check_value(value: Any, what: str = "it", depth: int = 0) -> None:
     elif kind is float:
         if not isfinite(value):
             raise RowError("format", f"{what} holds {value}, which JSON does not have")
-    elif kind not in SCALARS:
+    elif kind not in SCALAR_TYPES:
         raise RowError("format", f"{what} holds {kind_of(value)}, which JSON does not have")
 
 
@@ -108,7 +108,7 @@ def as_json(value: Any, depth: int = 0) -> Any:
 
     Raises RowError if it is nested too deep.
     """
-    if type(value) in SCALARS:
+    if type(value) in SCALAR_TYPES:
         return value
     if depth > MAX_DEPTH:
         raise RowError("unreadable", f"it is nested deeper than {MAX_DEPTH} levels")

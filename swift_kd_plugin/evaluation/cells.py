@@ -16,7 +16,7 @@ from swift_kd_plugin.generation.tasks import Thinking
 
 ViewName = Literal["without", "with"]
 # --thinking of the evaluation: the name of each mode, and what its rows are told.
-MODES: dict[str, dict[str, Thinking]] = {
+CELL_MODES: dict[str, dict[str, Thinking]] = {
     "row": {"row": "row"},
     "on": {THINKING: "on"},
     "off": {NON_THINKING: "off"},

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, split_thought
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.evaluation.cells import MODES, Cell, EvalView
+from swift_kd_plugin.evaluation.cells import CELL_MODES, Cell, EvalView
 from swift_kd_plugin.evaluation.likelihood import Likelihood, measure_likelihoods
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Prompt, PromptError, Sampling
@@ -116,7 +116,7 @@ class Measurement:
             works = [
                 self._open(Cell(subject.name, view.name, mode), view, subject, held)
                 for view in self.views
-                for mode in MODES[self.thinking]
+                for mode in CELL_MODES[self.thinking]
             ]
             model = answer(works, subject)
             if self.likelihoods and subject.who["engine"] != "server":
@@ -127,7 +127,7 @@ class Measurement:
 
     def _open(self, cell: Cell, view: EvalView, subject: EvalModel, held: ExitStack) -> "Work":
         judge = Judge(Filters(finish="any"))
-        plan = GenerationPlan(view.dataset, self.sampling, judge, MODES[self.thinking][cell.mode], self.seed)
+        plan = GenerationPlan(view.dataset, self.sampling, judge, CELL_MODES[self.thinking][cell.mode], self.seed)
         flags = {name: getattr(subject.options, name) for name in MODEL_FLAGS}
         asked = {"view": cell.view, "thinking": cell.mode, "seed": self.seed, **asdict(self.sampling)}
         identity = {**subject.who, **flags, **describe_rows(view.dataset, self.digest), **asked}

@@ -16,7 +16,7 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, SUFFIX = "base_model.model.", ".lora_A.weight"
 # Settings that change what an adapter means beyond W + scale * B @ A, and the values with which they do not.
-PLAIN: Mapping[str, tuple] = {
+PLAIN_SETTINGS: Mapping[str, tuple] = {
     "use_dora": (False, None),
     "modules_to_save": (None, []),
     "trainable_token_indices": (None, [], {}),
@@ -82,7 +82,7 @@ def why_more_than_matrices(settings: dict[str, Any]) -> str | None:
     """What a LoRA adapter has or does beyond W + scale * B @ A with the base model's own W; None for a plain one."""
     if settings.get("peft_type") != "LORA":
         return f"is {settings.get('peft_type')} and not LoRA"
-    for name, plain in PLAIN.items():
+    for name, plain in PLAIN_SETTINGS.items():
         if settings.get(name, plain[0]) not in plain:
             return f"has {name} {settings[name]!r}"
     start = changes_the_base(settings)

@@ -18,8 +18,8 @@ from swift_kd_plugin.generation.quotas import Quotas
 from swift_kd_plugin.generation.shard_store import RESPONSES, Record, Store
 from swift_kd_plugin.generation.tasks import (
     MADE,
-    MODES,
-    REPLACED,
+    PROMPT_MODES,
+    REPLACED_COLUMN,
     PromptTask,
     Thinking,
     own_answer,
@@ -49,13 +49,13 @@ class GenerationPlan:
 
     @property
     def tasks(self) -> int:
-        return len(self.dataset) * len(MODES[self.thinking])
+        return len(self.dataset) * len(PROMPT_MODES[self.thinking])
 
     def tasks_in(self, indices: range) -> Iterator[PromptTask]:
         """Tasks by index, in order."""
         if not indices:
             return
-        modes = len(MODES[self.thinking])
+        modes = len(PROMPT_MODES[self.thinking])
         first, last = indices[0] // modes, indices[-1] // modes
         rows = to_rows(self.dataset.select(range(first, last + 1)))
         for number, row in enumerate(rows, start=first):
@@ -110,7 +110,7 @@ class Collector:
         made = {"sample": number, "tokens": sample.tokens, "finish_reason": sample.finish_reason}
         made |= {"mode": shown_mode(task, verdict.row)} | ({} if sample.score is None else {"score": sample.score})
         if (own := own_answer(task.row)) is not None:
-            columns.setdefault(REPLACED, own)
+            columns.setdefault(REPLACED_COLUMN, own)
         return {**verdict.row, "columns": {**columns, MADE: made}}
 
 

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.sources import READERS
@@ -50,7 +50,7 @@ def open_rows(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[Data
     Raises:
         KDError: a name that is none, no row that can be used, or --strict and one that cannot.
     """
-    named = read_config(options.kd_datasets) if options.kd_datasets else {}
+    named = read_data_yaml(options.kd_datasets) if options.kd_datasets else {}
     report, parts, digests = Report(), [], []
     with tempfile.TemporaryDirectory() as folder:
         builder = Builder(Path(folder), opener, options.strict)

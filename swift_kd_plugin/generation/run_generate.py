@@ -60,7 +60,7 @@ class Options(ModelOptions):
         return Sampling(n=self.n, max_new_tokens=self.max_new_tokens, stop=tuple(self.stop_words or ()), **values)
 
 
-def run(options: Options, opener: Callable[[str], Any]) -> Tally:
+def generate_rows(options: Options, opener: Callable[[str], Any]) -> Tally:
     """The whole command.
 
     Args:

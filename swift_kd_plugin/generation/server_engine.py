@@ -16,7 +16,7 @@ from swift_kd_plugin.serving.scoring_routes import SwiftRoute, VllmRoute
 from swift_kd_plugin.serving.transport import Limits, Refused, Unavailable
 
 IN_FLIGHT = 64
-AHEAD = 2
+ROUNDS_AHEAD = 2
 CONTEXT_WORDS = ("context length", "max_model_len", "too long", "maximum model length", "longer than")
 
 
@@ -77,7 +77,7 @@ class ServerEngine(Engine):
         with ThreadPoolExecutor(self.limits.in_flight) as pool:
             try:
                 while True:
-                    taken = list(islice(numbered, AHEAD * self.limits.in_flight - len(pending)))
+                    taken = list(islice(numbered, ROUNDS_AHEAD * self.limits.in_flight - len(pending)))
                     for index, prompt in taken:
                         try:
                             request = self._request(prompt, sampling)

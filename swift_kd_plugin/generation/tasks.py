@@ -21,10 +21,15 @@ from swift_kd_plugin.generation.engines import Prompt
 
 Thinking = Literal["row", "on", "off", "both"]
 # The modes in which each row is asked; None is as the row says.
-MODES: dict[str, tuple[bool | None, ...]] = {"row": (None,), "on": (True,), "off": (False,), "both": (True, False)}
+PROMPT_MODES: dict[str, tuple[bool | None, ...]] = {
+    "row": (None,),
+    "on": (True,),
+    "off": (False,),
+    "both": (True, False),
+}
 # Seeds that JSON holds exactly, with room for the numbers of samples.
 SEED_BITS = 48
-REPLACED = "replaced_response"
+REPLACED_COLUMN = "replaced_response"
 MADE = "generation"
 
 
@@ -62,7 +67,7 @@ class PromptTask:
 
 def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[PromptTask]:
     """The tasks of a row, the `number`-th of the run counted from 0."""
-    modes = MODES[thinking]
+    modes = PROMPT_MODES[thinking]
     for offset, mode in enumerate(modes):
         yield PromptTask(number * len(modes) + offset, row if mode is None else _in_mode(row, mode))
 

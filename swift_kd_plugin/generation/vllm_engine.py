@@ -22,9 +22,9 @@ from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Promp
 
 IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 # vLLM's schedulable sequences are always kept waiting this many times over.
-AHEAD = 2
+BATCHES_AHEAD = 2
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-ADVICE = (
+VLLM_ADVICE = (
     (r"[Hh]ead.?(size|dim)", "no attention kernel here takes it; use {1}"),
     (r"max_model_len|max_position_embeddings|max seq len", "lower --{0}max_model_len"),
     (r"cache blocks|KV cache", "raise --{0}gpu_memory_utilization, or lower --{0}max_model_len or --{0}max_num_seqs"),
@@ -82,7 +82,7 @@ class VllmEngine(Engine):
     def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
         numbered = enumerate(prompts)
         batch = max(1, self.engine.max_num_seqs // sampling.n)
-        window = AHEAD * batch
+        window = BATCHES_AHEAD * batch
         written: deque[Written] = deque()
         pending: dict[str, tuple[int, list[int]]] = {}
         stops = self.codec.stops(sampling)
@@ -255,5 +255,5 @@ def said_in_one_sentence(what: str, prefix: str = "", instead: str = "--engine t
         raise
     except (*FAILURES, *refusals()) as error:
         said = FRAME.sub("", one_line(error)) or type(error).__name__
-        advice = next((text for pattern, text in ADVICE if re.search(pattern, said)), "or use {1}")
+        advice = next((text for pattern, text in VLLM_ADVICE if re.search(pattern, said)), "or use {1}")
         raise KDError(f"{what}: {said}; {advice.format(prefix, instead)}.") from error

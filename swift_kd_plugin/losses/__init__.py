@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from swift_kd_plugin.losses.fused_linear import fused_linear_divergence
 
 __all__ = ["DIVERGENCES", "fused_linear_divergence", "token_divergence", "topk_divergence"]
-MODULES = {"fused_linear_divergence": "fused_linear", "token_divergence": "api", "topk_divergence": "api"}
+MODULE_OF = {"fused_linear_divergence": "fused_linear", "token_divergence": "api", "topk_divergence": "api"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in MODULES:
+    if name not in MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = loss = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    globals()[name] = loss = getattr(import_module(f"{__name__}.{MODULE_OF[name]}"), name)
     return loss
 
 

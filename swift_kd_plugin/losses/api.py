@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.autograd import run
+from swift_kd_plugin.losses.autograd import run_loss
 from swift_kd_plugin.losses.prepare import prepare_loss
 from swift_kd_plugin.losses.request import LossOptions, TopK
 
@@ -60,7 +60,7 @@ def token_divergence(
         teacher_vocab=teacher_vocab,
         chunk_size=chunk_size,
     )
-    return run(*prepare_loss(student_logits, teacher_logits, options, inplace=inplace_grad))
+    return run_loss(*prepare_loss(student_logits, teacher_logits, options, inplace=inplace_grad))
 
 
 def topk_divergence(
@@ -112,4 +112,4 @@ def topk_divergence(
         tail=tail,
     )
     teacher = TopK(teacher_log_probs, teacher_ids, teacher_temperature)
-    return run(*prepare_loss(student_logits, teacher, options, inplace=inplace_grad))
+    return run_loss(*prepare_loss(student_logits, teacher, options, inplace=inplace_grad))

@@ -9,7 +9,7 @@ from swift_kd_plugin.losses.divergences import DIVERGENCES, Terms
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.softmax import cross_entropy
 
-REMOVED = {"removed_student_mass": "q", "removed_teacher_mass": "p"}  # and what is kept of the same side
+REMOVED_FROM = {"removed_student_mass": "q", "removed_teacher_mass": "p"}  # and what is kept of the same side
 
 
 def loss_of(request: Request, tokens: slice, parts: dict[str, Tensor]) -> Tensor:
@@ -46,7 +46,7 @@ def dense_parts(
     if request.statistics:
         parts |= finish_entropies(sums, lse["p"], lse["q"])
         parts["top1_agreement"] = top1_agreement(gathered)
-    return parts | {name: torch.sigmoid(lse[name] - lse[kept]) for name, kept in REMOVED.items() if name in lse}
+    return parts | {name: torch.sigmoid(lse[name] - lse[kept]) for name, kept in REMOVED_FROM.items() if name in lse}
 
 
 class MeasuredChunk:

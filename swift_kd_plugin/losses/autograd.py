@@ -60,7 +60,7 @@ def _uniform(upstream: Tensor) -> bool:
     return not any(upstream.stride()) or bool((upstream == upstream[:1]).all())
 
 
-def run(task: BlockwiseLoss, student: Tensor | LMHead, *teacher: Tensor | LMHead) -> Tensor:
+def run_loss(task: BlockwiseLoss, student: Tensor | LMHead, *teacher: Tensor | LMHead) -> Tensor:
     """The loss per token [T], differentiable in `student`; `task.parts` then holds what it is made of."""
     tensors, parts = flatten([student, *teacher])
     differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flatten([student])[0])

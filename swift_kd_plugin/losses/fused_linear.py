@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.autograd import run
+from swift_kd_plugin.losses.autograd import run_loss
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.prepare import prepare_loss
 from swift_kd_plugin.losses.request import LossOptions
@@ -65,4 +65,4 @@ def fused_linear_divergence(
         teacher_vocab=teacher_vocab,
         chunk_size=chunk_size,
     )
-    return run(*prepare_loss(student, teacher, options))
+    return run_loss(*prepare_loss(student, teacher, options))

@@ -10,7 +10,7 @@ from swift_kd_plugin.losses.chunked import BlockwiseLoss, working_dtype
 from swift_kd_plugin.losses.lm_head import LMHead
 
 # Rows of a head whose product is there in full precision before it is added.
-SLAB = 2**13
+SLAB_ROWS = 2**13
 
 
 class LogitsGradient:
@@ -107,7 +107,7 @@ def add_product(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.t(), inputs)
         return
-    for part, columns in zip(total.split(SLAB), gradient.split(SLAB, dim=1), strict=True):
+    for part, columns in zip(total.split(SLAB_ROWS), gradient.split(SLAB_ROWS, dim=1), strict=True):
         if total.is_cuda:
             part.add_(torch.mm(columns.t(), inputs, out_dtype=total.dtype))
         else:  # no product of half precisions in a finer one

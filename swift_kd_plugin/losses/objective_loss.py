@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from swift_kd_plugin.losses.autograd import run
+from swift_kd_plugin.losses.autograd import run_loss
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings, TokenPolicy
 from swift_kd_plugin.losses.policies import teacher_entropy_weights, top_rho_weights
@@ -92,10 +92,10 @@ def objective_loss(
     if isinstance(student, LMHead) and settings.policy.name == "student_top_rho" and torch.is_grad_enabled():
         # Which tokens are chosen shows after the last one, and a head's gradient needs it from the first on.
         with torch.no_grad():
-            run(task, *sides)
+            run_loss(task, *sides)
         chosen = task.weights
         task.weigh = lambda part, _: chosen[part]
-    losses = run(task, *sides)
+    losses = run_loss(task, *sides)
     return losses.sum(), {**task.parts, "weight": task.weights, "loss": losses.detach()}
 
 

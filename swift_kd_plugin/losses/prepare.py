@@ -16,7 +16,7 @@ def prepare_loss(
     *,
     inplace: bool = False,
 ) -> tuple:
-    """What `autograd.run` takes: the checked loss, the student, and the tensors or head of the teacher.
+    """What `autograd.run_loss` takes: the checked loss, the student, and the tensors or head of the teacher.
 
     Args:
         inplace: write the gradient into the student's logits; a head has none to write into.

@@ -13,6 +13,7 @@ that nothing is said about what to keep there. Extra memory: less than 1 KB per 
 T tokens, v this rank's columns that both sides have. `triton` is imported when the first loss is computed.
 """
 
+import math
 import os
 from functools import cache
 from importlib.util import find_spec
@@ -25,13 +26,13 @@ from swift_kd_plugin.losses.chunked import LossRows
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.softmax import find_columns, logsumexp
 
-KINDS = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "tvd")
+KERNEL_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "tvd")
 SUM_OF_SLOPES_IN_PASS_1 = ("forward_kl", "reverse_kl")
 SKEWED = {"skew_kl": "forward_kl", "skew_rkl": "reverse_kl"}  # and what they are for lambda 0
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_BLOCK = 4096
 COLUMNS_PER_WARP = 256  # 8 per thread: 16 bytes of bf16 in one load
-LOG2E = 1.4426950408889634
+LOG2_OF_E = math.log2(math.e)
 
 
 def kernels_apply(request: Request, student: Tensor, teacher: Tensor) -> bool:
@@ -44,7 +45,7 @@ def kernels_apply(request: Request, student: Tensor, teacher: Tensor) -> bool:
     columns_move = request.student.group is not None and request.student.widths != request.teacher.widths
     return (
         request.kernels
-        and request.divergence in KINDS
+        and request.divergence in KERNEL_DIVERGENCES
         and request.clip is None
         and not columns_move
         and all(side.dtype in DTYPES and side.stride(1) == 1 for side in (student, teacher))
@@ -107,7 +108,7 @@ class _Losses:
         found = self.student.new_zeros(len(names), self.tokens, dtype=torch.float32)
         self._launch(
             self.kernels.normalise, *self._sides(), found, self.tokens,
-            self.shard.width, request.student.width, request.teacher.width, LOG2E / request.temperature,
+            self.shard.width, request.student.width, request.teacher.width, LOG2_OF_E / request.temperature,
             CE_APART=self.ce and self.tempered, RATIO=self.gradient is not None and self.kind == "reverse_kl",
             FAVOURITE=request.statistics, RESTS=self.removes,
         )  # fmt: skip
@@ -168,7 +169,7 @@ class _Losses:
             self.kernels.measure, *self._sides(), gradient, gradient.stride(0),
             packed, self.label if self.ce else self.rows[0], sums, self.tokens,
             self.shard.width, request.student.width, gradient.shape[1],
-            LOG2E / request.temperature, 1 / request.temperature,
+            LOG2_OF_E / request.temperature, 1 / request.temperature,
             self.beta, 1 - self.beta, self.scale, request.weight / request.temperature,
             KIND=self.kind, SUM=total, STATISTICS=total and request.statistics,
             SUM_SLOPE=total and not write and self.gradient is not None,

@@ -106,7 +106,7 @@ def memory_table(plan: MemoryPlan) -> list[MemoryRow]:
     ]
 
 
-def total(rows: list[MemoryRow]) -> MemoryRow:
+def total_row(rows: list[MemoryRow]) -> MemoryRow:
     return MemoryRow("total", sum(row.device for row in rows), sum(row.host for row in rows))
 
 
@@ -117,7 +117,7 @@ def render_memory(rows: list[MemoryRow], capacity: int, measured: int | None = N
         capacity: memory of the device in bytes.
         measured: highest memory of the device in bytes so far, if there was a step.
     """
-    whole = total(rows)
+    whole = total_row(rows)
     lines = [("", "device", "CPU", "")]
     lines += [(row.name, _size(row.device), _size(row.host), row.note) for row in rows]
     share = f"{whole.device / capacity:.1%} of {_size(capacity)}, without activations"

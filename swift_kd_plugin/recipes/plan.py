@@ -14,9 +14,9 @@ from swift_kd_plugin.recipes.flag_checks import check_flags
 from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS, check_keys
 from swift_kd_plugin.recipes.source import Recipe
 
-GENERATE, OFF_POLICY, ON_POLICY = KINDS = ("generate", "off_policy", "on_policy")
+GENERATE, OFF_POLICY, ON_POLICY = STAGE_KINDS = ("generate", "off_policy", "on_policy")
 STUDENTS, PROGRESSIVE = "students", "progressive"
-ROWS = "rows"  # `${generate.rows}` is the file that the generate stage writes
+ROWS_KEY = "rows"  # `${generate.rows}` is the file that the generate stage writes
 ROWS_FILE = "responses.jsonl"
 # What a stage sets by itself, to resume and to hand over.
 OWNED = ("add_version", "mcore_model", "mcore_adapter", "finetune")
@@ -75,7 +75,7 @@ class Stage:
 
 
 def has_stages(recipe: Recipe) -> bool:
-    return any(_section(recipe.config, kind) is not None for kind in KINDS)
+    return any(_section(recipe.config, kind) is not None for kind in STAGE_KINDS)
 
 
 def _section(config: DictConfig, key: str) -> Any:
@@ -146,11 +146,13 @@ def _stages_of(
     recipe: Recipe, config: DictConfig, student: str | None, folder: Path, before: Stage | None
 ) -> list[Stage]:
     """One student's stages. `before` is the last stage of the student that becomes the teacher."""
-    kinds = [kind for kind in KINDS if _section(config, kind) is not None]
+    kinds = [kind for kind in STAGE_KINDS if _section(config, kind) is not None]
     if GENERATE in kinds:
-        config = OmegaConf.merge(config, {GENERATE: {ROWS: str(folder / GENERATE / ROWS_FILE)}})
+        config = OmegaConf.merge(config, {GENERATE: {ROWS_KEY: str(folder / GENERATE / ROWS_FILE)}})
     whole = resolve(config, recipe.file)
-    common = {key: value for key, value in whole.items() if key not in (*KINDS, STUDENTS, PROGRESSIVE, "output_dir")}
+    common = {
+        key: value for key, value in whole.items() if key not in (*STAGE_KINDS, STUDENTS, PROGRESSIVE, "output_dir")
+    }
     if before is not None:
         common |= {"teacher_model_server": None, "kd_teacher_adapters": None}
         common |= {"teacher_model": None, "teacher_model_type": before.keys.get("model_type")}
@@ -180,7 +182,7 @@ def _named_rows(keys: dict[str, Any], stages: list[Stage]) -> Stage | None:
 
 
 def _generate_keys(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    own = {key: value for key, value in own.items() if key != ROWS}
+    own = {key: value for key, value in own.items() if key != ROWS_KEY}
     if isinstance(own.get("thinking"), bool):
         own["thinking"] = "on" if own["thinking"] else "off"  # which YAML reads as true and false
     taken = {}

@@ -33,7 +33,9 @@ def find_program(name: str) -> str:
     return found
 
 
-def run(command: Command, log: Path | None = None, watch: Callable[[], None] | None = None, lock: int = -1) -> int:
+def run_process(
+    command: Command, log: Path | None = None, watch: Callable[[], None] | None = None, lock: int = -1
+) -> int:
     """Runs a command and returns its exit code, 128 + n after signal n.
 
     The first SIGINT, SIGTERM or SIGHUP ends all of its processes in order, the second one at once.

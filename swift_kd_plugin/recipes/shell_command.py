@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from swift_kd_plugin.config.typed_keys import describe_hint, fits, suggest
 from swift_kd_plugin.errors import NAME, KDError
-from swift_kd_plugin.host.start.megatron_flags import ALIASES
+from swift_kd_plugin.host.start.megatron_flags import FLAG_ALIASES
 
 NPROC = "NPROC_PER_NODE"
 LAUNCH_KEYS: dict[str, Any] = {"nproc_per_node": int | None, "env": dict | None}
@@ -45,7 +45,7 @@ def check_keys(keys: Mapping[str, Any], hints: Mapping[str, Any], where: Where) 
     known = {**hints, **LAUNCH_KEYS}
     for key, value in keys.items():
         if key not in known:
-            meant = f" (here it is {ALIASES[key]!r})" if ALIASES.get(key) in known else suggest(key, known)
+            meant = f" (here it is {FLAG_ALIASES[key]!r})" if FLAG_ALIASES.get(key) in known else suggest(key, known)
             raise KDError(f"{where(key)}: unknown key {key!r}{meant}.")
         if value is not None and not fits(value, known[key]) and not _fits_as_list(value, known[key]):
             raise KDError(f"{where(key)}: {key} is {value!r}; it must be {describe_hint(known[key])}.")

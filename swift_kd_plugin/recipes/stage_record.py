@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from swift_kd_plugin.data.build import sources_of
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.dataset_specs import File
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS
 
 MARKER = "stage.json"
-ROOT = "{output_dir}"
+OUTPUT_DIR = "{output_dir}"
 # Of a larger file, this many parts of BLOCK bytes are read.
 HASHED_BYTES, PARTS, BLOCK = 64 << 20, 64, 64 << 10
 INPUT_KEYS = ("model", "teacher_model", "adapters", "kd_teacher_adapters", "dataset", "val_dataset", "kd_datasets")
@@ -86,7 +86,7 @@ def find_change(old: StageRecord, new: StageRecord) -> str | None:
 
 
 def _from_root(value: Any, root: Path) -> Any:
-    """A value whose paths into the run's folder begin with ROOT."""
+    """A value whose paths into the run's folder begin with OUTPUT_DIR."""
     if isinstance(value, dict):
         return {key: _from_root(item, root) for key, item in value.items()}
     if isinstance(value, list):
@@ -95,7 +95,7 @@ def _from_root(value: Any, root: Path) -> Any:
         return value
     for prefix in (str(root), str(root.resolve())):
         if value.startswith(f"{prefix}/"):
-            return ROOT + value.removeprefix(prefix)
+            return OUTPUT_DIR + value.removeprefix(prefix)
     return value
 
 
@@ -105,7 +105,7 @@ def _inputs(keys: dict[str, Any]) -> dict[str, str]:
     names = [str(name) for items in given.values() for name in items]
     paths = {name.partition("#")[0]: Path(name.partition("#")[0]).expanduser() for name in names}
     if "kd_datasets" in keys:
-        nodes = read_config(keys["kd_datasets"])
+        nodes = read_data_yaml(keys["kd_datasets"])
         for name in {name.partition("#")[0] for name in names} & nodes.keys():
             paths |= {str(s.path): s.path for s in sources_of(nodes[name]) if isinstance(s, File)}
     return {name: _digest(path) for name, path in paths.items() if path.exists()}

@@ -21,7 +21,7 @@ from swift_kd_plugin.recipes.checkpoints import (
     read_result,
 )
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
-from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.progress import cut_half_row, read_log, step_of_row
 from swift_kd_plugin.recipes.shell_command import NPROC, Command, megatron_command, program_command
 from swift_kd_plugin.recipes.stage_record import MARKER, StageRecord, find_change, new_record, read_record
@@ -96,19 +96,19 @@ class StageRunner:
                 raise
             self.say(str(error))
 
-    def run(self, stage: Stage, command: Command) -> None:
+    def run_process(self, stage: Stage, command: Command) -> None:
         """Runs a stage's command. Raises StageFailed with its own last sentence if it fails."""
         self.say(f"{stage.name}:\n{command.shell()}")
         command = replace(command, env=command.env | _port(command.env))
         if stage.kind == GENERATE:
             # It shows its own progress, and says itself what is wrong.
-            if code := run(command, lock=self.lock):
+            if code := run_process(command, lock=self.lock):
                 raise StageFailed(f"{stage.name} ended with exit code {code}; its own message stands above.", code)
             return
         log = stage.folder / TRAIN_LOG
         said_before = log.stat().st_size if log.is_file() else 0
         with _Progress(stage, self.say) as progress:
-            code = run(command, log, progress.update, self.lock)
+            code = run_process(command, log, progress.update, self.lock)
         if code:
             reason = "it was ended by a signal" if code > 128 else find_reason(log, said_before)
             raise StageFailed(f"{stage.name} ended with exit code {code}: {reason} (the whole log: {log})", code)

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.serving.scoring_routes import (
-    Answer,
     Sequence,
+    ServerAnswer,
     ServerScores,
     SwiftRoute,
     VllmRoute,
@@ -19,7 +19,7 @@ PROBE = Sequence([2, 1, 3], [1, 2])
 NO_ROUTE = (404, 405)
 # What a tokenizer puts in front of every text has this many tokens at most; a chat template has more.
 BOS_TOKENS = 2
-ADVICE = (
+SERVER_ADVICE = (
     (
         r"logprobs",
         "start it with --max-logprobs {topk} (vLLM) or --max_logprobs {topk} (swift deploy), or ask for less",
@@ -101,7 +101,7 @@ class TeacherServer:
                 return False
             raise self.advise(error) from error
 
-    def _connect_swift(self) -> Answer:
+    def _connect_swift(self) -> ServerAnswer:
         """With --use_chat_template false the ids come back as they are, else with the template around them."""
         if self.adapter:
             raise KDError(
@@ -133,7 +133,7 @@ class TeacherServer:
         self.max_length = models[0].get("max_model_len")
         return self.adapter or names[0]
 
-    def _probe(self, topk: int, attempts: int | None = None) -> Answer:
+    def _probe(self, topk: int, attempts: int | None = None) -> ServerAnswer:
         route = SwiftRoute() if self.needs_messages else self.route
         try:
             (answer,) = route.read(self.endpoint.post(route.path, route.body([PROBE], topk), attempts))
@@ -203,7 +203,7 @@ class TeacherServer:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise KDError(f"The teacher server {self.name} gave an answer that cannot be used: {error}.") from error
 
-    def _read(self, answer: Answer, sequence: Sequence) -> ServerScores:
+    def _read(self, answer: ServerAnswer, sequence: Sequence) -> ServerScores:
         length = len(sequence.ids)
         # A template may add an end; what follows a token does not change its scores.
         if answer.ids[:length] != sequence.ids:
@@ -217,7 +217,7 @@ class TeacherServer:
 
     def advise(self, error: Refused) -> KDError:
         """The error with what to do about it, if that is known."""
-        advice = next((text for pattern, text in ADVICE if re.search(pattern, error.reason)), None)
+        advice = next((text for pattern, text in SERVER_ADVICE if re.search(pattern, error.reason)), None)
         if advice is None:
             return error
         return KDError(f"{str(error).removesuffix('.')}; {advice.format(topk=self.topk)}.")

@@ -43,7 +43,7 @@ class ServerScores:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServerAnswer:
     """What a server says of one sequence: the ids that it scored and the entries of each of them."""
 
     ids: list[int]
@@ -69,9 +69,9 @@ class VllmRoute:
             "temperature": 0.0,
         }
 
-    def read(self, reply: Any) -> list[Answer]:
+    def read(self, reply: Any) -> list[ServerAnswer]:
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-        return [Answer(choice["prompt_token_ids"], choice["prompt_logprobs"]) for choice in choices]
+        return [ServerAnswer(choice["prompt_token_ids"], choice["prompt_logprobs"]) for choice in choices]
 
 
 class SwiftRoute:
@@ -101,11 +101,11 @@ class SwiftRoute:
         # As a bare list of ids, ms-swift 4.6 takes the content for a list of media and answers 500.
         return {"messages": [{"role": "assistant", "content": {"token_ids": ids}}], "add_eos": False}
 
-    def read(self, reply: Any) -> list[Answer]:
-        return [Answer(answer["prompt_token_ids"], answer["prompt_logprobs"]) for answer in reply]
+    def read(self, reply: Any) -> list[ServerAnswer]:
+        return [ServerAnswer(answer["prompt_token_ids"], answer["prompt_logprobs"]) for answer in reply]
 
 
-def read_scores(answer: Answer, positions: list[int], topk: int) -> ServerScores:
+def read_scores(answer: ServerAnswer, positions: list[int], topk: int) -> ServerScores:
     """The K most probable tokens at `positions`.
 
     Raises:

@@ -11,7 +11,7 @@ from swift_kd_plugin.errors import KDError
 
 KEY_VARIABLE = "SWIFT_KD_TEACHER_API_KEY"
 CONNECT_SECONDS = 10
-SHOWN_LENGTH = 300
+REASON_LENGTH = 300
 BUSY = 429
 
 
@@ -139,7 +139,7 @@ def _said(response: requests.Response) -> str:
     if isinstance(body, dict):
         inner = body.get("error")
         body = (inner.get("message") if isinstance(inner, dict) else inner) or body.get("message") or body.get("detail")
-    return " ".join(str(body or response.reason).split())[:SHOWN_LENGTH].rstrip(".")
+    return " ".join(str(body or response.reason).split())[:REASON_LENGTH].rstrip(".")
 
 
 def _explain(error: requests.RequestException, timeout: float) -> str:

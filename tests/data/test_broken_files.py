@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.row_report import from_ranges
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.errors import KDError
@@ -85,7 +85,7 @@ def assert_complete(page: dict, numbers: dict[str, dict[str, list[int]]]) -> Non
 
 def test_a_data_yaml_reports_every_row(broken, tmp_path):
     folder, numbers = broken
-    dataset, report = Builder(tmp_path).dataset(read_config(folder / "data.yaml")["modes"])
+    dataset, report = Builder(tmp_path).dataset(read_data_yaml(folder / "data.yaml")["modes"])
     assert {row["columns"]["id"] for row in to_rows(dataset)} == set(range(GOOD))
     assert len(dataset) == GOOD
     assert_complete(report.as_json(), numbers)
@@ -95,7 +95,7 @@ def test_a_strict_data_yaml_ends_at_the_first_broken_row(broken, tmp_path):
     folder, numbers = broken
     first = min(numbers["exp.jsonl"]["broken"])
     with pytest.raises(KDError, match=rf"^exp\.jsonl, line {first}( \(id .*\))? cannot be used: ") as error:
-        Builder(tmp_path, strict=True).dataset(read_config(folder / "data.yaml")["modes"])
+        Builder(tmp_path, strict=True).dataset(read_data_yaml(folder / "data.yaml")["modes"])
     assert "\n" not in str(error.value)
 
 

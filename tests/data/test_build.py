@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import digest
@@ -32,7 +32,7 @@ PROPERTY = settings(
 
 
 def build(folder: Path, name: str = "pairs", store: str = "store", **settings) -> tuple[list[dict], Report]:
-    dataset, report = Builder(folder / store, **settings).dataset(read_config(folder / "data.yaml")[name])
+    dataset, report = Builder(folder / store, **settings).dataset(read_data_yaml(folder / "data.yaml")[name])
     return list(to_rows(dataset)), report
 
 
@@ -116,7 +116,7 @@ def test_a_second_build_and_a_stream_give_the_same_rows(tmp_path_factory, exp, n
 
 
 def streamed(folder: Path, name: str) -> list[dict]:
-    stream = Builder(folder / "stream").stream(read_config(folder / "data.yaml")[name])
+    stream = Builder(folder / "stream").stream(read_data_yaml(folder / "data.yaml")[name])
     return [{key: value for key, value in row.items() if value is not None} for row in stream]
 
 
@@ -182,9 +182,9 @@ def test_a_build_that_breaks_off_leaves_nothing_that_is_taken_for_whole(folder, 
 def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(folder):
     script = (
         "import os, sys; from pathlib import Path; from swift_kd_plugin.data import build\n"
-        "from swift_kd_plugin.data.data_yaml import read_config\n"
+        "from swift_kd_plugin.data.data_yaml import read_data_yaml\n"
         "build.write_atomically = lambda *args: os.kill(os.getpid(), 9)\n"
-        "build.Builder(Path('store')).dataset(read_config('data.yaml')['plain'])"
+        "build.Builder(Path('store')).dataset(read_data_yaml('data.yaml')['plain'])"
     )
     write_yaml(folder, plain=PLAIN)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -287,7 +287,7 @@ def test_columns_are_kept_by_the_dataset_that_says_so(folder):
     assert [row["level"] for row in build(folder)[0]][:4] == [0, 1, 2, 0]
     mixed, _ = build(folder, "mixed")
     assert {row.get("topic") for row in mixed} == {None, "x"}
-    dataset, _ = Builder(folder / "store", keep=("level",)).dataset(read_config(folder / "data.yaml")["mixed"])
+    dataset, _ = Builder(folder / "store", keep=("level",)).dataset(read_data_yaml(folder / "data.yaml")["mixed"])
     assert {"topic", "level"} <= set(dataset.column_names)
 
 

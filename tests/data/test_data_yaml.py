@@ -2,7 +2,7 @@
 
 import pytest
 
-from swift_kd_plugin.data.data_yaml import read_config, read_node
+from swift_kd_plugin.data.data_yaml import read_data_yaml, read_node
 from swift_kd_plugin.data.dataset_specs import (
     DatasetId,
     ExperienceSpec,
@@ -25,13 +25,13 @@ def read(tmp_path):
 
     def read_text(text: str):
         (tmp_path / "data.yaml").write_text(text)
-        return read_config(tmp_path / "data.yaml")
+        return read_data_yaml(tmp_path / "data.yaml")
 
     return read_text
 
 
 def test_the_example():
-    nodes = read_config(EXAMPLE)
+    nodes = read_data_yaml(EXAMPLE)
     kinds = {name: type(node) for name, node in nodes.items()}
     assert kinds == {
         "pairs": PairsSpec,
@@ -153,7 +153,7 @@ def test_mistakes_are_said_in_one_sentence(read, text, message):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(KDError, match=r"none.yaml cannot be read: No such file"):
-        read_config(tmp_path / "none.yaml")
+        read_data_yaml(tmp_path / "none.yaml")
 
 
 def test_a_node_can_be_read_without_a_file():

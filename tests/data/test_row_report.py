@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from swift_kd_plugin.data.row_report import EXAMPLES, SHOWN_LENGTH, Report, as_ranges, from_ranges, shorten
+from swift_kd_plugin.data.row_report import ROW_EXAMPLES, SHOWN_CHARACTERS, Report, as_ranges, from_ranges, shorten
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.errors import KDError
 
@@ -45,7 +45,7 @@ def test_only_the_first_rows_are_examples_and_all_are_counted():
     for row in range(1, 101):
         report.leave_out(RowError("format", f"reason {row}"), place(row))
     entry = report.left_out["format"]
-    assert [example["text"] for example in entry.examples] == [f"reason {row}" for row in range(1, EXAMPLES + 1)]
+    assert [example["text"] for example in entry.examples] == [f"reason {row}" for row in range(1, ROW_EXAMPLES + 1)]
     assert (entry.count, report.as_json()["left_out"]["format"]["rows"]) == (100, {"exp.jsonl": "1-100"})
 
 
@@ -64,7 +64,7 @@ def test_reports_are_added_up():
     report.merge(other)
     assert report.read == {"exp.jsonl": 18, "b.csv": 4, "c.jsonl": 1}
     assert (report.left_out["think"].count, report.notes["duplicate"].count) == (10, 2)
-    assert len(report.left_out["think"].examples) == EXAMPLES
+    assert len(report.left_out["think"].examples) == ROW_EXAMPLES
 
 
 def test_merging_leaves_the_other_report_alone():
@@ -102,5 +102,5 @@ def test_a_report_is_written_whole(tmp_path: Path):
 
 
 def test_long_reasons_are_cut():
-    assert shorten("x" * SHOWN_LENGTH) == "x" * SHOWN_LENGTH
-    assert shorten("x" * 1000) == "x" * SHOWN_LENGTH + " ..."
+    assert shorten("x" * SHOWN_CHARACTERS) == "x" * SHOWN_CHARACTERS
+    assert shorten("x" * 1000) == "x" * SHOWN_CHARACTERS + " ..."

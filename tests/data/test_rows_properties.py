@@ -15,7 +15,7 @@ from swift_kd_plugin.data.formats import KNOWN, to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.data.sources import read_rows
-from swift_kd_plugin.data.turns import ALIASES
+from swift_kd_plugin.data.turns import ROLE_ALIASES
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.errors import KDError
 from tests.data.broken_rows import BROKEN, good
@@ -34,7 +34,7 @@ TYPES = st.sampled_from(["text", "image", "image_url", "audio", "tool_use"])
 PARTS = st.lists(st.fixed_dictionaries({"type": TYPES}, optional={"text": JSON, "image": JSON, "image_url": JSON}))
 CALLS = st.lists(st.fixed_dictionaries({}, optional={"id": JSON, "function": JSON, "name": JSON, "arguments": JSON}))
 TURN = st.fixed_dictionaries(
-    {"role": st.sampled_from(sorted(ALIASES)) | JSON, "content": TEXTS | PARTS | JSON},
+    {"role": st.sampled_from(sorted(ROLE_ALIASES)) | JSON, "content": TEXTS | PARTS | JSON},
     optional={"tool_calls": CALLS | JSON, "reasoning_content": JSON, "loss": JSON, "tool_call_id": JSON, "name": JSON},
 )
 PAIR = st.dictionaries(st.sampled_from(["user", "human", "gpt", "from", "value", "assistant"]), JSON, max_size=3)

@@ -2,7 +2,7 @@
 
 import torch
 
-from swift_kd_plugin.losses.autograd import run
+from swift_kd_plugin.losses.autograd import run_loss
 from swift_kd_plugin.losses.prepare import prepare_loss
 from swift_kd_plugin.losses.request import LossOptions, TopK
 from tests.losses import reference
@@ -56,7 +56,7 @@ def _measure(student, teacher, student_vocab, teacher_vocab, group, chunk_size, 
         **more,
     )
     task, *sides = prepare_loss(student, teacher, options, inplace=inplace)
-    return run(task, *sides), task.parts
+    return run_loss(task, *sides), task.parts
 
 
 def naive_loss(divergence, student, student_vocab):

@@ -21,8 +21,8 @@ from tests.losses.divergence_cases import DENSE_CASES, name_of
 from tests.losses.random_logits import random_logits
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-CASES = [case for case in DENSE_CASES if case[0] in triton_dense.KINDS]
-ONE_OF_EACH_KERNEL = [(name, {}) for name in triton_dense.KINDS]
+CASES = [case for case in DENSE_CASES if case[0] in triton_dense.KERNEL_DIVERGENCES]
+ONE_OF_EACH_KERNEL = [(name, {}) for name in triton_dense.KERNEL_DIVERGENCES]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 # Both paths compute in fp32. A value may be off by this share of itself (of 1 if it is smaller), and a gradient by this
 # share of its row's largest plus a quarter of the largest probability, of which the gradient is a difference.

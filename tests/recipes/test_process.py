@@ -12,7 +12,7 @@ import pytest
 
 from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.recipes.process import run
+from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.shell_command import Command
 
 # A launcher like torchrun: its worker lives in a session of its own, and is ended when the launcher is told to end.
@@ -33,8 +33,8 @@ STUBBORN = (
 CALLER = """
 import sys
 from swift_kd_plugin.recipes.shell_command import Command
-from swift_kd_plugin.recipes.process import run
-sys.exit(run(Command(("python", *sys.argv[1:]))))
+from swift_kd_plugin.recipes.process import run_process
+sys.exit(run_process(Command(("python", *sys.argv[1:]))))
 """
 
 
@@ -58,14 +58,14 @@ def start(folder: Path, worker: str) -> tuple[subprocess.Popen, psutil.Process]:
 def test_output_environment_and_exit_code(tmp_path):
     log = tmp_path / "deep" / "log.txt"
     code = "import os, sys; print(os.environ['KD_TEST']); print('e', file=sys.stderr); sys.exit(3)"
-    assert run(python(code), log) == 3
+    assert run_process(python(code), log) == 3
     assert sorted(log.read_text().split("\n")) == ["", "e", "x y"]
-    assert run(python("print('again')"), log) == 0
+    assert run_process(python("print('again')"), log) == 0
     assert log.read_text().endswith("again\n")
 
 
 def test_death_by_a_signal():
-    assert run(python("import os; os.kill(os.getpid(), 9)")) == 137
+    assert run_process(python("import os; os.kill(os.getpid(), 9)")) == 137
 
 
 def test_a_process_that_outlives_its_command_is_ended(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_process_that_outlives_its_command_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("swift_kd_plugin.recipes.process.STRAGGLER_SECONDS", 0.5)
     popen = "subprocess.Popen(['sleep', '60'], start_new_session=True)"
     left = f"import subprocess; open('pid', 'w').write(str({popen}.pid))"
-    assert run(python(left)) == 0
+    assert run_process(python(left)) == 0
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
@@ -100,13 +100,13 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path):
 
 def test_a_program_that_is_missing():
     with pytest.raises(KDError, match="the command no-such-program is not installed"):
-        run(Command(("no-such-program",)))
+        run_process(Command(("no-such-program",)))
 
 
 def test_a_log_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KDError, match=r"log.txt cannot be written: (Not a directory|File exists)"):
-        run(python(""), tmp_path / "file" / "log.txt")
+        run_process(python(""), tmp_path / "file" / "log.txt")
 
 
 def test_a_lock_is_held_as_long_as_the_child_lives(tmp_path):

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from swift_kd_plugin.cpu.transformer_engine.attention_core import NO_LIMIT, Settings
+from swift_kd_plugin.cpu.transformer_engine.attention_core import NO_LIMIT, AttentionSettings
 from swift_kd_plugin.cpu.transformer_engine.base import TransformerEngineBaseModule, divide
 from swift_kd_plugin.cpu.transformer_engine.context_parallel import attend_over_ranks
 from swift_kd_plugin.cpu.transformer_engine.dense_attention import attend_dense, attend_padded, read_padding
@@ -142,20 +142,20 @@ class DotProductAttention(TransformerEngineBaseModule):
                 return self._split_sequences(qkv, layout, mask_type, bias, settings)
             return self._dense(qkv, layout, mask_type, attention_mask, lengths[:2], bias, settings)
 
-    def _settings(self, mask_type: str, window_size: tuple[int, int] | None) -> Settings:
+    def _settings(self, mask_type: str, window_size: tuple[int, int] | None) -> AttentionSettings:
         left, right = window_size or self.window_size or (NO_LIMIT, NO_LIMIT)
         if "causal" in mask_type:
             if right not in (0, NO_LIMIT):
                 raise ValueError(f"window_size ({left}, {right}) looks ahead, but the mask type is {mask_type}")
             right = 0
-        return Settings(left, right, self.softmax_scale, self.attention_dropout if self.training else 0.0)
+        return AttentionSettings(left, right, self.softmax_scale, self.attention_dropout if self.training else 0.0)
 
-    def _dropout_state(self, settings: Settings) -> AbstractContextManager:
+    def _dropout_state(self, settings: AttentionSettings) -> AbstractContextManager:
         if settings.dropout == 0.0 or self.get_rng_state_tracker is None:
             return nullcontext()
         return self.get_rng_state_tracker().fork()
 
-    def _packed(self, qkv, lengths, mask_type: str, bias, settings: Settings) -> torch.Tensor:
+    def _packed(self, qkv, lengths, mask_type: str, bias, settings: AttentionSettings) -> torch.Tensor:
         if mask_type == "arbitrary" or bias is not None:
             refuse("a mask or bias of one's own in the thd layout", "set --padding_free false and --packing false")
         runs = find_runs(*lengths)
@@ -165,7 +165,7 @@ class DotProductAttention(TransformerEngineBaseModule):
             out = attend_over_ranks(*qkv, runs, settings, self.cp_group)
         return out.contiguous().flatten(1)
 
-    def _split_sequences(self, qkv, layout: str, mask_type: str, bias, settings: Settings) -> torch.Tensor:
+    def _split_sequences(self, qkv, layout: str, mask_type: str, bias, settings: AttentionSettings) -> torch.Tensor:
         if mask_type.startswith("padding") or mask_type == "arbitrary" or bias is not None:
             refuse(
                 f"attn_mask_type={mask_type!r} or a bias under context parallelism outside of packing",
@@ -180,7 +180,7 @@ class DotProductAttention(TransformerEngineBaseModule):
         out = out.reshape(batch, rows, -1)
         return out.transpose(0, 1).contiguous() if layout == "sbhd" else out
 
-    def _dense(self, qkv, layout: str, mask_type: str, attention_mask, lengths, bias, settings: Settings):
+    def _dense(self, qkv, layout: str, mask_type: str, attention_mask, lengths, bias, settings: AttentionSettings):
         order = (1, 2, 0, 3) if layout == "sbhd" else (0, 2, 1, 3)
         q, k, v = (x.permute(order) for x in qkv)
         bottom_right = _aligns_ends(mask_type)

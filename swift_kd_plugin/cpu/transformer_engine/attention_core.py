@@ -12,7 +12,7 @@ NO_LIMIT = -1
 
 
 @dataclass(frozen=True)
-class Settings:
+class AttentionSettings:
     """What is the same for every block: the reach of a query, the scale, and the dropout probability.
 
     A query at key position p sees the keys from p - left to p + right; -1 is no limit, and right = 0 is causal.
@@ -24,7 +24,7 @@ class Settings:
     dropout: float
 
 
-def attend(q_bhqd: torch.Tensor, k_bgkd: torch.Tensor, v_bgke: torch.Tensor, first: int, settings: Settings):
+def attend(q_bhqd: torch.Tensor, k_bgkd: torch.Tensor, v_bgke: torch.Tensor, first: int, settings: AttentionSettings):
     """[b, h, q, e]; the query of index i sits at key position first + i, and queries that see no key give zeros."""
     queries, keys = q_bhqd.shape[2], k_bgkd.shape[2]
     left, right = settings.left, settings.right
@@ -44,7 +44,9 @@ def attend(q_bhqd: torch.Tensor, k_bgkd: torch.Tensor, v_bgke: torch.Tensor, fir
     return softmax_attention(q_bhqd, k_bgkd, v_bgke, settings, mask=visible_qk)
 
 
-def within_reach(queries: int, keys: int, first: int | torch.Tensor, settings: Settings, device) -> torch.Tensor:
+def within_reach(
+    queries: int, keys: int, first: int | torch.Tensor, settings: AttentionSettings, device
+) -> torch.Tensor:
     """[..., q, k] bool: which keys a query reaches. `first` is a number, or a tensor [..., 1, 1] of numbers."""
     distance = torch.arange(keys, device=device) - torch.arange(queries, device=device).unsqueeze(1) - first
     visible = torch.ones_like(distance, dtype=torch.bool)
@@ -55,7 +57,9 @@ def within_reach(queries: int, keys: int, first: int | torch.Tensor, settings: S
     return visible
 
 
-def softmax_attention(q_bhqd, k_bgkd, v_bgke, settings: Settings, mask=None, is_causal: bool = False) -> torch.Tensor:
+def softmax_attention(
+    q_bhqd, k_bgkd, v_bgke, settings: AttentionSettings, mask=None, is_causal: bool = False
+) -> torch.Tensor:
     """softmax(scale q kᵀ + mask) v, [b, h, q, e]; a bool mask tells what is visible, and a row of nothing gives zeros.
 
     torch's CPU kernel accumulates bf16 and fp16 in fp32 and keeps float64.

@@ -7,12 +7,12 @@ causal work is the same on every rank. Shapes as in packed_attention, with r ran
 import torch
 
 from swift_kd_plugin.cpu.transformer_engine import collectives
-from swift_kd_plugin.cpu.transformer_engine.attention_core import Settings, attend
+from swift_kd_plugin.cpu.transformer_engine.attention_core import AttentionSettings, attend
 from swift_kd_plugin.cpu.transformer_engine.packed_attention import Run, in_rows, split_rows, stack_rows
 
 
 def attend_over_ranks(
-    q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tge: torch.Tensor, runs: list[Run], settings: Settings, group
+    q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tge: torch.Tensor, runs: list[Run], settings: AttentionSettings, group
 ) -> torch.Tensor:
     """[t, h, e] of this rank's rows. Lengths in `runs` are those of whole sequences, over all ranks.
 
@@ -55,7 +55,7 @@ def in_sequence_order(x_rtgd: torch.Tensor, count: int) -> torch.Tensor:
     return ordered.transpose(0, 1).flatten(1, 2).transpose(1, 2)
 
 
-def _attend_run(q_thd, k_ngsd, v_ngse, run: Run, settings: Settings, rank: int, ranks: int) -> torch.Tensor:
+def _attend_run(q_thd, k_ngsd, v_ngse, run: Run, settings: AttentionSettings, rank: int, ranks: int) -> torch.Tensor:
     chunk = run.lengths.rows_q // (2 * ranks)
     real = run.lengths.real_q
     k, v = k_ngsd[:, :, :real], v_ngse[:, :, :real]

@@ -5,10 +5,15 @@ Shapes: b batch, h query heads, g key/value heads, q queries, k keys, d key chan
 
 import torch
 
-from swift_kd_plugin.cpu.transformer_engine.attention_core import Settings, attend, softmax_attention, within_reach
+from swift_kd_plugin.cpu.transformer_engine.attention_core import (
+    AttentionSettings,
+    attend,
+    softmax_attention,
+    within_reach,
+)
 
 
-def attend_dense(q_bhqd, k_bgkd, v_bgke, settings: Settings, *, bottom_right: bool, hidden=None, bias=None):
+def attend_dense(q_bhqd, k_bgkd, v_bgke, settings: AttentionSettings, *, bottom_right: bool, hidden=None, bias=None):
     """[b, h, q, e].
 
     Args:
@@ -26,7 +31,9 @@ def attend_dense(q_bhqd, k_bgkd, v_bgke, settings: Settings, *, bottom_right: bo
     return softmax_attention(q_bhqd, k_bgkd, v_bgke, settings, mask=mask)
 
 
-def attend_padded(q_bhqd, k_bgkd, v_bgke, settings: Settings, *, bottom_right: bool, padding_bq, padding_bk, bias=None):
+def attend_padded(
+    q_bhqd, k_bgkd, v_bgke, settings: AttentionSettings, *, bottom_right: bool, padding_bq, padding_bk, bias=None
+):
     """[b, h, q, e] with padding at the end of each sequence: no query sees a padded key, and padded queries give zeros.
 
     Args:

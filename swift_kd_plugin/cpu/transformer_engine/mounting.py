@@ -7,7 +7,7 @@ from types import ModuleType
 
 from swift_kd_plugin.cpu.transformer_engine.public_names import MODULES
 
-ROOT = "transformer_engine"
+TE_PACKAGE = "transformer_engine"
 
 
 class LazyModule(ModuleType):
@@ -41,7 +41,7 @@ def mount() -> None:
     Raises:
         RuntimeError: another Transformer Engine is already imported, so some host may hold its classes.
     """
-    present = sys.modules.get(ROOT)
+    present = sys.modules.get(TE_PACKAGE)
     if isinstance(present, LazyModule):
         return
     if present is not None:

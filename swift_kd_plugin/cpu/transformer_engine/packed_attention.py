@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 import torch
 from torch.nn import functional as F
 
-from swift_kd_plugin.cpu.transformer_engine.attention_core import Settings, attend
+from swift_kd_plugin.cpu.transformer_engine.attention_core import AttentionSettings, attend
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def attend_packed(
     k_tgd: torch.Tensor,
     v_tge: torch.Tensor,
     runs: list[Run],
-    settings: Settings,
+    settings: AttentionSettings,
     bottom_right: bool = False,
 ) -> torch.Tensor:
     """[t, h, e]; rows of padding, and rows behind the last sequence, give zeros.

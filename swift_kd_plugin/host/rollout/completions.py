@@ -31,11 +31,11 @@ def explain_refusal(samples: list[KDSample], template, limit: int) -> KDError | 
         try:
             codec.encode(as_prompt(sample))
         except PromptError as error:
-            return refusal(sample, error)
+            return prompt_refusal(sample, error)
     return None
 
 
-def refusal(sample: KDSample, error: PromptError) -> KDError:
+def prompt_refusal(sample: KDSample, error: PromptError) -> KDError:
     """What an engine says of a prompt, with the sample's name and the flags of the trainer."""
     return KDError(f"{sample.name} is {str(error).replace('--max_model_len', '--vllm_max_model_len')}")
 

@@ -15,7 +15,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Engine, PromptError, Sampling
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
-from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
+from swift_kd_plugin.host.rollout.completions import as_prompt, prompt_refusal
 from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
@@ -28,7 +28,7 @@ def answer_samples(engine: Engine, samples: list[KDSample], sampling: Sampling) 
     found = {}
     for index, answer in engine.stream(prompts, sampling):
         if isinstance(answer, PromptError):
-            raise refusal(samples[index], answer)
+            raise prompt_refusal(samples[index], answer)
         (completion,) = answer
         text = engine.codec.text(completion.token_ids)
         found[index] = samples[index].answered(completion.token_ids, text, completion.finish_reason)

@@ -12,7 +12,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import PromptError, Sampling
 from swift_kd_plugin.generation.sampling import choose, draws
-from swift_kd_plugin.host.rollout.completions import as_prompt, refusal
+from swift_kd_plugin.host.rollout.completions import as_prompt, prompt_refusal
 from swift_kd_plugin.host.rollout.ranks import any_rank, most_of_all_ranks
 from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
@@ -79,7 +79,7 @@ class MegatronWriter(ResponseWriter):
         try:
             return self.codec.encode(as_prompt(sample))["input_ids"]
         except PromptError as error:
-            raise refusal(sample, error) from error
+            raise prompt_refusal(sample, error) from error
 
     def close(self) -> None:
         """Nothing is held."""

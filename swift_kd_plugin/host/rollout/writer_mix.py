@@ -8,7 +8,7 @@ from typing import Literal
 
 from swift_kd_plugin.losses.schedules import Schedule
 
-Source = Literal["student", "teacher", "dataset"]
+WriterName = Literal["student", "teacher", "dataset"]
 
 
 def uniform(seed: int, purpose: str, *key: Hashable) -> float:
@@ -35,7 +35,7 @@ class WriterMix:
     thinking: float | None = None
     whole_cycles: bool = False
 
-    def source(self, key: Sequence[Hashable], cycle: int, progress: float) -> Source:
+    def source(self, key: Sequence[Hashable], cycle: int, progress: float) -> WriterName:
         """Who writes.
 
         Args:

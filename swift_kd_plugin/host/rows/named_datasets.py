@@ -11,7 +11,7 @@ from swift.dataset.dataset_meta import DATASET_MAPPING
 from swift.utils import get_logger, is_master
 
 from swift_kd_plugin.config.typed_keys import suggest
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.errors import KDError
@@ -28,7 +28,7 @@ def register_named_datasets(file: str, reading: Reading) -> None:
     Raises:
         KDError: the YAML has a mistake, or one of its names is a dataset of ms-swift already.
     """
-    for name, node in read_config(file).items():
+    for name, node in read_data_yaml(file).items():
         other = DATASET_MAPPING.get(name)
         if other is not None and TAG not in other.tags:
             raise KDError(f"{file}: {name!r} is the name of a dataset of ms-swift; choose another.")

@@ -7,6 +7,7 @@ from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.samples.think_tokens import (
+    Encoded,
     block_weight,
     check_template,
     complete_scales,
@@ -14,8 +15,6 @@ from swift_kd_plugin.host.samples.think_tokens import (
     train_block,
     written_turns,
 )
-
-Encoded = dict[str, Any]
 
 
 def encode_views(samples: list[KDSample], template) -> tuple[list[Encoded], list[Encoded] | None]:

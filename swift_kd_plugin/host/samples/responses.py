@@ -13,7 +13,7 @@ from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of,
 from swift_kd_plugin.losses.policies import position_weights
 
 SOURCES = ("dataset", "student", "teacher")
-MODES = (THINKING, NON_THINKING)
+RESPONSE_MODES = (THINKING, NON_THINKING)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Responses:
         index: response of each position [b, s], -1 for padding.
         number: which of the micro-batch's response tokens a position predicts, counted in sample order; -1 for none.
         source: who wrote each response, an index of `SOURCES` [n].
-        thinking: whether it thinks, an index of `MODES` [n].
+        thinking: whether it thinks, an index of `RESPONSE_MODES` [n].
         ce: whether it has a cross-entropy, bool [n].
         dropped: whether it was left out because its two views differ, bool [n].
         length: its number of tokens, trained on or not [n].
@@ -93,7 +93,9 @@ def describe_responses(
         index,
         number_tokens(labels),
         source=torch.tensor([SOURCES.index(sample.written_by) for sample in samples]),
-        thinking=torch.tensor([MODES.index(THINKING if thinks(sample) else NON_THINKING) for sample in samples]),
+        thinking=torch.tensor(
+            [RESPONSE_MODES.index(THINKING if thinks(one) else NON_THINKING) for one in samples]
+        ),
         ce=torch.tensor([has_ce(sample, ce_column) for sample in samples]),
         dropped=torch.tensor([number in dropped for number in range(len(samples))]),
         length=torch.tensor(

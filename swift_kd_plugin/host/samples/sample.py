@@ -7,10 +7,9 @@ from typing import Any
 
 from swift.rl_core.data import GKDSample
 
+from swift_kd_plugin.data.rows import Message
 from swift_kd_plugin.data.views import has_teacher_view, teachers_own
 from swift_kd_plugin.errors import KDError
-
-Message = dict[str, Any]
 
 
 @dataclass

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from swift.rlhf_trainers.utils import get_response_prefix_ids, replace_assistant_response_with_ids
 
-from swift_kd_plugin.data.rows import text_of
+from swift_kd_plugin.data.rows import Message, text_of
 from swift_kd_plugin.data.think_block import CLOSE, EMPTY, OPEN, join_thought
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
 
-Message = dict[str, Any]
 Encoded = dict[str, Any]
 Trained = Literal["all", "answer", "block"]
 

@@ -82,10 +82,10 @@ def mark_vocabulary_shards(module: ModuleType) -> Undo:
     return replace_attribute(module, "_ensure_fsdp_tensor_parallel_attributes", ensure)
 
 
-ARGUMENTS = "swift.arguments.base_args.base_args"
+BASE_ARGUMENTS = "swift.arguments.base_args.base_args"
 PLUGIN_LISTS = ("external_plugins", "custom_register_path")
-ROWS = "swift.dataset.preprocessor.core"
-LEDGER = Ledger(
+PREPROCESSORS = "swift.dataset.preprocessor.core"
+HOST_LEDGER = Ledger(
     [
         Patch(
             symbol="swift.utils.utils.import_external_file",
@@ -109,8 +109,8 @@ LEDGER = Ledger(
             apply=install_trainer,
         ),
         Patch(
-            symbol=f"{ARGUMENTS}.BaseArguments.save_args",
-            module=ARGUMENTS,
+            symbol=f"{BASE_ARGUMENTS}.BaseArguments.save_args",
+            module=BASE_ARGUMENTS,
             why="`swift infer`, `deploy` and `export` take what a checkpoint's args.json names for a path, and need no "
             "plugin to open it",
             remove_when="ms-swift imports a bare name given to --external_plugins as a module, or saves none",
@@ -124,8 +124,8 @@ LEDGER = Ledger(
             apply=say_wrong_flags_in_one_sentence,
         ),
         Patch(
-            symbol=f"{ROWS}.RowPreprocessor.standard_keys",
-            module=ROWS,
+            symbol=f"{PREPROCESSORS}.RowPreprocessor.standard_keys",
+            module=PREPROCESSORS,
             why="what a user's preprocessor makes of a column that is not listed is removed; the teacher's are not",
             remove_when="ms-swift keeps the teacher's columns, and a number or id of each row",
             apply=keep_columns,

@@ -21,7 +21,7 @@ from swift_kd_plugin.data.files import is_local, why_not_opened
 from swift_kd_plugin.errors import NAME, KDError
 from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
 from swift_kd_plugin.host.start.length_check import check_some_row_fits
-from swift_kd_plugin.host.start.megatron_flags import ALIASES, megatron_defaults, megatron_flags
+from swift_kd_plugin.host.start.megatron_flags import FLAG_ALIASES, megatron_defaults, megatron_flags
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
     check_models,
@@ -79,7 +79,7 @@ def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> ar
     given, unknown = _parser().parse_known_args(list(words))
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        meant = f" (here it is --{ALIASES[name]})" if name in ALIASES else suggest(name, flags)
+        meant = f" (here it is --{FLAG_ALIASES[name]})" if name in FLAG_ALIASES else suggest(name, flags)
         if unknown[0].endswith((".yaml", ".yml", ".json")) and not unknown[0].startswith("-"):
             raise KDError(f"{unknown[0]} does not exist; give an existing file, or flags.")
         if name in keys:

@@ -12,10 +12,10 @@ from typing import Any
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.errors import KDError
 
-ARGUMENTS = "MegatronRLHFArguments"
+ARGUMENT_CLASS = "MegatronRLHFArguments"
 FOLDERS = ("megatron/arguments", "arguments", "rlhf_trainers", "ray_utils")
 # As trl, transformers and `swift sft` call them.
-ALIASES = {
+FLAG_ALIASES = {
     "learning_rate": "lr",
     "per_device_train_batch_size": "micro_batch_size",
     "per_device_eval_batch_size": "micro_batch_size",
@@ -33,7 +33,7 @@ ALIASES = {
     "alpha": "kd_ce_alpha",
 }
 # What annotations may name. A dtype is written as a text.
-NAMES = {**vars(typing), "torch": SimpleNamespace(dtype=str)}
+ANNOTATION_NAMES = {**vars(typing), "torch": SimpleNamespace(dtype=str)}
 
 
 @cache
@@ -44,7 +44,7 @@ def megatron_flags() -> dict[str, Any]:
         KDError: ms-swift is not installed, or its source does not declare what its version should.
     """
     return {
-        name: eval(ast.unparse(statement.annotation), NAMES) for name, statement in _declarations().items()
+        name: eval(ast.unparse(statement.annotation), ANNOTATION_NAMES) for name, statement in _declarations().items()
     } | typing.get_type_hints(KDArguments)
 
 
@@ -65,7 +65,7 @@ def _declarations() -> dict[str, ast.AnnAssign]:
     if spec is None or spec.origin is None:
         raise KDError("ms-swift is not installed; run `pip install swift-kd-plugin`, which brings it.")
     classes = _read_classes(Path(spec.origin).parent)
-    kinds = [kind.own for kind in reversed(_build(ARGUMENTS, classes, {}).__mro__) if hasattr(kind, "own")]
+    kinds = [kind.own for kind in reversed(_build(ARGUMENT_CLASS, classes, {}).__mro__) if hasattr(kind, "own")]
     return {name: statement for own in kinds for name, statement in own.items()}
 
 

@@ -15,7 +15,7 @@ from swift_kd_plugin.losses.lm_head import LMHead
 
 logger = get_logger()
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
-EXAMPLES = 3
+TOKEN_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def check_same_tokens(student, teacher_folder: str) -> None:
     different = sorted(token_id for token_id in mine.keys() & theirs.keys() if mine[token_id] != theirs[token_id])
     if different:
         examples = "; ".join(
-            f"{token_id} is {mine[token_id]!r} and {theirs[token_id]!r}" for token_id in different[:EXAMPLES]
+            f"{token_id} is {mine[token_id]!r} and {theirs[token_id]!r}" for token_id in different[:TOKEN_EXAMPLES]
         )
         raise KDError(
             f"{len(different)} token ids mean different tokens to student and teacher ({examples}); distilling "

@@ -16,7 +16,7 @@ MERGED = "-merged"
 # What reading a manifest raises that is none.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 LAST = "last-checkpoint"  # ms-swift's link to the checkpoint that was written whole last
-NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")  # as ms-swift writes it
+MANIFEST_FILE = re.compile(r"checkpoint-(0|[1-9][0-9]*)")  # as ms-swift writes it
 # Writers in Rust and C++ (safetensors, torch) report a full disk in their own exceptions.
 WRITE_FAILURE = re.compile(r"No space left on device|File too large|Disk quota exceeded|failed writing file")
 CUT_OFF = re.compile(r"inline_container.*unexpected pos")  # torch's word for a file that the disk did not take wholly
@@ -33,7 +33,7 @@ class State(Enum):
 
 def step_of(folder: Path) -> int | None:
     """The step in a checkpoint's name; None for another name, such as checkpoint-4-merged or checkpoint-best."""
-    found = NAME.fullmatch(folder.name)
+    found = MANIFEST_FILE.fullmatch(folder.name)
     return int(found[1]) if found else None
 
 

@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.losses.request import block_tokens, chunk_tokens
-from swift_kd_plugin.memory.memory_table import MemoryPlan, memory_table, render_memory, total
+from swift_kd_plugin.memory.memory_table import MemoryPlan, memory_table, render_memory, total_row
 
 logger = get_logger()
 
@@ -29,7 +29,7 @@ class MemoryReport:
     def at_start(self, trainer: HostTrainer) -> None:
         """Call on every rank, with models and optimizer in place."""
         self.rows = memory_table(read_plan(trainer, self.payload_on_host))
-        self._log(total(self.rows).device, None)
+        self._log(total_row(self.rows).device, None)
 
     def after_first_step(self, trainer: HostTrainer) -> None:
         """Call on every rank after a train step."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.host.samples.responses import MODES, SOURCES
+from swift_kd_plugin.host.samples.responses import RESPONSE_MODES, SOURCES
 
 REMOVED = ("removed_teacher_mass", "removed_student_mass")
 REMOVED_LIMIT = 1e-3
@@ -29,11 +29,11 @@ def make_metrics(
     Args:
         parts: per token [T]; a missing part counts no token.
         ce: which tokens have a cross-entropy, bool [T].
-        source, thinking: indices of SOURCES and MODES per token [T].
+        source, thinking: indices of SOURCES and RESPONSE_MODES per token [T].
     """
     metrics = {}
     groups = {name: source == index for index, name in enumerate(SOURCES)}
-    groups |= {name: thinking == index for index, name in enumerate(MODES)}
+    groups |= {name: thinking == index for index, name in enumerate(RESPONSE_MODES)}
     for name in names:
         values = parts.get(name)
         if values is None:
@@ -60,13 +60,13 @@ def describe_rollout(responses) -> dict[str, Tensor]:
         metrics[f"{name}_length"] = _pair(responses.length, inside)
         if name != "dataset":
             metrics[f"{name}_truncated"] = _pair(responses.truncated, inside)
-    metrics["thinking_share"] = _pair(responses.thinking == MODES.index("thinking"), ones)
+    metrics["thinking_share"] = _pair(responses.thinking == RESPONSE_MODES.index("thinking"), ones)
     return metrics
 
 
 def drop_lonely_groups(logs: dict) -> None:
     """Removes from the logs, in place, the metrics of a group that all tokens belong to: they repeat the total."""
-    for family in (SOURCES, MODES):
+    for family in (SOURCES, RESPONSE_MODES):
         for name in list(logs):
             present = [f"{name}_{group}" for group in family if f"{name}_{group}" in logs]
             if len(present) == 1:

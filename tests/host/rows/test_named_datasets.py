@@ -48,9 +48,9 @@ def load(folder):
 
     from swift_kd_plugin.host.rows.named_datasets import register_named_datasets
     from swift_kd_plugin.host.rows.row_loader import Reading
-    from swift_kd_plugin.host.start.host_patches import LEDGER
+    from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 
-    LEDGER.arm()
+    HOST_LEDGER.arm()
     before = dict(DATASET_MAPPING)
 
     def load_named(*names, keep=(), **kwargs):
@@ -62,7 +62,7 @@ def load(folder):
     yield load_named
     DATASET_MAPPING.clear()
     DATASET_MAPPING.update(before)
-    LEDGER.disarm()
+    HOST_LEDGER.disarm()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

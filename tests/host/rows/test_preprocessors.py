@@ -98,9 +98,9 @@ def load_on_a_rank(rank: int, folder: str, environ: dict) -> list:
     from swift.dataset import DatasetMeta, load_dataset, register_dataset
 
     from swift_kd_plugin.data import build
-    from swift_kd_plugin.host.start.host_patches import LEDGER
+    from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 
-    LEDGER.arm()
+    HOST_LEDGER.arm()
     built, write_rows = [], build.write_rows
 
     def write_slowly(*args):

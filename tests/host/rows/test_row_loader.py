@@ -20,9 +20,9 @@ def load(tmp_path, monkeypatch):
     from swift.dataset import load_dataset
 
     from swift_kd_plugin.host.rows.row_loader import Reading, rows_read_here
-    from swift_kd_plugin.host.start.host_patches import LEDGER
+    from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 
-    LEDGER.arm()
+    HOST_LEDGER.arm()
 
     def load_rows(*rows_or_names, strict=True, keep=(), all_columns=False, **kwargs):
         names = rows_or_names
@@ -33,7 +33,7 @@ def load(tmp_path, monkeypatch):
             return load_dataset(list(names), strict=strict, **kwargs)[0]
 
     yield load_rows
-    LEDGER.disarm()
+    HOST_LEDGER.disarm()
 
 
 def test_the_teacher_column_survives(load):
@@ -237,7 +237,7 @@ def test_stock_drops_the_teacher_column(tmp_path):
 )
 def test_a_bad_row_is_named_by_both_doors_in_the_same_words(load, tmp_path, row, reason):
     from swift_kd_plugin.data.build import Builder
-    from swift_kd_plugin.data.data_yaml import read_config
+    from swift_kd_plugin.data.data_yaml import read_data_yaml
 
     said = []
     with pytest.raises(KDError) as caught:
@@ -245,7 +245,7 @@ def test_a_bad_row_is_named_by_both_doors_in_the_same_words(load, tmp_path, row,
     said.append(str(caught.value).replace(f"{tmp_path}/", ""))
     (tmp_path / "data.yaml").write_text("a: {type: rows, source: rows.jsonl}")
     with pytest.raises(KDError) as caught:
-        Builder(tmp_path, strict=True).dataset(read_config(tmp_path / "data.yaml")["a"])
+        Builder(tmp_path, strict=True).dataset(read_data_yaml(tmp_path / "data.yaml")["a"])
     said.append(str(caught.value))
     assert said[0] == said[1]
     assert said[0].startswith("rows.jsonl, line 3 cannot be used: ")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_config
+from swift_kd_plugin.data.data_yaml import read_data_yaml
 from tests.host.thinking_views import IGNORED, text_of, trained
 from tests.json_lines import write_json_lines
 from tests.tiny_models import make_dense
@@ -138,7 +138,7 @@ def build_sample(folder, options, turns, experience="pairs", response="exp"):
     }[experience]
     modes = {"type": "thinking_mix", "source": source, **options}
     (folder / "data.yaml").write_text(yaml.safe_dump({"modes": modes}))
-    dataset, _ = Builder(folder / "store").dataset(read_config(folder / "data.yaml")["modes"])
+    dataset, _ = Builder(folder / "store").dataset(read_data_yaml(folder / "data.yaml")["modes"])
     (row,) = dataset
     return KDSample.from_row(row)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swift_kd_plugin.host.start.host_patches import LEDGER
+from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 from swift_kd_plugin.host.start.seams import SEAMS
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
@@ -28,7 +28,7 @@ def resolve(symbol: str):
     raise AssertionError(f"{symbol} names nothing")
 
 
-@pytest.mark.parametrize("patch", LEDGER.patches, ids=lambda patch: patch.symbol.rsplit(".", 1)[1])
+@pytest.mark.parametrize("patch", HOST_LEDGER.patches, ids=lambda patch: patch.symbol.rsplit(".", 1)[1])
 def test_applies_and_undoes(patch):
     module = importlib.import_module(patch.module)
     stock = resolve(patch.symbol)
@@ -41,15 +41,15 @@ def test_applies_and_undoes(patch):
 
 
 def test_every_patch_says_why():
-    symbols = [patch.symbol for patch in LEDGER.patches]
+    symbols = [patch.symbol for patch in HOST_LEDGER.patches]
     assert len(set(symbols)) == len(symbols)
-    assert all(patch.why and patch.remove_when for patch in LEDGER.patches)
+    assert all(patch.why and patch.remove_when for patch in HOST_LEDGER.patches)
 
 
 def test_the_command_prints_the_ledger():
     command = [str(Path(sys.executable).with_name("swift-kd")), "patches"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
-    assert [row["symbol"] for row in rows["patches"]] == [patch.symbol for patch in LEDGER.patches]
+    assert [row["symbol"] for row in rows["patches"]] == [patch.symbol for patch in HOST_LEDGER.patches]
     assert [row["symbol"] for row in rows["overridden"]] == [seam.symbol for seam in SEAMS]
-    assert all(part.symbol in text for part in (*LEDGER.patches, *SEAMS))
+    assert all(part.symbol in text for part in (*HOST_LEDGER.patches, *SEAMS))

@@ -11,7 +11,7 @@ from swift_kd_plugin.memory.memory_table import (
     memory_table,
     payload_bytes,
     render_memory,
-    total,
+    total_row,
 )
 from swift_kd_plugin.teacher.teacher_outputs import HiddenOutputs, LogitsOutputs, TopKOutputs
 from tests.gloo_ranks import run_distributed
@@ -81,8 +81,8 @@ def test_the_table_adds_up():
     rows = {row.name: row for row in memory_table(replace(BASE, optimizer_on_host=50, payload_on_host=True))}
     assert rows["optimizer"] == MemoryRow("optimizer", 6000, 50)
     assert rows["teacher's outputs"] == MemoryRow("teacher's outputs", 0, 10 * 8192)
-    assert total(list(rows.values())).device == 1000 + 2000 + 6000 + 3000 + loss_bytes(BASE)
-    assert total(list(rows.values())).host == 50 + 10 * 8192
+    assert total_row(list(rows.values())).device == 1000 + 2000 + 6000 + 3000 + loss_bytes(BASE)
+    assert total_row(list(rows.values())).host == 50 + 10 * 8192
 
 
 def test_an_offloaded_teacher_is_on_both_sides():
