@@ -1,4 +1,4 @@
-"""The door: torch calls `autoload()` at the end of `import torch` (entry point group `torch.backends`).
+"""The entry point: torch calls `autoload()` at the end of `import torch` (entry point group `torch.backends`).
 
 Without the plugin's name on the command line and without SWIFT_KD_DEVICE it returns at once and changes nothing.
 """

@@ -75,11 +75,11 @@ def ours(folder: Path, name: str) -> dict[str, float]:
     return {"rows": len(made), "seconds": time.perf_counter() - start}
 
 
-ROADS: dict[str, Callable[[Path, str], dict[str, float]]] = {"stock": stock, "ours": ours}
+WAYS: dict[str, Callable[[Path, str], dict[str, float]]] = {"stock": stock, "ours": ours}
 
 
-def measure_here(road: str, folder: Path, name: str) -> dict[str, float]:
-    """Runs one road on one core: what it took, with the peak of memory that no file can give back."""
+def measure_here(way: str, folder: Path, name: str) -> dict[str, float]:
+    """Runs one way on one core: what it took, with the peak of memory that no file can give back."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     peak, done = [anonymous_memory()], threading.Event()
     before = peak[0]
@@ -90,7 +90,7 @@ def measure_here(road: str, folder: Path, name: str) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    found = ROADS[road](folder, name)
+    found = WAYS[way](folder, name)
     done.set()
     watcher.join()
     return {**found, "peak_mib": peak[0], "extra_mib": peak[0] - before}
@@ -102,8 +102,8 @@ def anonymous_memory() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def measure(road: str, folder: Path, name: str) -> dict[str, float]:
-    return in_fresh_processes(measure_here, [(road, folder, name)])[0]
+def measure(way: str, folder: Path, name: str) -> dict[str, float]:
+    return in_fresh_processes(measure_here, [(way, folder, name)])[0]
 
 
 def compare(folder: Path, rows: int) -> list[dict]:

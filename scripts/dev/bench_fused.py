@@ -1,4 +1,4 @@
-"""Hidden states to gradients of hidden states and head: the fused losses against ms-swift's road over whole logits.
+"""Hidden states to gradients of hidden states and head: the fused losses against ms-swift's way over whole logits.
 
 python -m scripts.dev.bench_fused [--tokens N] [--vocab N] [--hidden N] [--device cpu|cuda] [--check]
 """
@@ -28,8 +28,8 @@ from scripts.dev.bench_tools import (
 from swift_kd_plugin.losses import fused_linear_divergence
 
 DIVERGENCES = ("jsd", "forward_kl")
-# What ours takes at most of what ms-swift's road takes, on a CPU. The share of time is the losses': the products with
-# the heads are the same on both roads, and outweigh the losses where hidden states are wide and products are slow.
+# What ours takes at most of what ms-swift's way takes, on a CPU. The share of time is the losses': the products with
+# the heads are the same on both ways, and outweigh the losses where hidden states are wide and products are slow.
 MOST = {"seconds": 0.7, "extra_mib": 0.05}
 # However few the tokens: two blocks of 2**25 fp32 elements and the tensors of a chunk.
 MOST_MIB = 320
@@ -39,7 +39,7 @@ MOST_PAYLOAD = 8300
 PAYLOAD_HIDDEN, PAYLOAD_VOCAB = 4096, 151_936
 LINE_TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 LINE_VOCAB, LINE_HIDDEN = 16_384, 256
-# Tensors of the logits' size that ms-swift's road holds at once, both sides' logits included: measured 9.5.
+# Tensors of the logits' size that ms-swift's way holds at once, both sides' logits included: measured 9.5.
 STOCK_COPIES = 10
 
 
@@ -58,7 +58,7 @@ class Shape:
 
 # Hidden states [T, H] and weight [V, H] of the student, then of the teacher.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-Road = Callable[..., Tensor]
+Way = Callable[..., Tensor]
 
 
 def make_inputs(shape: Shape) -> Inputs:
@@ -78,7 +78,7 @@ def ours(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight:
     return fused_linear_divergence(hidden, weight, teacher_hidden, teacher_weight, divergence=divergence).sum()
 
 
-def stock_road(
+def stock_way(
     hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, divergence: str
 ) -> Tensor:
     with torch.no_grad():
@@ -94,20 +94,20 @@ def liger(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight
     return loss(hidden, weight, teacher_hidden, teacher_weight) * len(hidden)
 
 
-ROADS: dict[str, Road] = {"ours": ours, "stock": stock_road, "liger": liger}
+WAYS: dict[str, Way] = {"ours": ours, "stock": stock_way, "liger": liger}
 
 
 def measure_here(name: str, divergence: str, shape: Shape, threads: int) -> dict[str, float]:
     """Seconds and extra MiB of one forward and backward, in this process, which must be fresh.
 
-    The gradients of hidden states and weight are what either road is for: their memory is left out of both.
+    The gradients of hidden states and weight are what either way is for: their memory is left out of both.
     """
     torch.set_num_threads(threads)
     small = make_inputs(replace(shape, tokens=2, vocab=64))
-    ROADS[name](*small, divergence).backward()
+    WAYS[name](*small, divergence).backward()
     inputs = make_inputs(shape)
     before, start = process_memory("VmRSS"), time.perf_counter()
-    value = ROADS[name](*inputs, divergence)
+    value = WAYS[name](*inputs, divergence)
     value.backward()
     seconds = time.perf_counter() - start
     gradients = sum(leaf.grad.nbytes for leaf in inputs[:2]) / MIB
@@ -123,7 +123,7 @@ def measure(name: str, divergence: str, shape: Shape, repeats: int) -> dict[str,
 
 
 def fitting(shape: Shape) -> Shape:
-    """As many tokens, halved until ms-swift's road fits into the memory that is free."""
+    """As many tokens, halved until ms-swift's way fits into the memory that is free."""
     fixed = 4 * shape.vocab * shape.hidden
     line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     elements = int(line.split()[1]) * 1024 / shape.dtype.itemsize * 0.9
@@ -133,17 +133,17 @@ def fitting(shape: Shape) -> Shape:
 
 
 def compare(shape: Shape, repeats: int) -> list[dict]:
-    """A row for each divergence and road, ours first."""
+    """A row for each divergence and way, ours first."""
     rows = []
     for divergence in DIVERGENCES:
         for name in ("ours", "stock"):
-            rows.append({"divergence": divergence, "road": name, **measure(name, divergence, shape, repeats)})
+            rows.append({"divergence": divergence, "way": name, **measure(name, divergence, shape, repeats)})
     return rows
 
 
 def hold_to_targets(rows: list[dict]) -> list[dict]:
-    """Ours as a share of ms-swift's road, and whether it is small enough."""
-    found, ratios = {(row["divergence"], row["road"]): row for row in rows}, []
+    """Ours as a share of ms-swift's way, and whether it is small enough."""
+    found, ratios = {(row["divergence"], row["way"]): row for row in rows}, []
     for divergence in DIVERGENCES:
         for key, most in MOST.items():
             theirs = found[divergence, "stock"][key]
@@ -155,13 +155,13 @@ def hold_to_targets(rows: list[dict]) -> list[dict]:
 
 
 def differences(shape: Shape) -> list[dict]:
-    """How far both roads' values and gradients are apart, on some tokens of the same inputs."""
+    """How far both ways' values and gradients are apart, on some tokens of the same inputs."""
     rows = []
     for divergence in DIVERGENCES:
         found = []
         for name in ("ours", "stock"):
             inputs = make_inputs(replace(shape, tokens=min(shape.tokens, 32)))
-            value = ROADS[name](*inputs, divergence)
+            value = WAYS[name](*inputs, divergence)
             value.backward()
             found.append((value.detach()[None], inputs[0].grad, inputs[1].grad))
         apart = [relative_difference(mine, theirs) for mine, theirs in zip(*found, strict=True)]
@@ -206,7 +206,7 @@ def run_cpu(shape: Shape, repeats: int, longest: int) -> dict:
     return {
         "asked": str(shape),
         "shape": str(fits),
-        "roads": rows,
+        "ways": rows,
         "targets": hold_to_targets(rows),
         "differences": differences(shape),
         "line": line,
@@ -218,8 +218,8 @@ def run_cuda(shape: Shape, repeats: int) -> dict:
     rows = []
     for divergence in DIVERGENCES:
         for name in ("ours", "stock", *(["liger"] if has_liger() and 0 < BETAS[divergence] < 1 else [])):
-            rows.append({"divergence": divergence, "road": name, **measure_cuda(name, divergence, shape, repeats)})
-    return {"shape": str(shape), "roads": rows}
+            rows.append({"divergence": divergence, "way": name, **measure_cuda(name, divergence, shape, repeats)})
+    return {"shape": str(shape), "ways": rows}
 
 
 def measure_cuda(name: str, divergence: str, shape: Shape, repeats: int) -> dict:
@@ -231,7 +231,7 @@ def measure_cuda(name: str, divergence: str, shape: Shape, repeats: int) -> dict
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before, start = torch.cuda.memory_allocated(), time.perf_counter()
-            value = ROADS[name](*inputs, divergence)
+            value = WAYS[name](*inputs, divergence)
             value.backward()
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
@@ -245,17 +245,17 @@ def measure_cuda(name: str, divergence: str, shape: Shape, repeats: int) -> dict
 def print_roads(result: dict) -> None:
     print(f"\n{result['shape']}: hidden states to the gradients of hidden states and head")
     if result.get("asked", result["shape"]) != result["shape"]:
-        print(f"(asked for {result['asked']}, which ms-swift's road has no memory for on this machine)")
-    columns = {"divergence": "divergence", "road": "road", "seconds": "seconds:.2f", "extra_mib": "extra MiB:,.0f"}
-    if any("failed" in row for row in result["roads"]):
+        print(f"(asked for {result['asked']}, which ms-swift's way has no memory for on this machine)")
+    columns = {"divergence": "divergence", "way": "way", "seconds": "seconds:.2f", "extra_mib": "extra MiB:,.0f"}
+    if any("failed" in row for row in result["ways"]):
         columns["failed"] = "failed"
-    print(table(result["roads"], columns))
-    print("Extra memory is without the two gradients, which either road returns.")
+    print(table(result["ways"], columns))
+    print("Extra memory is without the two gradients, which either way returns.")
 
 
 def print_cpu(result: dict) -> None:
     print_roads(result)
-    print("\nOurs as a share of ms-swift's road")
+    print("\nOurs as a share of ms-swift's way")
     columns = {"divergence": "divergence", "what": "what", "ratio": "ratio:.3f", "target": "at most:.2f"}
     print(table(result["targets"], columns | {"holds": "holds"}))
     print("\nLargest differences, relative to the largest number")
@@ -282,7 +282,7 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("output/bench_fused.json"),
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when a target does not hold.")] = False,
 ) -> None:
-    """Compare the fused losses with ms-swift's road over whole logits."""
+    """Compare the fused losses with ms-swift's way over whole logits."""
     if threads:
         torch.set_num_threads(threads)
     shape = Shape(tokens, vocab, hidden)

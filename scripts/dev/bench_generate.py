@@ -121,14 +121,14 @@ class Bench:
 
 
 def measure(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Tokens per second of both roads, turn by turn after a warm-up."""
-    roads = {"ours": bench.run_ours, "vllm": bench.run_vllm}
-    speeds: dict[str, list[float]] = {name: [] for name in roads}
+    """Tokens per second of both ways, turn by turn after a warm-up."""
+    ways = {"ours": bench.run_ours, "vllm": bench.run_vllm}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     counts = {}
     for repeat in range(repeats + 1):
-        for name in list(roads)[:: 1 if repeat % 2 else -1]:
+        for name in list(ways)[:: 1 if repeat % 2 else -1]:
             bench.clear()
-            counts[name], seconds = roads[name]()
+            counts[name], seconds = ways[name]()
             if repeat:
                 speeds[name].append(counts[name] / seconds)
     medians = {name: statistics.median(found) for name, found in speeds.items()}
@@ -140,7 +140,7 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
 
 def main(
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 256,
-    repeats: Annotated[int, typer.Option(help="Of each road.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Of each way.")] = 8,
     tokens: Annotated[list[int], typer.Option(help="Most tokens of a response, one run each.")] = (32, 128),
     sequences: Annotated[int, typer.Option(help="Responses at a time.")] = 64,
     model: Annotated[Path | None, typer.Option(help="A model of Qwen3's kind; a small random one by default.")] = None,

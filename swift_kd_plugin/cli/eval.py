@@ -108,10 +108,10 @@ def evaluate(
     """Compares models on a dataset: report.md, report.json, report.csv and answers.jsonl. A killed run goes on."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     with errors_in_one_sentence("eval"):
-        from swift_kd_plugin.evaluation.run_eval import evaluate
+        from swift_kd_plugin.evaluation.run_eval import run_evaluation
         from swift_kd_plugin.generation.model_setup import ModelOptions
 
-        table, notes = evaluate(ModelOptions(**flags), open_id)
+        table, notes = run_evaluation(ModelOptions(**flags), open_id)
         print_report(notes)
         typer.echo(table)
         typer.echo(f"{output} has report.md with samples, report.json, report.csv and answers.jsonl", err=True)

@@ -41,7 +41,7 @@ class Asked:
     metrics: list[Metric]
 
 
-def evaluate(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[str, Report]:
+def run_evaluation(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[str, Report]:
     """The whole command.
 
     Args:

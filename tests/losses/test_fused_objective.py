@@ -20,7 +20,7 @@ from tests.losses.random_logits import random_logits
 
 TOKENS, STUDENT, TEACHER = 9, 40, 33  # and numbers of ids
 SIZES = {"student_vocab": STUDENT, "teacher_vocab": TEACHER}
-ROADS = [("head", "head"), ("head", "logits"), ("head", "top-k"), ("logits", "head")]
+FORMS = [("head", "head"), ("head", "logits"), ("head", "top-k"), ("logits", "head")]
 
 
 def some_tokens(**fields) -> Tokens:
@@ -65,13 +65,14 @@ def objective(models: Models, student, teacher, settings: Settings, tokens: Toke
     return loss.detach(), parts, torch.autograd.grad(2 * loss, models.leaves)
 
 
-def compare(road, settings: Settings, tokens: Tokens, tolerance=1e-12, **options):
+def compare(forms, settings: Settings, tokens: Tokens, tolerance=1e-12, **options):
     models = Models()
     expected = objective(
-        models, models.student("logits"), models.teacher("top-k" if road[1] == "top-k" else "logits"), settings, tokens,
+        models, models.student("logits"), models.teacher("top-k" if forms[1] == "top-k" else "logits"), settings,
+        tokens,
         statistics=options.get("statistics", True),
     )  # fmt: skip
-    found = objective(models, models.student(road[0]), models.teacher(road[1]), settings, tokens, **options)
+    found = objective(models, models.student(forms[0]), models.teacher(forms[1]), settings, tokens, **options)
     assert_close(found[0], expected[0], tolerance, "loss")
     assert found[1].keys() == expected[1].keys()
     for name, values in expected[1].items():
@@ -82,21 +83,21 @@ def compare(road, settings: Settings, tokens: Tokens, tolerance=1e-12, **options
         assert_close(gradient, truth, tolerance, leaf)
 
 
-@pytest.mark.parametrize("road", ROADS, ids=" and ".join)
+@pytest.mark.parametrize("forms", FORMS, ids=" and ".join)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_token_policies(policy, road):
+def test_token_policies(policy, forms):
     params = {"clip": 0.05} if policy == "clip" else {}
     settings = Settings("jsd", params, 1.7, weight=1.3, ce_weight=0.4, policy=TokenPolicy(policy, rho=0.5))
     for fields in ({}, {"scale": None}):
         for statistics in (True, False):
-            compare(road, settings, some_tokens(**fields), chunk_size=4, statistics=statistics)
-    compare(road, settings, some_tokens())
+            compare(forms, settings, some_tokens(**fields), chunk_size=4, statistics=statistics)
+    compare(forms, settings, some_tokens())
 
 
-@pytest.mark.parametrize("road", ROADS, ids=" and ".join)
+@pytest.mark.parametrize("forms", FORMS, ids=" and ".join)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=name_of)
-def test_divergences(case, road):
-    compare(road, Settings(*case, 2.0, weight=0.7 * 4, ce_weight=0.3), some_tokens(), chunk_size=2)
+def test_divergences(case, forms):
+    compare(forms, Settings(*case, 2.0, weight=0.7 * 4, ce_weight=0.3), some_tokens(), chunk_size=2)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -105,9 +106,9 @@ def test_tails(tail):
         compare(("head", "top-k"), Settings("skew_kl", {}, 1.7, tail=tail), some_tokens(), chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("road", ROADS, ids=" and ".join)
-def test_in_place(road):
-    compare(road, Settings("reverse_kl", {}, 1.0), some_tokens(), inplace_grad=True)
+@pytest.mark.parametrize("forms", FORMS, ids=" and ".join)
+def test_in_place(forms):
+    compare(forms, Settings("reverse_kl", {}, 1.0), some_tokens(), inplace_grad=True)
 
 
 @pytest.mark.parametrize("policy", ["teacher_entropy", "student_top_rho"])

@@ -15,10 +15,10 @@ def run_bench(output: Path, rows: int = 300, **options) -> dict:
 
 
 def test_everything_is_measured(tmp_path: Path, monkeypatch, capsys):
-    """What a road takes is given; `make bench-quick` measures it in processes of their own."""
+    """What a way takes is given; `make bench-quick` measures it in processes of their own."""
     found = {"stock": {"rows": 300, "seconds": 2.0, "reading": 1.0}, "ours": {"rows": 200, "seconds": 4.0}}
     found["ours"] |= {"extra_mib": 5.0}
-    monkeypatch.setattr(bench_data, "measure", lambda road, *_: found[road])
+    monkeypatch.setattr(bench_data, "measure", lambda way, *_: found[way])
     result = run_bench(tmp_path / "bench.json")
     assert {line["dataset"]: line["ratio"] for line in result["datasets"]} == pytest.approx(
         {"rows": 4 / 3, "exp_noexp": 4 / 6, "mix": 4 / 6, "thinking_mix": 4 / 3}
@@ -29,7 +29,7 @@ def test_everything_is_measured(tmp_path: Path, monkeypatch, capsys):
     assert "ms-swift reads" in capsys.readouterr().out
 
 
-def test_a_road_is_measured(tmp_path: Path):
+def test_a_way_is_measured(tmp_path: Path):
     bench_data.write_files(tmp_path, 300, bench_data.ROW_BYTES)
     found = bench_data.measure("ours", tmp_path, "mix")
     assert found["rows"] == 428

@@ -14,8 +14,8 @@ SHAPE = Shape(8, 60, 4)
 
 
 @pytest.fixture
-def given_roads(monkeypatch):
-    """What a road takes, instead of processes for each measurement; and a line over few tokens."""
+def given_rivals(monkeypatch):
+    """What a way takes, instead of processes for each measurement; and a line over few tokens."""
     found = {
         "ours": {"seconds": 1.0, "extra_mib": 2.0, "value": 3.0},
         "stock": {"seconds": 2.0, "extra_mib": 100.0, "value": 3.0},
@@ -31,13 +31,13 @@ def run_bench(output: Path, **options) -> dict:
     return json.loads(output.read_text())
 
 
-def test_everything_is_measured(tmp_path: Path, given_roads, capsys):
+def test_everything_is_measured(tmp_path: Path, given_rivals, capsys):
     result = run_bench(tmp_path / "bench.json")
     assert result["payload"] == {"ours": 8200, "stock": 303872, "target": 8300, "holds": True}
     cpu = result["cpu"]
     assert cpu["shape"] == cpu["asked"] == "8 tokens x 4 hidden x 60 ids, float32"
-    assert [(row["divergence"], row["road"]) for row in cpu["roads"]] == [
-        (divergence, road) for divergence in ("jsd", "forward_kl") for road in ("ours", "stock")
+    assert [(row["divergence"], row["way"]) for row in cpu["ways"]] == [
+        (divergence, way) for divergence in ("jsd", "forward_kl") for way in ("ours", "stock")
     ]
     ratios = {row["what"]: (row["ratio"], row["holds"]) for row in cpu["targets"]}
     assert ratios == {"time": (0.5, True), "memory": (0.02, True)}
@@ -49,8 +49,8 @@ def test_everything_is_measured(tmp_path: Path, given_roads, capsys):
     assert all(word in printed for word in ("8,200 of hidden", "at most", "microseconds per token", "all targets hold"))
 
 
-def test_a_missed_target_is_an_error_on_request(tmp_path: Path, given_roads):
-    given_roads["ours"]["seconds"] = 1.5
+def test_a_missed_target_is_an_error_on_request(tmp_path: Path, given_rivals):
+    given_rivals["ours"]["seconds"] = 1.5
     with pytest.raises(typer.Exit) as stop:
         run_bench(tmp_path / "bench.json", check=True)
     assert stop.value.exit_code == 1

@@ -1,4 +1,4 @@
-"""Which engine stands behind the student's and the teacher's pen."""
+"""Which engine writes for the student and for the teacher."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What every engine behind the student's or the teacher's pen takes and gives."""
+"""What every engine that writes responses takes and gives."""
 
 from abc import abstractmethod
 from typing import Protocol

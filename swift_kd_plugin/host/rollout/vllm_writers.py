@@ -1,4 +1,4 @@
-"""Colocated vLLM behind the student's and the teacher's pen: ms-swift's rollout, with vLLM's errors in one sentence."""
+"""Colocated vLLM as the writer of student or teacher: ms-swift's rollout, with vLLM's errors in one sentence."""
 
 import copy
 

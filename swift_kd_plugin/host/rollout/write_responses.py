@@ -53,7 +53,7 @@ def write_responses(trainer: HostTrainer, samples: list[KDSample]) -> list[KDSam
         with _seeded(trainer, name):
             written = _write(trainer, name, [drafts[index] for index in chosen])
         for index, draft in zip(chosen, written, strict=True):
-            samples[index] = settle(draft, samples[index], trainer.args.kd_truncated)
+            samples[index] = place_truncated(draft, samples[index], trainer.args.kd_truncated)
     if trainer.unwrapped_models[0].training:
         trainer.kd.generation_seconds += time.perf_counter() - start
     return samples
@@ -103,7 +103,7 @@ def _write_together(trainer: HostTrainer, writer: ResponseWriter, samples: list[
     return [sample for sample, _ in answered]
 
 
-def settle(draft: KDSample, given: KDSample, truncated: str) -> KDSample:
+def place_truncated(draft: KDSample, given: KDSample, truncated: str) -> KDSample:
     """The written sample, or what --kd_truncated puts in its place."""
     if not draft.left_out and (truncated == "keep" or not draft.is_truncated):
         return draft

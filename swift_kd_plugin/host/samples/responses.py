@@ -93,9 +93,7 @@ def describe_responses(
         index,
         number_tokens(labels),
         source=torch.tensor([SOURCES.index(sample.written_by) for sample in samples]),
-        thinking=torch.tensor(
-            [RESPONSE_MODES.index(THINKING if thinks(one) else NON_THINKING) for one in samples]
-        ),
+        thinking=torch.tensor([RESPONSE_MODES.index(THINKING if thinks(one) else NON_THINKING) for one in samples]),
         ce=torch.tensor([has_ce(sample, ce_column) for sample in samples]),
         dropped=torch.tensor([number in dropped for number in range(len(samples))]),
         length=torch.tensor(

@@ -20,7 +20,7 @@ class MemoryReport:
     """Logs the table of the rank that needs most: expected at the start, beside the measured peak after one step.
 
     Args:
-        payload_on_host: teacher signals wait on the CPU for their micro-batch.
+        payload_on_host: teacher outputs wait on the CPU for their micro-batch.
     """
 
     def __init__(self, payload_on_host: bool):

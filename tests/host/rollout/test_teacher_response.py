@@ -121,13 +121,13 @@ def test_a_prefix_that_opens_a_block_is_not_said_twice(make_template):
     ],
 )
 def test_what_becomes_of_a_truncated_response(template, truncated, reason, has_response, result):
-    from swift_kd_plugin.host.rollout.write_responses import settle
+    from swift_kd_plugin.host.rollout.write_responses import place_truncated
 
     given = make_sample("given")
     if not has_response:
         given.messages.pop()
     draft = given.answered([1, 2], "written", reason)
     draft.written_by = "student"
-    found = settle(draft, given, truncated)
+    found = place_truncated(draft, given, truncated)
     assert found is (given if result == "given" else draft)
     assert found.left_out == (result == "left out")
