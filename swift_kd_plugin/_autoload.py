@@ -6,8 +6,7 @@ Without the plugin's name on the command line and without SWIFT_KD_DEVICE it ret
 import os
 import sys
 
-from swift_kd_plugin.errors import NAME
-
+PLUGIN = "swift_kd_plugin"
 PLUGIN_FLAGS = ("--external_plugins", "--external-plugins", "--custom_register_path", "--custom-register-path")
 DEVICE_VARIABLE = "SWIFT_KD_DEVICE"
 # Commands of ms-swift that drive vLLM themselves: they know CPUs and must see the machine as it is.
@@ -37,12 +36,12 @@ def is_named(argv: list[str]) -> bool:
         if argument.startswith("--"):
             flag, _, value = argument.partition("=")
             given = flag in PLUGIN_FLAGS
-            if given and value == NAME:
+            if given and value == PLUGIN:
                 return True
-        elif given and argument == NAME:
+        elif given and argument == PLUGIN:
             return True
     plugins = read_config_file(argv).get("external_plugins") or []
-    return NAME in ([plugins] if isinstance(plugins, str) else plugins)
+    return PLUGIN in ([plugins] if isinstance(plugins, str) else plugins)
 
 
 def read_config_file(argv: list[str]) -> dict:

@@ -85,8 +85,8 @@ def cpu_backend():
     if torch.cuda.is_available():
         yield
         return
-    from swift_kd_plugin.cpu import LEDGER, switch_on
+    from swift_kd_plugin.cpu import CPU_LEDGER, switch_on
 
     switch_on()
     yield
-    LEDGER.disarm()
+    CPU_LEDGER.disarm()

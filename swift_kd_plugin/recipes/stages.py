@@ -96,7 +96,7 @@ class StageRunner:
                 raise
             self.say(str(error))
 
-    def run_process(self, stage: Stage, command: Command) -> None:
+    def run(self, stage: Stage, command: Command) -> None:
         """Runs a stage's command. Raises StageFailed with its own last sentence if it fails."""
         self.say(f"{stage.name}:\n{command.shell()}")
         command = replace(command, env=command.env | _port(command.env))

@@ -173,9 +173,9 @@ def test_the_backend_is_applied_and_undone():
     code = (
         "import torch; names = ('is_available', 'Stream', 'get_rng_state'); "
         "before = [getattr(torch.cuda, n) for n in names]; init = torch.distributed.init_process_group; "
-        "from swift_kd_plugin.cpu import LEDGER, switch_on; switch_on(); "
+        "from swift_kd_plugin.cpu import CPU_LEDGER, switch_on; switch_on(); "
         "assert torch.cuda.is_available() and torch.zeros(1, device='cuda').device.type == 'cpu'; "
-        "LEDGER.disarm(); assert before == [getattr(torch.cuda, n) for n in names]; "
+        "CPU_LEDGER.disarm(); assert before == [getattr(torch.cuda, n) for n in names]; "
         "assert torch.distributed.init_process_group is init and not torch.cuda.is_available(); "
         "assert torch.zeros(1).type() == 'torch.FloatTensor'"
     )

@@ -23,7 +23,7 @@ def replaced(monkeypatch):
 
 @pytest.fixture(params=[2**22, 40])
 def slab(request, monkeypatch):
-    monkeypatch.setattr(half_matmul, "SLAB", request.param)
+    monkeypatch.setattr(half_matmul, "SLAB_ELEMENTS", request.param)
 
 
 def rounded(product: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

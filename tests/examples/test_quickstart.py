@@ -66,7 +66,7 @@ def test_the_command_for_many_gpus_divides_the_batch(tmp_path):
 
 
 def test_a_training_that_fails_ends_the_quickstart_with_its_exit_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart, "run", lambda command: 3)
+    monkeypatch.setattr(quickstart, "run_process", lambda command: 3)
     with pytest.raises(typer.Exit) as stop:
         train(CPU, tmp_path)
     assert stop.value.exit_code == 3
