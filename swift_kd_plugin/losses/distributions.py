@@ -11,6 +11,9 @@ from swift_kd_plugin.losses.shards import VocabShard
 class Pair:
     """P (teacher) and Q (student) over the same columns: [C, v], one entry per token id or bucket.
 
+    An entry that both sides lack has probability 0 but a finite log-probability, which may be any: a term must vanish
+    with the probability.
+
     Args:
         p, q: probabilities [C, v].
         logits_p, logits_q: what they are the softmax of, temperature applied [C, v].

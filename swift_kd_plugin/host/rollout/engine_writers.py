@@ -63,6 +63,10 @@ class CopyWriter(ResponseWriter):
             self.loaded = self.trainer._step
         return answer_samples(self.engine, samples, self.sampling)
 
+    def held(self) -> tuple[int, str]:
+        weights = self.engine.model.parameters()
+        return sum(weight.numel() * weight.element_size() for weight in weights), "a copy of the model in transformers"
+
     def close(self) -> None:
         self.engine.close()
 

@@ -29,6 +29,10 @@ class ResponseWriter(Protocol):
             KDError: a sample cannot be answered, or the engine cannot go on.
         """
 
+    def held(self) -> tuple[int, str]:
+        """Bytes that its engine holds on this rank's device, and what for."""
+        return 0, f"{type(self).__name__}, nothing of its own"
+
     @abstractmethod
     def close(self) -> None:
         """Gives back what the engine holds; it writes no more."""

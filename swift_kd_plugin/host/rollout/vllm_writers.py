@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from swift.megatron.trainers.rollout_mixin import MegatronRolloutMixin
 from swift.rlhf_trainers.utils import finish_vllm_weight_reload
 from swift.utils import is_vllm_available
@@ -50,6 +51,10 @@ class StudentVllm(ResponseWriter):
     def write(self, samples: list[KDSample]) -> list[KDSample]:
         return self.trainer._generate_completions(samples)
 
+    def held(self) -> tuple[int, str]:
+        args = self.trainer.args
+        return share_of_device(args) if args.vllm_mode == "colocate" else (0, "on its server")
+
     def close(self) -> None:
         """Shuts the colocated engine down.
 
@@ -84,6 +89,9 @@ class TeacherVllm(ColocatedVllm, ResponseWriter):
     def write(self, samples: list[KDSample]) -> list[KDSample]:
         return self._generate_completions(samples)
 
+    def held(self) -> tuple[int, str]:
+        return share_of_device(self.args)
+
     def close(self) -> None:
         shut_down(self.engine)
 
@@ -91,6 +99,11 @@ class TeacherVllm(ColocatedVllm, ResponseWriter):
 def shut_down(engine) -> None:
     if engine is not None:
         engine.engine.engine_core.shutdown()
+
+
+def share_of_device(args) -> tuple[int, str]:
+    share, sleeps = args.vllm_gpu_memory_utilization, ", sleeps while training" if args.sleep_level else ""
+    return int(share * torch.cuda.mem_get_info()[1]), f"vLLM, {share:.0%} of the device{sleeps}"
 
 
 def arguments_of_teacher(args, temperature: float):

@@ -58,7 +58,7 @@ def read_plan(trainer: HostTrainer, payload_on_host: bool) -> MemoryPlan:
     optimizer, optimizer_on_host = optimizer_bytes(trainer.optimizer, trainer.unwrapped_models)
     tensor_parallel = mpu.get_tensor_model_parallel_world_size()
     width, device = config.padded_vocab_size // tensor_parallel, torch.device(torch.cuda.current_device())
-    engine, engine_note = _engine(args)
+    engine, engine_note = _engines(trainer)
     payload_tokens, batch_tokens = _tokens(trainer)
     return MemoryPlan(
         weights=weight_bytes(trainer.unwrapped_models),
@@ -154,21 +154,24 @@ def _tokens(trainer: HostTrainer) -> tuple[int, int]:
     args = trainer.args
     if not mpu.is_pipeline_last_stage(ignore_virtual=True):
         return 0, 0
-    on_policy = args.use_vllm and args.lmbda > 0
-    from_dataset = args.max_length if args.lmbda < 1 or not args.use_vllm else 0
-    response = max(from_dataset, args.max_completion_length if on_policy else 0)
-    sample = args.max_length + (args.max_completion_length if on_policy else 0)
+    written = args.max_completion_length if trainer.kd.writers else 0
+    response = max(written, 0 if all_are_written(trainer) else args.max_length)
+    sample = args.max_length + written
     # A teacher that is the student itself is asked anew in every train step.
     steps = 1 if trainer._is_self_distillation else trainer.steps_per_generation
     batches = steps * args.num_microbatches
     return batches * args.micro_batch_size * response, args.micro_batch_size * sample // args.context_parallel_size
 
 
-def _engine(args) -> tuple[int, str]:
-    if not args.use_vllm:
-        return 0, "none"
-    if args.vllm_mode != "colocate":
-        return 0, "on its server"
-    sleeps = ", sleeps while training" if args.sleep_level else ""
-    share = args.vllm_gpu_memory_utilization
-    return int(share * device_memory()), f"vLLM, {share:.0%} of the device{sleeps}"
+def all_are_written(trainer: HostTrainer) -> bool:
+    """Whether no response of the dataset is ever trained on."""
+    args, writers = trainer.args, trainer.kd.writers
+    by_student = "student" in writers and args.lmbda >= 1 and args.kd_lmbda_final in (None, 1)
+    by_teacher = "teacher" in writers and args.kd_seq_kd_prob >= 1
+    return (by_student or by_teacher) and args.kd_truncated != "drop"
+
+
+def _engines(trainer: HostTrainer) -> tuple[int, str]:
+    """What the engines of the run's writers hold; one that writes for both sides counts once."""
+    held = [writer.held() for writer in {id(writer): writer for writer in trainer.kd.writers.values()}.values()]
+    return sum(count for count, _ in held), "; ".join(note for _, note in held) or "none"
