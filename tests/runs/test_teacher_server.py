@@ -5,7 +5,9 @@ The servers compute in float32: in bfloat16 a server and the trainer round at ot
 
 import random
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -88,7 +90,8 @@ def remote(flags):
 def test_the_trainer_learns_from_it_as_from_a_local_teacher(servers, remote, local_run, tmp_path, processes, changes):
     run = megatron_rlhf(tmp_path / "run", {**remote, **changes, "teacher_model_server": servers["vllm"]}, processes)
     run.expect_success()
-    assert "scores token ids through vLLM's /v1/completions" in run.log
+    connected = run.log.index("scores token ids through vLLM's /v1/completions")
+    assert connected < run.log.index(LOADED) < run.log.index("Of the teacher its most probable tokens are kept.")
     assert run.losses == pytest.approx(local_run.losses, rel=1e-3)
 
 
@@ -96,6 +99,29 @@ def test_the_trainer_learns_from_it_as_from_a_local_teacher(servers, remote, loc
 def local_run(flags, tmp_path_factory):
     changes = {"kd_topk": VOCABULARY, "temperature": 1.0}
     return megatron_rlhf(tmp_path_factory.mktemp("local") / "run", {**flags, **changes}).expect_success()
+
+
+LOADED = "model_parameter_info"  # what ms-swift logs of a model that it has loaded
+
+
+class NothingHere(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(404)
+
+    do_POST = do_GET
+
+
+def test_what_is_no_teacher_server_is_said_before_a_model_is_loaded(remote, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), NothingHere) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{other.server_port}"
+        changes = {"teacher_model_server": address, "pipeline_model_parallel_size": 2}
+        run = megatron_rlhf(tmp_path / "run", {**remote, **changes}, 2)
+        other.shutdown()
+    assert run.code == 1
+    assert run.log.count(f"error: The teacher server {address} ") == 2  # by each rank
+    assert "Traceback" not in run.log
+    assert LOADED not in run.log
 
 
 def test_a_template_that_differs_ends_every_rank_where_stock_trains_on(servers, remote, tmp_path):

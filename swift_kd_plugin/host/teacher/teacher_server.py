@@ -69,8 +69,7 @@ class ServerTeacher:
         self.servers = [connect(config, args.gkd_logits_topk, template.tokenizer) for config in self.configs]
 
     def decide(self, trainer: HostTrainer) -> None:
-        for server in self.servers:
-            logger.info(server.description)
+        logger.info(f"Of the teacher its {self.outputs.title} are kept.")
 
     def needs(self, samples: list[KDSample], views: list[dict]) -> dict[str, object]:
         return {"samples": samples, "teacher_views": [dict(view) for view in views]}
@@ -142,6 +141,7 @@ def connect(config: TaggedServer, topk: int, tokenizer) -> TeacherServer:
     """Raises KDError if it cannot be reached, scores no token ids, or has another tokenizer."""
     server = TeacherServer(config.url, topk, config.adapter, os.environ.get(KEY_VARIABLE))
     check_same_texts(tokenizer, server.connect(), server.name)
+    logger.info(server.description)
     return server
 
 
