@@ -234,6 +234,10 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
         limits = {flag: parameter.limits for parameter in parameters() for flag in parameter.flags if parameter.limits}
         shares = ("kd_ce_alpha", "kd_ce_alpha_final", "lmbda", "kd_lmbda_final", "kd_seq_kd_prob", "kd_thinking_prob")
         limits |= dict.fromkeys((*shares, "kd_teacher_gpu_memory_utilization"), (0, 1))
+        divergence = DIVERGENCES.get(self.kd_divergence or DIVERGENCE_OF_STOCK)
+        for parameter in divergence.params if divergence and self.rlhf_type == "gkd" else ():
+            if parameter.stock and getattr(self, parameter.flag) is None:
+                limits[parameter.stock] = parameter.limits
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

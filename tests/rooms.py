@@ -1,6 +1,6 @@
 """The rooms of the package, and which each of them imports."""
 
-# The plugin's own front door, small modules that every room may use: the rooms that each of them imports.
+# Small modules beside the rooms that every room may use: the rooms that each of them imports.
 FRONT = {
     "errors": "",
     "ledger": "",
@@ -16,7 +16,7 @@ ROOMS = {
     "host/start": "host/train host/rows host/teacher generation data config",
     "host/train": "host/rollout host/teacher host/samples host/rows teacher losses memory data",
     "host/rollout": "host/teacher host/samples generation serving data teacher losses",
-    "host/teacher": "host/samples generation serving teacher losses",
+    "host/teacher": "host/samples generation serving data teacher losses",
     "host/samples": "generation data losses",
     "host/rows": "generation data config",
     "evaluation": "generation data config",

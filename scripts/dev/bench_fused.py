@@ -242,7 +242,7 @@ def measure_cuda(name: str, divergence: str, shape: Shape, repeats: int) -> dict
     return {"seconds": statistics.median(seconds[1:]), "extra_mib": extra, "value": value.item()}
 
 
-def print_roads(result: dict) -> None:
+def print_ways(result: dict) -> None:
     print(f"\n{result['shape']}: hidden states to the gradients of hidden states and head")
     if result.get("asked", result["shape"]) != result["shape"]:
         print(f"(asked for {result['asked']}, which ms-swift's way has no memory for on this machine)")
@@ -254,7 +254,7 @@ def print_roads(result: dict) -> None:
 
 
 def print_cpu(result: dict) -> None:
-    print_roads(result)
+    print_ways(result)
     print("\nOurs as a share of ms-swift's way")
     columns = {"divergence": "divergence", "what": "what", "ratio": "ratio:.3f", "target": "at most:.2f"}
     print(table(result["targets"], columns | {"holds": "holds"}))
@@ -296,7 +296,7 @@ def main(
         print_cpu(result["cpu"])
     if device != "cpu" and torch.cuda.is_available():
         result["cuda"] = run_cuda(replace(shape, tokens=4 * tokens, dtype=torch.bfloat16, device="cuda"), repeats)
-        print_roads(result["cuda"])
+        print_ways(result["cuda"])
         if not has_liger():
             print("Liger's loss is left out: liger_kernel is not installed.")
     elif device != "cpu":

@@ -95,6 +95,7 @@ RESPONSE_COLUMNS = _named(lambda column: column.role == "response")
 # Of these the student knows nothing.
 TEACHER_ONLY = (*TEACHER_COLUMNS, "teacher_thought")
 PLACE_COLUMNS = _named(lambda column: column.role == "place")
+MEDIA_COLUMNS = _named(lambda column: column.medium is not None)
 IMAGE_COLUMNS = _named(lambda column: column.medium == "image")
 # By the student's column: the one that the teacher has in its place.
 TEACHER_COLUMN_OF: Mapping[str, str] = MappingProxyType({COLUMNS[name].stands_for: name for name in TEACHER_COLUMNS})

@@ -1,6 +1,6 @@
 """What each side sees of a row in front of the response that both share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +25,11 @@ class View:
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-def student_view(row: Row) -> View:
-    """What the student sees."""
-    return _view(row.get)
-
-
 def teacher_view(row: Row) -> View:
     """What the teacher sees: its own columns, where it has them, and the student's."""
-    return _view(lambda name: teachers_own(row).get(name, row.get(name)))
+    own = teachers_own(row)
+    columns = {name: own.get(name, row.get(name)) for name in VIEW_COLUMNS}
+    return View(**columns | {"messages": without_response(columns["messages"])})
 
 
 def teachers_own(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,8 +41,3 @@ def teachers_own(row: Mapping[str, Any]) -> dict[str, Any]:
 def has_teacher_view(row: Mapping[str, Any]) -> bool:
     """Whether the teacher sees or reads anything else than the student."""
     return any(row.get(name) is not None for name in TEACHER_ONLY)
-
-
-def _view(get: Callable[[str], Any]) -> View:
-    columns = {name: get(name) for name in VIEW_COLUMNS}
-    return View(**columns | {"messages": without_response(columns["messages"])})

@@ -70,7 +70,7 @@ class CellResult:
     """What is known of a cell.
 
     Args:
-        who: answered, as in `Subject`.
+        who: answered, as in `EvalModel`.
         numbers: of the rows in the whole dataset, in the order of the records.
         seconds: that the engine worked, over all starts.
         likelihoods: of the gold responses by the number of the row; empty if they were not asked for.

@@ -63,5 +63,7 @@ def _uniform(upstream: Tensor) -> bool:
 def run_loss(task: BlockwiseLoss, student: Tensor | LMHead, *teacher: Tensor | LMHead) -> Tensor:
     """The loss per token [T], differentiable in `student`; `task.parts` then holds what it is made of."""
     tensors, parts = flatten([student, *teacher])
-    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flatten([student])[0])
-    return _ChunkedLoss.apply(task, differentiate, parts, *tensors)
+    own = len(flatten([student])[0])
+    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors[:own])
+    others = [tensor.detach() for tensor in tensors[own:]]
+    return _ChunkedLoss.apply(task, differentiate, parts, *tensors[:own], *others)

@@ -235,8 +235,8 @@ DIVERGENCES: dict[str, Divergence] = {
         "-1/(ab) sum [P^a Q^b - a/(a+b) P^(a+b) - b/(a+b) Q^(a+b)], and its limits",
         "ABKD, arXiv 2503.07067",
         (
-            Parameter("a", 0.2, "kd_ab_alpha", "exponent a of the teacher.", EXPONENT),
-            Parameter("b", 0.7, "kd_ab_beta", "exponent b of the student.", EXPONENT),
+            Parameter("a", 0.2, "kd_ab_alpha", "exponent a of the teacher, -10 to 10.", EXPONENT),
+            Parameter("b", 0.7, "kd_ab_beta", "exponent b of the student, -10 to 10.", EXPONENT),
         ),
     ),
 }

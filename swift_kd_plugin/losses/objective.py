@@ -14,7 +14,6 @@ class TokenPolicy:
     name: str = "none"
     rho: float = 0.2
     clip: float = 0.05
-    position_final: float = 0.5
 
 
 @dataclass(frozen=True)

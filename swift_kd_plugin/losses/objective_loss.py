@@ -56,7 +56,7 @@ def objective_loss(
     `fused_linear_divergence` says how. The policy "student_top_rho" runs a head twice, first for the entropies alone.
 
     Args:
-        student: [N, v] logits of this rank, or the head that makes them, of which `responses.student_rows` count.
+        student: [N, v] logits of this rank, or the head that makes them, of which `tokens.student_rows` count.
         teacher: [M, v_teacher] logits of this rank, or its head, or top-k entries [M, K].
         group: tensor-parallel group or None.
         sequence_group: context-parallel group or None, for policies that look at a whole response.

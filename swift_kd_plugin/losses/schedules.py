@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-SHAPES = ("constant", "linear", "cosine")
-
 
 @dataclass(frozen=True)
 class Schedule:

@@ -176,3 +176,12 @@ def test_tokens_that_count_nothing_have_no_gradient(make):
     assert gradient[upstream != 0].any(-1).all()
     _, nothing = value_and_gradient(loss, student, upstream=torch.zeros(6, dtype=F64))
     assert not nothing.any()
+
+
+def test_a_teacher_that_asks_for_a_gradient_gets_none():
+    student, teacher = torch.randn(3, 5), torch.randn(3, 5, requires_grad=True)
+    assert not token_divergence(student, teacher).requires_grad
+    student.requires_grad_()
+    token_divergence(student, teacher).sum().backward()
+    assert student.grad is not None
+    assert teacher.grad is None

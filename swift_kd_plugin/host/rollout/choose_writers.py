@@ -70,7 +70,7 @@ def _student_writer(trainer: HostTrainer) -> ResponseWriter | None:
         return MegatronWriter(trainer, "student", sampling)
     logger.warning(
         f"--lmbda {args.lmbda} with --use_vllm false: the student does not write, all responses are the dataset's; "
-        "--kd_student_engine transformers or megatron writes without vLLM."
+        "--kd_student_engine names those that write without vLLM."
     )
     return None
 

@@ -23,7 +23,8 @@ class ResponseWriter(Protocol):
             samples: drafts, which may lose the response that they have.
 
         Returns:
-            New samples in the same order, with the response as last turn, its token ids and its finish reason.
+            New samples in the same order, with the response as last turn, its token ids (with the token that ended it)
+            and its finish reason, "stop" or "length" (see `KDSample.answered`).
 
         Raises:
             KDError: a sample cannot be answered, or the engine cannot go on.

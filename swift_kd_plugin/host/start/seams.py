@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRAINERS = "megatron/trainers"
+ROLLOUT_BASE = "rlhf_trainers/base_rollout_mixin.py"  # beneath the trainer's rollout
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ SEAMS = (
     ),
     Seam("rollout_mixin", f"{ROLLOUT}._init_rollout_engine", "self", "the engine of each side"),
     Seam("rollout_mixin", f"{ROLLOUT}._prepare_vllm_engine", "self", "vLLM's errors as a sentence"),
-    Seam("rollout_mixin", f"{ROLLOUT}._colocate_rollout", "self samples request_config", "likewise"),
+    Seam(
+        "rollout_mixin",
+        f"{ROLLOUT}._colocate_rollout",
+        "self samples request_config",
+        "a prompt that vLLM refuses, by its sample",
+    ),
     Seam("rollout_mixin", f"{ROLLOUT}._replace_data_iterator", "self data_iterator", "generation cycles"),
     Seam("rollout_mixin", f"{ROLLOUT}._prepare_logging", "self", "completions.jsonl"),
     Seam("rollout_mixin", f"{ROLLOUT}._build_log_table", "self", "completions.jsonl"),
@@ -61,7 +67,7 @@ SEAMS = (
     Seam("base", f"{BASE}.save_checkpoint", "self", "a checkpoint says whether it is whole"),
     Seam("base", f"{BASE}._sorted_checkpoints", "self output_dir", "folders of the user stay"),
     Seam("base", f"{BASE}.merge_lora_adapters", "self adapter_name", "frozen weights keep every bit"),
-    Seam("base", f"{BASE}.unmerge_lora_adapters", "self", "likewise"),
+    Seam("base", f"{BASE}.unmerge_lora_adapters", "self", "the end of what merge_lora_adapters began"),
     Seam("base", f"{BASE}.train_step", "self train_data_iterator", "peak memory, time of a step"),
     Seam("base", f"{BASE}._log_callback", "self logs n_steps", "metrics of the plugin"),
 )
@@ -73,13 +79,19 @@ ATTRIBUTES = (
     *("_is_dynamic_self_distillation", "_teacher_use_disable_adapter", "_get_rollout_group", "_prepare_batch"),
     *("_generate_completions", "load_teacher_model_context", "offload_context"),
 )
+# What the plugin's trainers read of themselves beside these, or rely on being called.
+OWN_ATTRIBUTES = (
+    *("sample_cls", "to_samples", "prepare_model", "offload_teacher_model", "engine", "multi_turn_scheduler"),
+    *("_buffered_inputs", "_build_rollout_buffer", "_template_context", "_flush_log_completions", "_start_iteration"),
+    *("_all_reduce_metric", "_on_train_step_batch"),
+)
 # What `TeacherVllm`, a rollout of ms-swift's beside the trainer's, is given in place of the student's, and why.
 TEACHER_ROLLOUT = {
     "self.template": "the engine loads the model that its template names",
     "self.offload_context": "the models that make room are the trainer's",
     "self._last_loaded_step": "the teacher's weights are never moved",
     "args.model_info": "the folder of its weights",
-    "args.model_type": "likewise",
+    "args.model_type": "what its weights are",
     "args.use_vllm": "the student may write with another engine",
     "args.lmbda": "the student may not write at all, and 0 starts no engine",
     "args.vllm_mode": "the student's may be a server",
@@ -107,11 +119,20 @@ def broken_seams(swift: Path) -> list[str]:
             broken.append(f"{seam.symbol} is gone; the plugin overrides it for: {seam.why}.")
         elif found != seam.parameters:
             broken.append(f"{seam.symbol} takes ({found}), and the plugin overrides it as ({seam.parameters}).")
-    known = {name for tree in trees.values() for name in _names_in(tree)}
-    read = {ast.unparse(node) for node in ast.walk(trees["rollout_mixin"]) if isinstance(node, ast.Attribute)}
+    beneath = ast.parse((swift / ROLLOUT_BASE).read_text(encoding="utf-8"))
+    known = {name for tree in (*trees.values(), beneath) for name in _names_in(tree)}
+    read = {
+        ast.unparse(node)
+        for node in ast.walk(trees.get("rollout_mixin", ast.Module([], [])))
+        if isinstance(node, ast.Attribute)
+    }
     return [
         *broken,
-        *(f"no trainer of ms-swift has {name}, which the plugin reads." for name in ATTRIBUTES if name not in known),
+        *(
+            f"no trainer of ms-swift has {name}, which the plugin reads."
+            for name in (*ATTRIBUTES, *OWN_ATTRIBUTES)
+            if name not in known
+        ),
         *(
             f"the rollout of ms-swift reads no {name}, which is another for the teacher: {why}."
             for name, why in TEACHER_ROLLOUT.items()
@@ -136,11 +157,14 @@ def _parameters_of(given: ast.arguments) -> str:
 
 
 def _names_in(tree: ast.Module) -> set[str]:
-    """Names of methods, and of attributes that a method gives to `self`."""
+    """Names of methods, and of attributes of a class or that a method gives to `self`."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             found.add(node.attr)
+        elif isinstance(node, ast.ClassDef):
+            assigned = [part.targets for part in node.body if isinstance(part, ast.Assign)]
+            found |= {target.id for targets in assigned for target in targets if isinstance(target, ast.Name)}
     return found

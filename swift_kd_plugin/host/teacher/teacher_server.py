@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
+from megatron.core import mpu
 from swift.rlhf_trainers.gkd_helpers import (
     TeacherServerConfig,
     parse_teacher_model_server,
@@ -13,6 +14,7 @@ from swift.rlhf_trainers.gkd_helpers import (
 from swift.utils import get_logger, json_parse_to_dict
 from torch import distributed as dist
 
+from swift_kd_plugin.data.columns import MEDIA_COLUMNS
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.encode_views import teacher_requests
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
@@ -55,7 +57,7 @@ def parse_servers(value: str) -> list[TaggedServer]:
 
 
 class ServerTeacher:
-    """The servers of --teacher_model_server, connected and checked when this is made.
+    """The servers of --teacher_model_server, connected and checked when this is made, which all ranks do together.
 
     Raises:
         KDError: one of them cannot be reached, scores no token ids, or has another tokenizer than the student.
@@ -66,7 +68,17 @@ class ServerTeacher:
 
     def __init__(self, args, template):
         self.configs = parse_servers(args.teacher_model_server)
-        self.servers = [connect(config, args.gkd_logits_topk, template.tokenizer) for config in self.configs]
+        self.servers: list[TeacherServer] = []
+        sentence = None
+        if asks_servers():
+            try:
+                self.servers = [connect(config, args.gkd_logits_topk, template.tokenizer) for config in self.configs]
+            except KDError as error:
+                sentence = str(error)
+        said: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, sentence)
+        if sentence := next(filter(None, said), None):
+            raise KDError(sentence)
 
     def decide(self, trainer: HostTrainer) -> None:
         logger.info(f"Of the teacher its {self.outputs.title} are kept.")
@@ -137,6 +149,12 @@ class ServerTeacher:
         return found
 
 
+def asks_servers() -> bool:
+    """Whether this rank is the first of those that share their samples (TP x PP x CP), which asks for all of them."""
+    ranks = mpu.get_tensor_model_parallel_rank(), mpu.get_pipeline_model_parallel_rank()
+    return not any((*ranks, mpu.get_context_parallel_rank()))
+
+
 def connect(config: TaggedServer, topk: int, tokenizer) -> TeacherServer:
     """Raises KDError if it cannot be reached, scores no token ids, or has another tokenizer."""
     server = TeacherServer(config.url, topk, config.adapter, os.environ.get(KEY_VARIABLE))
@@ -167,7 +185,7 @@ def _prepare(server: TeacherServer, samples: list[KDSample], sequences: list[Seq
                 "it templates by itself; start it with --use_chat_template false."
             )
         return _with_requests(samples, sequences, template)
-    if any(sample.images or sample.teacher_images or sample.videos or sample.audios for sample in samples):
+    if any(getattr(sample, column) for sample in samples for column in MEDIA_COLUMNS):
         raise KDError(
             f"Samples with images, videos or audio cannot go as token ids to the teacher server {server.name}; "
             "start it as swift deploy with the student's --template and without --use_chat_template false."

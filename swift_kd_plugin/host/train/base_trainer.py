@@ -36,11 +36,9 @@ class BaseTrainer(RolloutHooks):
     sample_cls = KDSample
 
     def __new__(cls, *args, **kwargs):
-        if cls is BaseTrainer:
-            from swift_kd_plugin.host.train.choose_trainer import choose_trainer
+        from swift_kd_plugin.host.train.choose_trainer import choose_trainer
 
-            cls = choose_trainer(*args, **kwargs)
-        trainer = super().__new__(cls)
+        trainer = super().__new__(choose_trainer(cls, *args))
         trainer.kd = KDState()
         return trainer
 
@@ -84,10 +82,6 @@ class BaseTrainer(RolloutHooks):
         # One iterator per interleaved stage: each stage takes the same batches and changes its own copies.
         batches = list(super()._replace_data_iterator(data_iterator[0]).iterable)
         return [RerunDataIterator(iter([dict(batch) for batch in batches])) for _ in data_iterator]
-
-    def _encode_samples(self, samples: list[KDSample]) -> dict[str, torch.Tensor]:
-        # Stock's would train by its own loss, whatever --kd_divergence says.
-        raise NotImplementedError(f"{type(self).__name__} extends neither KDTrainer nor StockLossTrainer.")
 
     def _encode_views(self, samples: list[KDSample]) -> tuple[list[dict], list[dict] | None]:
         """The student's views, and the teacher's where one sample of the micro-batch has its own."""

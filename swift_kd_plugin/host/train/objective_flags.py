@@ -22,7 +22,7 @@ def make_objective(args) -> Objective:
         mixed=mixed,
         t_squared=(mixed or tempered) if args.kd_t_squared is None else args.kd_t_squared,
         tail=args.kd_topk_tail,
-        policy=TokenPolicy(args.kd_token_policy, args.kd_token_rho, args.kd_token_clip, args.kd_position_final),
+        policy=TokenPolicy(args.kd_token_policy, args.kd_token_rho, args.kd_token_clip),
     )
 
 

@@ -189,8 +189,9 @@ def test_the_objective_that_flags_mean(flags, loss):
 def test_a_beta_of_ms_swift_that_jsd_does_not_have_is_refused():
     from swift_kd_plugin.host.train.objective_flags import make_objective
 
-    with pytest.raises(ValueError, match=r"jsd needs beta between 0 and 1, and it is 1\.5"):
-        make_objective(Arguments(beta=1.5))
+    with pytest.raises(KDError, match=r"--beta is 1\.5; it must lie between 0 and 1"):
+        Arguments(beta=1.5)
+    assert make_objective(Arguments(beta=1.5, kd_beta=0.3)).params["beta"].start == 0.3
     assert make_objective(Arguments(beta=1.5, kd_divergence="tvd")).params == {}
 
 

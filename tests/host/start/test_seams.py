@@ -11,20 +11,26 @@ from types import SimpleNamespace
 
 import pytest
 
-from swift_kd_plugin.host.start.seams import ATTRIBUTES, SEAMS, TEACHER_ROLLOUT, broken_seams
+from swift_kd_plugin.host.start.seams import ATTRIBUTES, OWN_ATTRIBUTES, SEAMS, TEACHER_ROLLOUT, broken_seams
 from tests.paths import ROOT
 
 SWIFT = Path(find_spec("swift").origin).parent
-OURS = ("base_trainer", "stock_trainer", "trainer", "rollout_hooks")
+OURS = ("base_trainer", "stock_trainer", "trainer", "rollout_hooks", "vllm_writers")
 
 
 def test_the_installed_host_has_them():
-    assert broken_seams(SWIFT) == []
+    broken = broken_seams(SWIFT)
+    assert not broken, "\n".join(broken)
+
+
+def copy_trainers(swift: Path) -> Path:
+    for folder in ("megatron/trainers", "rlhf_trainers"):
+        shutil.copytree(SWIFT / folder, swift / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return swift / "megatron" / "trainers"
 
 
 def test_a_host_that_renamed_four_is_told_by_name(tmp_path):
-    trainers = tmp_path / "swift" / "megatron" / "trainers"
-    shutil.copytree(SWIFT / "megatron" / "trainers", trainers, ignore=shutil.ignore_patterns("__pycache__"))
+    trainers = copy_trainers(tmp_path / "swift")
     for file, old, new in (
         ("base.py", "def save_checkpoint(self", "def write_checkpoint(self"),
         ("gkd_trainer.py", "def forward_step(self, data_iterator, model", "def forward_step(self, data, model"),
@@ -120,19 +126,40 @@ def test_the_divergence_chooses_the_trainer(divergence, name):
     assert type(copy.copy(trainer)) is type(trainer)
 
 
+def test_a_host_without_a_file_is_told_so(tmp_path):
+    (copy_trainers(tmp_path) / "rollout_mixin.py").unlink()
+    broken = "\n".join(broken_seams(tmp_path))
+    assert "MegatronRolloutMixin._init_rollout_engine is gone" in broken
+    assert "no trainer of ms-swift has _is_self_distillation, which the plugin reads." in broken
+
+
+@pytest.mark.usefixtures("cpu_backend")
+def test_who_extends_neither_trainer_is_told_so():
+    from swift_kd_plugin.errors import KDError
+    from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+
+    class Mine(BaseTrainer):
+        pass
+
+    with pytest.raises(KDError, match="Mine extends ms-swift's MegatronGKDTrainer; let it extend"):
+        Mine(SimpleNamespace(kd_divergence=None), template=None)
+
+
 def test_all_that_is_read_of_a_trainer_is_in_the_table_or_ours():
-    read, own = set(), set()
+    read, of_self, own = set(), set(), {"trainer", "side"}
     for file in (ROOT / "swift_kd_plugin" / "host").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 stores = isinstance(node.ctx, ast.Store)
                 if node.value.id == "trainer":
                     (own if stores else read).add(node.attr)
-                elif node.value.id == "self" and stores and file.stem in OURS:
-                    own.add(node.attr)
+                elif node.value.id == "self" and file.stem in OURS:
+                    (own if stores else of_self).add(node.attr)
             elif isinstance(node, ast.FunctionDef) and file.stem in OURS:
                 own.add(node.name)
-    assert read - own <= set(ATTRIBUTES)
+    overridden = {seam.method.split(".")[1] for seam in SEAMS}
+    assert read - own - overridden <= set(ATTRIBUTES)
+    assert of_self - own - overridden <= {*ATTRIBUTES, *OWN_ATTRIBUTES}
 
 
 def test_all_that_is_kept_for_the_plugin_is_a_field_of_its_state():

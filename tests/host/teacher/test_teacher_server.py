@@ -1,6 +1,7 @@
 """--teacher_model_server as it is read, and what of a sample is sent; the servers themselves are in tests/runs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,3 +56,16 @@ def test_another_tokenizer_is_refused():
     others = {token: texts.get(token + 1, "") for token in texts}
     with pytest.raises(KDError, match="The teacher server http://a has another tokenizer than the student: id"):
         check_same_texts(tokenizer, others, "http://a")
+
+
+def test_no_medium_is_sent_as_token_ids():
+    from swift_kd_plugin.data.columns import MEDIA_COLUMNS
+    from swift_kd_plugin.host.teacher.teacher_server import _prepare
+
+    server, nothing = SimpleNamespace(needs_messages=False, name="http://a"), dict.fromkeys(MEDIA_COLUMNS)
+    assert _prepare(server, [SimpleNamespace(**nothing)], ["sequence"], None) == ["sequence"]
+    for column in MEDIA_COLUMNS:
+        with pytest.raises(
+            KDError, match="images, videos or audio cannot go as token ids to the teacher server http://a"
+        ):
+            _prepare(server, [SimpleNamespace(**nothing | {column: ["file"]})], ["sequence"], None)
