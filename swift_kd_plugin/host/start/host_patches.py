@@ -35,9 +35,9 @@ def add_kd_flags(module: ModuleType) -> Undo:
 def install_trainer(module: ModuleType) -> Undo:
     import swift.megatron.trainers as trainers
 
-    from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+    from swift_kd_plugin.host.train import base_trainer, stock_trainer, trainer  # noqa: F401
 
-    return replace_attribute(trainers, "MegatronGKDTrainer", BaseTrainer)
+    return replace_attribute(trainers, "MegatronGKDTrainer", base_trainer.BaseTrainer)
 
 
 def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:

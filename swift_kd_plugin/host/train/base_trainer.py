@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from megatron.core.rerun_state_machine import RerunDataIterator
@@ -9,6 +10,7 @@ from swift.megatron.utils import get_padding_to
 from swift.utils import get_logger, is_master, to_device
 from torch.distributed.checkpoint.api import CheckpointException
 
+from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
 from swift_kd_plugin.host.rows.unfilled_batch import explain_rows_left_out
@@ -35,10 +37,22 @@ class BaseTrainer(RolloutHooks):
 
     sample_cls = KDSample
 
-    def __new__(cls, *args, **kwargs):
-        from swift_kd_plugin.host.train.choose_trainer import choose_trainer
+    of_loss: ClassVar[dict[str, type["BaseTrainer"]]] = {}
+    """The two, by whose loss they train with."""
 
-        trainer = super().__new__(choose_trainer(cls, *args))
+    def __init_subclass__(cls, loss: str | None = None):
+        if loss:
+            BaseTrainer.of_loss[loss] = cls
+
+    def __new__(cls, args=None, template=None, **kwargs):
+        if cls is BaseTrainer:
+            cls = cls.of_loss["stock" if args.kd_divergence == "stock" else "plugin"]
+        elif not issubclass(cls, tuple(cls.of_loss.values())):
+            raise KDError(
+                f"{cls.__name__} extends ms-swift's MegatronGKDTrainer; let it extend KDTrainer of "
+                "swift_kd_plugin.host.train.trainer, or StockLossTrainer of stock_trainer beside it."
+            )
+        trainer = super().__new__(cls)
         trainer.kd = KDState()
         return trainer
 

@@ -9,7 +9,7 @@ from swift_kd_plugin.host.samples.think_tokens import refuse_stock_loss
 from swift_kd_plugin.host.train.base_trainer import BaseTrainer
 
 
-class StockLossTrainer(BaseTrainer):
+class StockLossTrainer(BaseTrainer, loss="stock"):
     """Loss, rollout and teacher are ms-swift's; what they would silently get wrong is refused."""
 
     def train(self, train_dataset, val_dataset) -> None:

@@ -35,7 +35,7 @@ from swift_kd_plugin.host.train.training_metrics import (
 logger = get_logger()
 
 
-class KDTrainer(BaseTrainer):
+class KDTrainer(BaseTrainer, loss="plugin"):
     """Trains with the losses of `swift_kd_plugin.losses`; the student, the teacher or the dataset writes each response.
 
     Raises:

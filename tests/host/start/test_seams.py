@@ -120,7 +120,10 @@ def tree_of(module) -> ast.Module:
 )
 def test_the_divergence_chooses_the_trainer(divergence, name):
     from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+    from swift_kd_plugin.host.train.stock_trainer import StockLossTrainer
+    from swift_kd_plugin.host.train.trainer import KDTrainer
 
+    assert set(BaseTrainer.of_loss.values()) == {StockLossTrainer, KDTrainer}
     trainer = BaseTrainer.__new__(BaseTrainer, SimpleNamespace(kd_divergence=divergence), template=None)
     assert type(trainer).__name__ == name
     assert type(copy.copy(trainer)) is type(trainer)
