@@ -31,14 +31,14 @@ def autoload() -> None:
 
 def is_named(argv: list[str]) -> bool:
     """Whether the command line names the plugin after --external_plugins, directly or in a YAML or JSON file."""
-    given = False
+    in_plugin_flag = False
     for argument in argv[1:]:
         if argument.startswith("--"):
             flag, _, value = argument.partition("=")
-            given = flag in PLUGIN_FLAGS
-            if given and value == PLUGIN:
+            in_plugin_flag = flag in PLUGIN_FLAGS
+            if in_plugin_flag and value == PLUGIN:
                 return True
-        elif given and argument == PLUGIN:
+        elif in_plugin_flag and argument == PLUGIN:
             return True
     plugins = read_config_file(argv).get("external_plugins") or []
     return PLUGIN in ([plugins] if isinstance(plugins, str) else plugins)

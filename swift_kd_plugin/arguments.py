@@ -253,8 +253,8 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
         groups = (DivergenceFlags, ObjectiveFlags, TeacherFlags, GenerationFlags)
         loss_flags = {f.name for group in groups for f in fields(group)}
         loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk", "kd_on_mismatch", "kd_teacher_adapters"}
-        if self.kd_divergence == "stock" and (given := sorted(loss_flags & set(changed))):
-            raise KDError(f"--{given[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
+        if self.kd_divergence == "stock" and (flags := sorted(loss_flags & set(changed))):
+            raise KDError(f"--{flags[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
         scheduled = [parameter.flag for parameter in parameters() if parameter.scheduled]
         for name in ("kd_temperature", "kd_ce_alpha", *scheduled, "kd_lmbda"):
             final = getattr(self, f"{name}_final")
@@ -316,8 +316,8 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
     def _check_divergence_flags(self, changed: list[str]) -> None:
         name = self.kd_divergence or DIVERGENCE_OF_STOCK
         for parameter, owners in parameters().items():
-            given = [flag for flag in parameter.flags if flag in changed]
-            if given and name not in owners:
-                raise KDError(f"--{given[0]} belongs to --kd_divergence {' or '.join(owners)}.")
+            flags = [flag for flag in parameter.flags if flag in changed]
+            if flags and name not in owners:
+                raise KDError(f"--{flags[0]} belongs to --kd_divergence {' or '.join(owners)}.")
         if self.kd_token_policy == "clip" and DIVERGENCES[name].mix is not None:
             raise KDError(f"--kd_token_policy clip needs a divergence that is a sum over the vocabulary, not {name}.")

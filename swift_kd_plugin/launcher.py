@@ -33,10 +33,10 @@ def check_launch(argv: list[str], config: dict) -> None:
 
 def environment_of(config: dict) -> dict[str, str]:
     """As ms-swift completes it with ENV of the config file."""
-    given = config.get("ENV") or {}
-    if not isinstance(given, dict):
+    variables = config.get("ENV") or {}
+    if not isinstance(variables, dict):
         stop("ENV of the config file must be names with values, for example `ENV: {NPROC_PER_NODE: 8}`.")
-    return {**{name: str(value) for name, value in given.items()}, **os.environ}
+    return {**{name: str(value) for name, value in variables.items()}, **os.environ}
 
 
 def words_of(argv: list[str], config: dict) -> list[str]:

@@ -44,20 +44,20 @@ def read_defaults(ctx: typer.Context, file: Path | None) -> Path | None:
             known = {parameter.name: parameter for parameter in ctx.command.params if parameter.name != "config"}
             named = f"--config {file}"
             flags = resolve(read_mapping(file, named, "flags to values, for example `temperature: 0.7`"), named)
-            ctx.default_map = {name: _value(known, name, given, file) for name, given in flags.items()}
+            ctx.default_map = {name: _value(known, name, value, file) for name, value in flags.items()}
     return file
 
 
-def _value(known: dict[str, Any], name: str, given: Any, file: Path) -> Any:
+def _value(known: dict[str, Any], name: str, value: Any, file: Path) -> Any:
     if name not in known:
         raise KDError(f"--config {file} has the unknown key {name!r}{suggest(name, known)}; see --help for the flags.")
     parameter = known[name]
-    if isinstance(given, dict):
+    if isinstance(value, dict):
         raise KDError(f"--config {file}: {name} is a mapping; it must be a value{' or a list' * parameter.multiple}.")
     if parameter.multiple:
-        return given if isinstance(given, list) else [given]
-    if isinstance(given, list):
+        return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
         raise KDError(f"--config {file}: {name} is a list; it must be one value.")
     # YAML reads on and off as true and false.
     words = {True: "on", False: "off"}
-    return words[given] if isinstance(given, bool) and not parameter.is_flag else given
+    return words[value] if isinstance(value, bool) and not parameter.is_flag else value

@@ -55,15 +55,15 @@ def adapt_command_line(argv: list[str]) -> None:
     _refuse({flag: _take(argv.copy(), flag) for flag in REFUSED}, REFUSED, "--{}")
     _refuse(_read_extra(_take(argv.copy(), EXTRA)), REFUSED_EXTRA, f"{{}} in --{EXTRA}")
     for flag, value in REPLACED.items():
-        given = _take(argv, flag)
-        if given and given.lower() != value and os.environ.get("RANK", "0") == "0":
-            print(f"swift_kd_plugin: on the CPU --{flag} is {value}, not {given}.", file=sys.stderr)
+        user_value = _take(argv, flag)
+        if user_value and user_value.lower() != value and os.environ.get("RANK", "0") == "0":
+            print(f"swift_kd_plugin: on the CPU --{flag} is {value}, not {user_value}.", file=sys.stderr)
         argv += [f"--{flag}", value]
 
 
-def _refuse(given: dict[str, object], refused: dict[str, str], place: str) -> None:
+def _refuse(values: dict[str, object], refused: dict[str, str], place: str) -> None:
     for name, operation in refused.items():
-        if str(given.get(name, "")).lower() not in OFF:
+        if str(values.get(name, "")).lower() not in OFF:
             stop(f"{place.format(name)}: {operation} is not available on the CPU backend; drop it or use a GPU.")
 
 

@@ -93,8 +93,8 @@ class Builder:
         keep, empty = self._keep(node), dict.fromkeys(FEATURES)
         report = Report(strict=self.strict)
         for row in self.rows(node, report):
-            kept = row.get("columns", {})
-            yield {**empty, **row, **{name: kept.get(name) for name in keep}}
+            columns = row.get("columns", {})
+            yield {**empty, **row, **{name: columns.get(name) for name in keep}}
         for line in report.lines() if report.left_out else ():
             logger.warning(line)
 
@@ -174,9 +174,9 @@ class Builder:
         return mixed
 
     def _fingerprint(self, node: DatasetSpec, keep: Iterable[str]) -> str:
-        said = [STORE_VERSION, __version__, self.strict, self.max_line_bytes, list(keep), type(node).__name__]
-        said += [asdict(node), [self._state(source) for source in sources_of(node)]]
-        return hashlib.blake2b(json.dumps(said, default=str).encode(), digest_size=16).hexdigest()
+        parts = [STORE_VERSION, __version__, self.strict, self.max_line_bytes, list(keep), type(node).__name__]
+        parts += [asdict(node), [self._state(source) for source in sources_of(node)]]
+        return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
     def _state(self, source: File | DatasetId) -> list:
         if isinstance(source, DatasetId):
@@ -191,9 +191,9 @@ class Builder:
 def read_stored(file: Path, page: Path) -> tuple[Dataset, Report] | None:
     """What was built before; None if there is nothing, or a part only, as a power failure may leave it."""
     try:
-        said = json.loads(page.read_text(encoding="utf-8"))
+        record = json.loads(page.read_text(encoding="utf-8"))
         dataset = read_dataset(file)
-        return (dataset, Report.from_json(said["report"])) if len(dataset) == said["rows"] else None
+        return (dataset, Report.from_json(record["report"])) if len(dataset) == record["rows"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

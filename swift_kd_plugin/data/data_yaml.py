@@ -80,43 +80,43 @@ class _Reader:
         self.open.pop()
         return node
 
-    def dataset(self, given: Any, name: str) -> DatasetSpec:
+    def dataset(self, entry: Any, name: str) -> DatasetSpec:
         where = name if self.given else f"{self.file}: {name}"
-        if not isinstance(given, dict):
+        if not isinstance(entry, dict):
             raise KDError(f"{where} must be a mapping with a type ({', '.join(TYPES)}).")
-        kind = given.get("type")
+        kind = entry.get("type")
         if kind not in TYPES:
             raise KDError(f"{where}: type is {kind!r}{suggest(kind, TYPES)}; it must be one of {', '.join(TYPES)}.")
-        keys = read_keys(TYPES[kind], given, where)
+        keys = read_keys(TYPES[kind], entry, where)
         make = {"rows": self._rows, "exp_noexp": self._exp_noexp, "thinking_mix": self._thinking_mix, "mix": self._mix}
         return make[kind](keys, name, where)
 
-    def source(self, given: str | dict, name: str, where: str) -> DatasetSpec:
+    def source(self, entry: str | dict, name: str, where: str) -> DatasetSpec:
         """A nested dataset, a dataset of this YAML, or the rows of a file or an id."""
-        if isinstance(given, dict):
-            return self.dataset(given, name)
-        if given in self.given:
-            return self.given[given]
-        if given in self.content:
-            return self.named(given)
-        return RowsSpec(name, self._file_or_id(given, where))
+        if isinstance(entry, dict):
+            return self.dataset(entry, name)
+        if entry in self.given:
+            return self.given[entry]
+        if entry in self.content:
+            return self.named(entry)
+        return RowsSpec(name, self._file_or_id(entry, where))
 
-    def _file_or_id(self, given: str, where: str) -> File | DatasetId:
-        if given in self.given:
-            return DatasetId(given)
-        path = self.file.parent / os.path.expanduser(given)
+    def _file_or_id(self, text: str, where: str) -> File | DatasetId:
+        if text in self.given:
+            return DatasetId(text)
+        path = self.file.parent / os.path.expanduser(text)
         if path.is_file():
-            return File(path.resolve(), given)
+            return File(path.resolve(), text)
         if path.is_dir():
             return DatasetId(str(path.resolve()))
-        if not given or given.startswith((".", "/", "~")) or given.split("#")[0].endswith(tuple(READERS)):
-            raise KDError(f"{where}: there is no file {given!r} in {self.file.parent.resolve()}.")
-        if not re.search("[/:]", given):
+        if not text or text.startswith((".", "/", "~")) or text.split("#")[0].endswith(tuple(READERS)):
+            raise KDError(f"{where}: there is no file {text!r} in {self.file.parent.resolve()}.")
+        if not re.search("[/:]", text):
             raise KDError(
-                f"{where}: {given!r} is neither a dataset of this file{suggest(given, self.content)} nor a file nor "
+                f"{where}: {text!r} is neither a dataset of this file{suggest(text, self.content)} nor a file nor "
                 "an id such as owner/name."
             )
-        return DatasetId(given)
+        return DatasetId(text)
 
     def _rows(self, keys: RowsKeys, name: str, where: str) -> DatasetSpec:
         if isinstance(keys.source, dict) or keys.source in self.content:
@@ -154,8 +154,8 @@ class _Reader:
         _check_counts(keys, where)
         if keys.source is None:
             return self._two_modes(keys, name, where)
-        given = [key for key in ("mode", "mode_column", "thinking_share") if getattr(keys, key) is not None]
-        if len(given) > 1 or keys.thinking is not None or keys.non_thinking is not None:
+        choices = [key for key in ("mode", "mode_column", "thinking_share") if getattr(keys, key) is not None]
+        if len(choices) > 1 or keys.thinking is not None or keys.non_thinking is not None:
             raise KDError(f"{where}: give one of mode, mode_column and thinking_share, and one source.")
         if keys.total is not None or keys.replacement:
             raise KDError(f"{where}: total and replacement belong to two sources, thinking and non_thinking.")
@@ -179,7 +179,7 @@ class _Reader:
     def _mix(self, keys: MixKeys, name: str, where: str) -> DatasetSpec:
         if not keys.sources:
             raise KDError(f"{where} needs sources, for example `sources: {{a.jsonl: 0.7, b.jsonl: 0.3}}`.")
-        parts = tuple(self._part(label, given, f"{name}.{label}", where) for label, given in keys.sources.items())
+        parts = tuple(self._part(label, entry, f"{name}.{label}", where) for label, entry in keys.sources.items())
         if len({part.weight is None for part in parts}) > 1:
             raise KDError(f"{where}: give every source a weight, or every source a fraction.")
         if parts[0].weight is not None and not sum(part.weight for part in parts):
@@ -189,10 +189,10 @@ class _Reader:
         _check_counts(keys, where)
         return MixSpec(name, parts, keys.total, keys.replacement, keys.seed, **_common(keys))
 
-    def _part(self, label: str, given: Any, name: str, where: str) -> MixPart:
-        if not (_is_number(given) or isinstance(given, dict)):
-            raise KDError(f"{where}: {label} is {given!r}; it must be a weight or a mapping.")
-        keys = PartKeys(weight=given) if _is_number(given) else read_keys(PartKeys, given, f"{where}: {label}")
+    def _part(self, label: str, entry: Any, name: str, where: str) -> MixPart:
+        if not (_is_number(entry) or isinstance(entry, dict)):
+            raise KDError(f"{where}: {label} is {entry!r}; it must be a weight or a mapping.")
+        keys = PartKeys(weight=entry) if _is_number(entry) else read_keys(PartKeys, entry, f"{where}: {label}")
         if (keys.weight is None) == (keys.fraction is None):
             raise KDError(f"{where}: {label} needs a weight (its share of the mix) or a fraction (of its own rows).")
         if keys.weight is not None and keys.weight < 0:

@@ -54,19 +54,19 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
     rest = _named(raw, columns)
     row: Row = {"messages": _with_system(_messages(rest, format), rest)}
     prompt = rest.pop("teacher_prompt", None)
-    kept = _own_columns(rest)
+    own_columns = _own_columns(rest)
     for name, value in rest.items():
         if name in READ_AS:
             _add_column(row, name, value)
         elif name not in PLACE_NAMES:
-            kept[name] = value if type(value) in SCALAR_TYPES else as_json(value)
+            own_columns[name] = value if type(value) in SCALAR_TYPES else as_json(value)
     if prompt:
         if "teacher_messages" in row:
             raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")
         row["teacher_messages"] = _prompted(row["messages"], prompt)
-    kept = {name: value for name, value in kept.items() if value is not None}
-    if kept:
-        row["columns"] = kept
+    own_columns = {name: value for name, value in own_columns.items() if value is not None}
+    if own_columns:
+        row["columns"] = own_columns
     return row | _place(rest, place)
 
 
@@ -102,19 +102,19 @@ def _renamed(raw: Raw, columns: dict[str, str]) -> Raw:
 
 def _take(rest: Raw, names: tuple[str, ...]) -> tuple[str, Any]:
     """Name and value of the column that has one of the names, which is taken out; a value of None if there is none."""
-    found = [name for name in names if name in rest]
-    if not found or found[0] == names[0]:
+    matches = [name for name in names if name in rest]
+    if not matches or matches[0] == names[0]:
         return names[0], rest.pop(names[0], None)
-    different = [name for name in found if rest[name] != rest[found[0]]]
+    different = [name for name in matches if rest[name] != rest[matches[0]]]
     if different:
         raise RowError(
             "format",
-            f"its columns {found[0]!r} and {different[0]!r} differ and each could be its {names[0]}; rename one",
+            f"its columns {matches[0]!r} and {different[0]!r} differ and each could be its {names[0]}; rename one",
         )
-    value = rest[found[0]]
-    for name in found:
+    value = rest[matches[0]]
+    for name in matches:
         del rest[name]
-    return found[0], value
+    return matches[0], value
 
 
 def _messages(rest: Raw, format: str) -> list[Message]:
@@ -185,9 +185,9 @@ def _history(history: Any) -> list[Message]:
     for number, pair in enumerate(history, start=1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError("format", f"round {number} of its column 'history' is {shown(pair)}, not a pair of texts")
-        for role, said in zip(("user", "assistant"), pair, strict=True):
-            if said is not None:
-                turns.append({"role": role, "content": _text(said, "history")})
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            if text is not None:
+                turns.append({"role": role, "content": _text(text, "history")})
     return turns
 
 
@@ -244,5 +244,5 @@ def _place(rest: Raw, place: Place) -> Row:
     if _has_place(rest):
         source, number, key = rest["kd_source"], rest["kd_row"], rest.get("kd_id")
         place = Place(source, number, key if isinstance(key, str) else None)
-    found = {"kd_source": place.source, "kd_row": place.row}
-    return found if place.id is None else found | {"kd_id": place.id}
+    columns = {"kd_source": place.source, "kd_row": place.row}
+    return columns if place.id is None else columns | {"kd_id": place.id}

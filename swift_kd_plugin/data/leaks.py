@@ -46,12 +46,12 @@ class Suspicions:
     def sift(self, row: Row, report: Report) -> RowError | None:
         """The finding for which the row is to be dropped, which is no error; otherwise all findings are noted."""
         findings = (("leak", self.leaks, self.find_leak(row)), ("quote", self.quotes, self.find_quote(row)))
-        for kind, rule, found in findings:
-            if found is not None and rule == "drop":
-                return RowError(kind, found)
-        for kind, _, found in findings:
-            if found is not None:
-                report.note(kind, found, Place.of(row))
+        for kind, rule, finding in findings:
+            if finding is not None and rule == "drop":
+                return RowError(kind, finding)
+        for kind, _, finding in findings:
+            if finding is not None:
+                report.note(kind, finding, Place.of(row))
         return None
 
     def find_leak(self, row: Row) -> str | None:
@@ -67,10 +67,10 @@ class Suspicions:
         if response is None:
             return None
         text = text_of(response["content"])
-        found = self._own.search(text) if self._own else None
-        if not found and any(sign in text.lower() for sign in _SIGNS):
-            found = _QUOTE.search(text)
-        return f"the response speaks of the experience: {found[0]!r}" if found else None
+        match = self._own.search(text) if self._own else None
+        if not match and any(sign in text.lower() for sign in _SIGNS):
+            match = _QUOTE.search(text)
+        return f"the response speaks of the experience: {match[0]!r}" if match else None
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern:

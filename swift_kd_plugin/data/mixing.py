@@ -75,8 +75,8 @@ def _count_rows(parts: dict[str, Part], sizes: dict[str, int], total: int | None
         wanted = {label: part.fraction * sizes[label] for label, part in parts.items()}
         total = round(sum(wanted.values())) if total is None else total
         return _round_to(total, wanted)
-    whole = sum(part.weight for part in parts.values())
-    shares = {label: part.weight / whole for label, part in parts.items()}
+    weight_sum = sum(part.weight for part in parts.values())
+    shares = {label: part.weight / weight_sum for label, part in parts.items()}
     if total is None:
         reach = [sizes[label] / share for label, share in shares.items() if share]
         # The small amount keeps 7 / 0.7 at 10.
@@ -86,8 +86,8 @@ def _count_rows(parts: dict[str, Part], sizes: dict[str, int], total: int | None
 
 def _round_to(total: int, sizes: dict[str, float]) -> dict[str, int]:
     """Whole numbers that add up to `total` and are proportional to `sizes` (largest remainders get the rest)."""
-    whole = sum(sizes.values())
-    exact = {label: total * size / whole for label, size in sizes.items()}
+    size_sum = sum(sizes.values())
+    exact = {label: total * size / size_sum for label, size in sizes.items()}
     counts = {label: int(value + 1e-9) for label, value in exact.items()}
     by_remainder = sorted(exact, key=lambda label: counts[label] - exact[label])
     for label in by_remainder[: total - sum(counts.values())]:

@@ -61,8 +61,8 @@ class ResponseRule:
         return answer
 
     def gold_of(self, *rows: Row) -> Any:
-        found = (row.get("columns", {}).get(self.gold) for row in rows)
-        return next((value for value in found if value is not None), None)
+        values = (row.get("columns", {}).get(self.gold) for row in rows)
+        return next((value for value in values if value is not None), None)
 
     def _gold_text(self, rows: Iterable[Row]) -> str:
         gold = self.gold_of(*rows)
@@ -122,17 +122,17 @@ def join_sides(
         unmatched: takes rows that only one side has.
     """
     (exp_numbers, exp_keys), (noexp_numbers, noexp_keys) = (_read_keys(side, on, report) for side in (exp, noexp))
-    found = join(exp_keys, noexp_keys, duplicates)
+    result = join(exp_keys, noexp_keys, duplicates)
     for which, side, numbers, other in ((0, exp, exp_numbers, noexp), (1, noexp, noexp_numbers, exp)):
         fates = (
-            (unmatched, found.lonely, f"only in {side.name}", f"{other.name} has no row to pair it with, by"),
-            (report, found.repeated, "duplicate", "it is the same as another row with"),
-            (report, found.conflicting, "conflicting duplicates", "it differs from another row with"),
+            (unmatched, result.lonely, f"only in {side.name}", f"{other.name} has no row to pair it with, by"),
+            (report, result.repeated, "duplicate", "it is the same as another row with"),
+            (report, result.conflicting, "conflicting duplicates", "it differs from another row with"),
         )
         for page, rows, kind, reason in fates:
             for row in side.numbered(numbers[rows[which]]):
                 page.leave_out(RowError(kind, f"{reason} {describe(on)} {key_of(row, on)!r}"), Place.of(row))
-    return np.stack([exp_numbers[found.pairs[:, 0]], noexp_numbers[found.pairs[:, 1]]], axis=1)
+    return np.stack([exp_numbers[result.pairs[:, 0]], noexp_numbers[result.pairs[:, 1]]], axis=1)
 
 
 def describe(on: str) -> str:
@@ -193,7 +193,7 @@ def paired_rows(
             used = True
             yield row
         if not used:  # of several reasons one that does not depend on the order of the lines
-            error, page = min(refused, key=lambda found: (found[0].kind, str(found[0])))
+            error, page = min(refused, key=lambda refusal: (refusal[0].kind, str(refusal[0])))
             page.leave_out(error, Place.of(noexp_row))
 
 
@@ -234,9 +234,9 @@ def _own_columns(exp: Row, noexp: Row) -> Row:
     columns = {}
     for name in TEACHER_COLUMNS:
         column, nothing = COLUMNS[name].stands_for, COLUMNS[name].nothing
-        mine, theirs = (nothing if row.get(column) is None else row[column] for row in (exp, noexp))
-        if nothing is not None and mine != theirs:
-            columns[name] = mine
+        exp_value, noexp_value = (nothing if row.get(column) is None else row[column] for row in (exp, noexp))
+        if nothing is not None and exp_value != noexp_value:
+            columns[name] = exp_value
     return columns
 
 

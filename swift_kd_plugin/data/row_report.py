@@ -73,9 +73,9 @@ class Report:
         """Adds what another report has counted."""
         for source, count in other.read.items():
             self.read[source] = self.read.get(source, 0) + count
-        for mine, theirs in ((self.left_out, other.left_out), (self.notes, other.notes)):
-            for kind, entry in theirs.items():
-                mine.setdefault(kind, ReportEntry()).merge(entry)
+        for entries, other_entries in ((self.left_out, other.left_out), (self.notes, other.notes)):
+            for kind, entry in other_entries.items():
+                entries.setdefault(kind, ReportEntry()).merge(entry)
         self.facts |= other.facts
 
     def first_reason(self) -> str:

@@ -81,9 +81,9 @@ def _as_values(array: pa.Array, feature: Any) -> list:
     offsets = array.offsets.to_pylist()
     texts = array.values[offsets[0] : offsets[-1]].storage.to_pylist()
     ends = [offset - offsets[0] for offset in offsets]
-    whole = [f"[{','.join(texts[start:end])}]" for start, end in pairwise(ends)]
+    lists = [f"[{','.join(texts[start:end])}]" for start, end in pairwise(ends)]
     return [
-        json.loads(text) if valid else None for text, valid in zip(whole, array.is_valid().to_pylist(), strict=True)
+        json.loads(text) if valid else None for text, valid in zip(lists, array.is_valid().to_pylist(), strict=True)
     ]
 
 
@@ -96,9 +96,9 @@ def _encode_rows(rows: Iterable[Row], features: Features, keep: Sequence[str]) -
     batch: list[Row] = []
     size = 0
     for row in rows:
-        kept = {name: row["columns"].get(name) for name in keep} if keep and row.get("columns") else {}
+        columns = {name: row["columns"].get(name) for name in keep} if keep and row.get("columns") else {}
         encoded = {}
-        for name, value in (*row.items(), *kept.items()):
+        for name, value in (*row.items(), *columns.items()):
             if value is None or name not in encoders:
                 continue
             if encode := encoders[name]:
@@ -117,14 +117,14 @@ def _encode_rows(rows: Iterable[Row], features: Features, keep: Sequence[str]) -
 def _copy_batches(dataset: Dataset, features: Features, keep: Sequence[str]) -> Iterator[pa.RecordBatch]:
     schema = features.arrow_schema
     for table in _tables(dataset):
-        kept = {}
+        values = {}
         if keep and "columns" in table.column_names:
             columns = _as_values(table.column("columns").combine_chunks(), FEATURES["columns"])
-            kept = {name: [(row or {}).get(name) for row in columns] for name in keep}
+            values = {name: [(row or {}).get(name) for row in columns] for name in keep}
         arrays = []
         for field in schema:
-            if field.name in kept:
-                texts = [None if value is None else _encode(value) for value in kept[field.name]]
+            if field.name in values:
+                texts = [None if value is None else _encode(value) for value in values[field.name]]
                 arrays.append(_as_array(texts, field.type))
             elif field.name in table.column_names:
                 arrays.append(table.column(field.name).combine_chunks())

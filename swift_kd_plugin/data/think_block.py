@@ -33,8 +33,8 @@ def has_thought(response: str) -> bool:
 
 def mode_of(settings: dict | None) -> str | None:
     """The mode that settings of a chat template say, None if they say none."""
-    said = (settings or {}).get(SWITCH)
-    return None if said is None else THINKING if said else NON_THINKING
+    switch = (settings or {}).get(SWITCH)
+    return None if switch is None else THINKING if switch else NON_THINKING
 
 
 def place_thought(thought: str | None, answer: str, writer: str, student: str) -> tuple[str, str | None]:

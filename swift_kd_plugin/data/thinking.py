@@ -63,8 +63,8 @@ class Modes:
             mode = _COLUMN_VALUES[word]
         elif self.share is not None:
             texts = (f"{turn['role']}:{turn['content']}" for turn in row["messages"])
-            drawn = digest(f"{self.seed}:{row.get('kd_id')}:" + "\0".join(texts))
-            mode = THINKING if int.from_bytes(drawn[:8]) < self.share * 2**64 else NON_THINKING
+            draw = digest(f"{self.seed}:{row.get('kd_id')}:" + "\0".join(texts))
+            mode = THINKING if int.from_bytes(draw[:8]) < self.share * 2**64 else NON_THINKING
         else:
             mode = self.mode
         return own_mode(row) if mode == KEEP else mode
@@ -106,19 +106,21 @@ class Modes:
         """The row with the thoughts of earlier turns removed, as the chat template does, and the switches set."""
         response = [response] if (response := response_of(row)) else []
         turns = _without_old_thoughts(without_response(row["messages"]))
-        theirs = _without_old_thoughts(row["teacher_messages"]) if row.get("teacher_messages") else None
+        teacher_turns = _without_old_thoughts(row["teacher_messages"]) if row.get("teacher_messages") else None
         if self.switch:
-            if theirs is not None or teacher != student:
-                theirs = _with_switch(theirs or turns, teacher)
+            if teacher_turns is not None or teacher != student:
+                teacher_turns = _with_switch(teacher_turns or turns, teacher)
             turns = _with_switch(turns, student)
-        views = {"messages": [*turns, *response]} | ({} if theirs is None else {"teacher_messages": theirs})
+        views = {"messages": [*turns, *response]} | (
+            {} if teacher_turns is None else {"teacher_messages": teacher_turns}
+        )
         return {**row, **views}
 
 
 def own_mode(row: Row) -> str | None:
     """The mode that a row says (its template settings, a switch in its last user turn) or shows (its response)."""
-    if said := mode_of(row.get("chat_template_kwargs")):
-        return said
+    if mode := mode_of(row.get("chat_template_kwargs")):
+        return mode
     if switch := _SWITCH_AT_END.search(last_user_text(row["messages"])):
         return NON_THINKING if switch[1] else THINKING
     response = response_of(row)
@@ -143,12 +145,12 @@ def rows_in_modes(rows: Iterable[Row], modes: Modes, name: str, report: Report) 
 
 
 def _template_settings(row: Row, student: str, teacher: str) -> Row:
-    mine = row.get("chat_template_kwargs") or {}
-    theirs = row.get("teacher_chat_template_kwargs")
-    settings = {"chat_template_kwargs": {**mine, SWITCH: student == THINKING}}
-    if theirs is not None or teacher != student:
-        theirs = mine if theirs is None else theirs
-        settings["teacher_chat_template_kwargs"] = {**theirs, SWITCH: teacher == THINKING}
+    student_settings = row.get("chat_template_kwargs") or {}
+    teacher_settings = row.get("teacher_chat_template_kwargs")
+    settings = {"chat_template_kwargs": {**student_settings, SWITCH: student == THINKING}}
+    if teacher_settings is not None or teacher != student:
+        teacher_settings = student_settings if teacher_settings is None else teacher_settings
+        settings["teacher_chat_template_kwargs"] = {**teacher_settings, SWITCH: teacher == THINKING}
     return settings
 
 

@@ -114,13 +114,13 @@ def _pair(turn: Message, name: str) -> list[Message]:
 
 
 def _loss(turn: Message, name: str) -> Message:
-    kept = {}
+    weights = {}
     for key in ("loss", "loss_scale"):
         if key in turn:
             if not isinstance(turn[key], (bool, int, float)):
                 raise RowError("format", f"{name} has the {key} {shown(turn[key])}, which is no number")
-            kept[key] = turn[key]
-    return kept
+            weights[key] = turn[key]
+    return weights
 
 
 def _content(content: Any, role: str, name: str) -> Any:

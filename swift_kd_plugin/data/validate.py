@@ -185,9 +185,9 @@ def _check_media(row: Row) -> None:
                 raise RowError("media", f"image {number} of {name} has neither path nor bytes")
             check_value(image.get("path"))
     _check_tags(row["messages"], row, "messages")
-    own = teachers_own(row)
-    if own.keys() & {"messages", *MEDIA}:
-        _check_tags(own.get("messages", row["messages"]), row | own, "the teacher's messages")
+    teacher_columns = teachers_own(row)
+    if teacher_columns.keys() & {"messages", *MEDIA}:
+        _check_tags(teacher_columns.get("messages", row["messages"]), row | teacher_columns, "the teacher's messages")
 
 
 def _check_tags(messages: list[Message], row: Row, what: str) -> None:
@@ -195,13 +195,13 @@ def _check_tags(messages: list[Message], row: Row, what: str) -> None:
     parts = [part for turn in messages if type(turn["content"]) is list for part in turn["content"] if _is_part(part)]
     for name, medium in MEDIA.items():
         column = row.get(name)
-        mine = [part for part in parts if part["type"] in (medium, f"{medium}_url")]
-        given = sum(bool(part.get(part["type"])) for part in mine)
-        if column and given:
+        medium_parts = [part for part in parts if part["type"] in (medium, f"{medium}_url")]
+        media_count = sum(bool(part.get(part["type"])) for part in medium_parts)
+        if column and media_count:
             raise RowError("media", f"{what} hold {name} in their parts beside the column {name!r}; keep one")
-        if column is not None or mine:
-            tags = len(mine) + sum(text_of(turn["content"]).count(f"<{medium}>") for turn in messages)
-            there = given or len(column or ())
+        if column is not None or medium_parts:
+            tags = len(medium_parts) + sum(text_of(turn["content"]).count(f"<{medium}>") for turn in messages)
+            there = media_count or len(column or ())
             if tags > there:
                 raise RowError("media", f"{what} have {tags} {medium} tags and {there} {name}")
 

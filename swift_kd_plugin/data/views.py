@@ -27,15 +27,15 @@ class View:
 
 def teacher_view(row: Row) -> View:
     """What the teacher sees: its own columns, where it has them, and the student's."""
-    own = teachers_own(row)
-    columns = {name: own.get(name, row.get(name)) for name in VIEW_COLUMNS}
+    teacher_columns = teachers_own(row)
+    columns = {name: teacher_columns.get(name, row.get(name)) for name in VIEW_COLUMNS}
     return View(**columns | {"messages": without_response(columns["messages"])})
 
 
 def teachers_own(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the teacher sees in place of the student's, by the student's column; an empty value takes it away."""
-    own = {name: row.get(column) for name, column in TEACHER_COLUMN_OF.items()}
-    return {name: value for name, value in own.items() if value is not None}
+    values = {name: row.get(column) for name, column in TEACHER_COLUMN_OF.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def has_teacher_view(row: Mapping[str, Any]) -> bool:

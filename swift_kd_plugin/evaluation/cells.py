@@ -77,9 +77,9 @@ def open_views(dataset: Dataset, rows: Sequence[Row], wanted: Sequence[str], not
             )
         for number in sorted(set(range(len(rows))) - set(having)):
             notes.note("no experience", "it has no teacher_messages and is not asked with it", Place.of(rows[number]))
-    theirs = [name for name in used_columns(dataset) if name in TEACHER_ONLY]
+    teacher_columns = [name for name in used_columns(dataset) if name in TEACHER_ONLY]
     views = {
-        "without": EvalView("without", dataset.remove_columns(theirs), list(range(len(rows)))),
+        "without": EvalView("without", dataset.remove_columns(teacher_columns), list(range(len(rows)))),
         "with": EvalView("with", dataset.select(having), having),
     }
     return [views[name] for name in names]

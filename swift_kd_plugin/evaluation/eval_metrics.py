@@ -128,8 +128,8 @@ class Rightness(Metric):
         return self.name != "numeric" or find_number(gold) is not None
 
     def describe(self) -> dict[str, Any]:
-        said = SAID.get(self.name, "mean of what the function says (the share of right answers, if it says 0 or 1)")
-        return {"what": said, **({"pattern": self.scorer.gold.pattern} if self.name == "regex" else {})}
+        text = SAID.get(self.name, "mean of what the function says (the share of right answers, if it says 0 or 1)")
+        return {"what": text, **({"pattern": self.scorer.gold.pattern} if self.name == "regex" else {})}
 
 
 class Bleu(Metric):
@@ -156,8 +156,8 @@ class Bleu(Metric):
     def rows(self, item: Item) -> dict[str, Sequence[float]] | None:
         if item.answer is None or item.gold is None:
             return None
-        found = self.sentence.sentence_score(item.answer, [item.gold])
-        return {"bleu": (found.sys_len, found.ref_len, *found.counts, *found.totals)}
+        bleu = self.sentence.sentence_score(item.answer, [item.gold])
+        return {"bleu": (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals)}
 
     def scores(self, added: dict[str, Sequence[float]]) -> dict[str, float]:
         """None: a row has no corpus."""
@@ -166,10 +166,10 @@ class Bleu(Metric):
     def _value(self, sums: np.ndarray) -> float:
         words, wanted, *counts = (int(count) for count in sums)
         order, settings = self.corpus.max_ngram_order, self.corpus
-        found = settings.compute_bleu(
+        bleu = settings.compute_bleu(
             counts[:order], counts[order:], words, wanted, settings.smooth_method, settings.smooth_value
         )
-        return found.score
+        return bleu.score
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -219,10 +219,10 @@ class Perplexity(Metric):
         }
 
     def rows(self, item: Item) -> dict[str, Sequence[float]] | None:
-        found = item.likelihood
-        if found is None or not found.characters:
+        likelihood = item.likelihood
+        if likelihood is None or not likelihood.characters:
             return None
-        return {"ppl": (found.nll, found.tokens), "nll_per_char": (found.nll, found.characters)}
+        return {"ppl": (likelihood.nll, likelihood.tokens), "nll_per_char": (likelihood.nll, likelihood.characters)}
 
     def describe(self) -> dict[str, Any]:
         return {

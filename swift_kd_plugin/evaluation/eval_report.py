@@ -48,13 +48,13 @@ def report_as_json(
 
 def versions() -> dict[str, str]:
     """Of Python, and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    package_versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            package_versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return package_versions
 
 
 def as_csv(entries: Sequence[ScoreEntry]) -> str:

@@ -28,9 +28,9 @@ def bootstrap(rows: np.ndarray, value: Callable[[np.ndarray], float], seed: int)
         seed: of the resamples; the same rows have the same interval.
     """
     draw, count = np.random.default_rng(seed), len(rows)
-    found = [
+    figures = [
         value(np.bincount(draw.integers(count, size=count), minlength=count) @ rows)  # each row as often as it is drawn
         for _ in range(RESAMPLES)
     ]
-    low, high = np.percentile(found, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    low, high = np.percentile(figures, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -51,10 +51,10 @@ def choose_samples(
 
     def agrees(number: int) -> bool:
         items = [(one, one.items[number]) for one in scored if number in one.items]
-        found = [one.is_right(judge, number) for one, _ in items]
+        outcomes = [one.is_right(judge, number) for one, _ in items]
         if judge is None:
-            found = [None if item.answer is None else normalise_answer(item.answer) for _, item in items]
-        return len(set(found)) < 2
+            outcomes = [None if item.answer is None else normalise_answer(item.answer) for _, item in items]
+        return len(set(outcomes)) < 2
 
     chosen = sorted(range(len(rows)), key=lambda number: (agrees(number), number))[:count]
     return [_shown(number, rows[number], scored, judge) for number in chosen]
@@ -91,11 +91,13 @@ def _how(page: dict[str, Any]) -> str:
     for name, who in page["models"].items():
         adapters = f" with {', '.join(who['adapters'])}" if who["adapters"] else ""
         lines.append(f"{name}: {who['model']}{adapters}, by {who['engine']}")
-    for name, said in page["metrics"].items():
-        lines.append(f"{name}: " + "; ".join(str(v) if k == "what" else f"{k} {v}" for k, v in said.items()))
+    for name, description in page["metrics"].items():
+        lines.append(f"{name}: " + "; ".join(str(v) if k == "what" else f"{k} {v}" for k, v in description.items()))
     flags = page["flags"]
-    drawn = ", ".join(f"{name} {flags[name]}" for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed"))
-    lines += [f"intervals, {page['intervals']}", drawn]
+    sampling = ", ".join(
+        f"{name} {flags[name]}" for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
+    )
+    lines += [f"intervals, {page['intervals']}", sampling]
     lines.append(", ".join(f"{name} {version}" for name, version in page["versions"].items()))
     return "\n".join(f"- {_text(line)}" for line in lines)
 

@@ -24,7 +24,7 @@ def read_models(options: ModelOptions) -> dict[str, ModelOptions]:
     names = [name for name, _ in folders]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise KDError(f"--model: two models are called {twice[0]}; name them, as in --model student={folders[0][1]}.")
-    own: dict[str, dict[str, Any]] = {
+    flags_by_name: dict[str, dict[str, Any]] = {
         name: {"model": folder, **dict.fromkeys(PER_MODEL_FLAGS), "adapters": []} for name, folder in folders
     }
     for flag in PER_MODEL_FLAGS:
@@ -35,11 +35,11 @@ def read_models(options: ModelOptions) -> dict[str, ModelOptions]:
                     f"--{flag} {text}: no model is called {name}{suggest(name, names)}; they are {', '.join(names)}."
                 )
             for chosen in names if name is None else [name]:
-                _set(own[chosen], flag, value, chosen)
-    for flags in own.values():
+                _set(flags_by_name[chosen], flag, value, chosen)
+    for flags in flags_by_name.values():
         # A model with a server is asked there, whatever answers for the others.
         flags["engine"] = "server" if flags["server"] else options.engine
-    return {name: ModelOptions(**{**vars(options), **flags}) for name, flags in own.items()}
+    return {name: ModelOptions(**{**vars(options), **flags}) for name, flags in flags_by_name.items()}
 
 
 def _name_folder(text: str) -> tuple[str, str]:

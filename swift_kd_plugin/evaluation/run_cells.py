@@ -129,8 +129,8 @@ class Measurement:
         judge = Judge(Filters(finish="any"))
         plan = GenerationPlan(view.dataset, self.sampling, judge, CELL_MODES[self.thinking][cell.mode], self.seed)
         flags = {name: getattr(subject.options, name) for name in MODEL_FLAGS}
-        asked = {"view": cell.view, "thinking": cell.mode, "seed": self.seed, **asdict(self.sampling)}
-        identity = {**subject.who, **flags, **describe_rows(view.dataset, self.digest), **asked}
+        settings = {"view": cell.view, "thinking": cell.mode, "seed": self.seed, **asdict(self.sampling)}
+        identity = {**subject.who, **flags, **describe_rows(view.dataset, self.digest), **settings}
         store = Store(self.folder / CELLS / cell.folder, identity, plan.tasks, subject.options.shard_size)
         return Work(cell, view, plan, held.enter_context(store))
 
@@ -163,21 +163,21 @@ class Work:
 
     def measure_likelihoods(self, gold: Gold, model: Any, codec: Codec) -> None:
         """Measures and writes them."""
-        found: dict[int, Found] = {}
-        numbers, asked = self._gold_responses(gold, found)
-        with tqdm(total=len(asked), desc=f"{self.cell}: gold responses", unit="row", disable=None) as bar:
-            for index, result in measure_likelihoods(model, codec, asked):
-                found[numbers[index]] = str(result) if isinstance(result, PromptError) else result
+        results: dict[int, Found] = {}
+        numbers, pairs = self._gold_responses(gold, results)
+        with tqdm(total=len(pairs), desc=f"{self.cell}: gold responses", unit="row", disable=None) as bar:
+            for index, result in measure_likelihoods(model, codec, pairs):
+                results[numbers[index]] = str(result) if isinstance(result, PromptError) else result
                 bar.update()
         lines = [{"gold": gold.column}]
-        for number, result in sorted(found.items()):
-            said = {"refused": result} if isinstance(result, str) else asdict(result)
-            lines.append({"row": number, **said})
+        for number, result in sorted(results.items()):
+            entry = {"refused": result} if isinstance(result, str) else asdict(result)
+            lines.append({"row": number, **entry})
         write_atomically(self._file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def _gold_responses(self, gold: Gold, refused: dict[int, Found]) -> tuple[list[int], list[tuple[Prompt, str]]]:
         """Numbers of rows, and their prompts with the gold response, whose thought stays where the row may think."""
-        numbers, asked = [], []
+        numbers, pairs = [], []
         tasks = self.plan.tasks_in(range(self.plan.tasks))
         for number, task in zip(self.view.numbers, tasks, strict=True):
             text = gold.response_of(task.row)
@@ -188,8 +188,8 @@ class Work:
                 refused[number] = "it has no thought, and the mode is thinking"
                 continue
             numbers.append(number)
-            asked.append((task.prompt(self.plan.seed), answer if task.mode == NON_THINKING else text))
-        return numbers, asked
+            pairs.append((task.prompt(self.plan.seed), answer if task.mode == NON_THINKING else text))
+        return numbers, pairs
 
     def read_likelihoods(self, gold: Gold) -> dict[int, Found] | None:
         """None if they were not measured, or of other gold responses."""

@@ -65,16 +65,16 @@ def run_evaluation(options: ModelOptions, opener: Callable[[str], Any]) -> tuple
         stop=tuple(options.stop_words or ()),
     )
     dataset, digest, notes = open_rows(options, opener)
-    asked = check(options, dataset, digest, gold, metrics, notes)
-    subjects = [EvalModel.find(name, own) for name, own in models.items()]
+    inputs = check(options, dataset, digest, gold, metrics, notes)
+    subjects = [EvalModel.find(name, model_options) for name, model_options in models.items()]
     with locked(options.output):
         claim(options, {"command": "swift-kd eval", **describe_rows(dataset, digest)})
         likelihoods = any(isinstance(metric, Perplexity) for metric in metrics)
         measurement = Measurement(
-            options.output, asked.views, digest, options.thinking, options.seed, sampling, gold, likelihoods
+            options.output, inputs.views, digest, options.thinking, options.seed, sampling, gold, likelihoods
         )
         cells = [cell for subject in subjects for cell in measurement.measure(subject)]
-        return write_report(options, asked, cells, notes), notes
+        return write_report(options, inputs, cells, notes), notes
 
 
 def check(
@@ -104,8 +104,8 @@ def write_report(options: ModelOptions, asked: Asked, cells: Sequence[CellResult
     scored = [score(cell, asked.rows, asked.golds, asked.metrics, notes) for cell in cells]
     entries = table(scored, asked.metrics, options.seed, asked.tags)
     samples = choose_samples(scored, asked.rows, asked.metrics, options.samples)
-    said = describe_rows(asked.dataset, asked.digest)["dataset"]
-    page = report_as_json(vars(options), said, scored, asked.metrics, entries, samples, notes)
+    description = describe_rows(asked.dataset, asked.digest)["dataset"]
+    page = report_as_json(vars(options), description, scored, asked.metrics, entries, samples, notes)
     folder = options.output
     write_jsonl(folder / ANSWERS, answers(scored, asked.metrics, asked.rows))
     write_atomically(folder / CSV, as_csv(entries))

@@ -57,8 +57,8 @@ class Scored:
 
     def is_right(self, metric: Metric | None, number: int) -> bool | None:
         """Whether a row is answered rightly; None if that is not known."""
-        found = None if metric is None else self.added[metric.name].get(number)
-        return None if found is None else found[metric.name][0] >= RIGHT
+        values = None if metric is None else self.added[metric.name].get(number)
+        return None if values is None else values[metric.name][0] >= RIGHT
 
     def entry(self, metrics: Sequence[Metric], seed: int, tag: str | None, numbers: set[int]) -> ScoreEntry:
         """The figures of some rows."""
@@ -91,11 +91,11 @@ def check_gold(rows: Sequence[Row], metrics: Sequence[Metric], gold: Gold, notes
         KDError: a metric has no row that it can measure.
     """
     golds = [gold.of(row) for row in rows]
-    given = [(row, answer) for row, answer in zip(rows, golds, strict=True) if answer is not None]
+    pairs = [(row, answer) for row, answer in zip(rows, golds, strict=True) if answer is not None]
     needing = [metric for metric in metrics if metric.needs_gold]
     if needing:
         missing = "response" if gold.column is None else f"column {gold.column!r}"
-        if not given:
+        if not pairs:
             raise KDError(
                 f"--metric {needing[0].name} compares with a gold answer, and the rows have no {missing}; give --gold "
                 "COLUMN with the column that has it."
@@ -104,13 +104,13 @@ def check_gold(rows: Sequence[Row], metrics: Sequence[Metric], gold: Gold, notes
             if answer is None:
                 notes.note("no gold answer", f"it has no {missing}", Place.of(row))
     for metric in needing:
-        strange = [row for row, answer in given if not metric.can_use(answer)]
-        if len(strange) == len(given):
+        strange = [row for row, answer in pairs if not metric.can_use(answer)]
+        if len(strange) == len(pairs):
             raise KDError(f"--metric {metric.name}: no gold answer has a number; leave the metric out.")
         for row in strange:
             notes.note("gold answer without a number", f"--metric {metric.name} leaves it out", Place.of(row))
     for metric in metrics:
-        metric.prepare([answer for _, answer in given])
+        metric.prepare([answer for _, answer in pairs])
     return golds
 
 
@@ -120,10 +120,10 @@ def score(
     """Scores every row of a cell. Raises KDError if a user's function fails."""
     items, samples = {}, {}
     for number, record in zip(measured.numbers, measured.records, strict=True):
-        found = measured.likelihoods.get(number)
-        likelihood = found if isinstance(found, Likelihood) else None
-        if isinstance(found, str):
-            notes.note("gold response is not measured", f"{measured.cell}: {found}", Place.of(rows[number]))
+        result = measured.likelihoods.get(number)
+        likelihood = result if isinstance(result, Likelihood) else None
+        if isinstance(result, str):
+            notes.note("gold response is not measured", f"{measured.cell}: {result}", Place.of(rows[number]))
         if record.samples:
             (sample,) = record.samples
             samples[number] = sample

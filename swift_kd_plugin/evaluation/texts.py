@@ -34,9 +34,9 @@ def choose_language(wanted: Language, texts: Iterable[str]) -> tuple[str, str]:
         for name, letters in zip(counts, (HAN, KANA, HANGUL), strict=True):
             counts[name] += len(re.findall(f"[{letters}]", text))
     han, kana, hangul = counts.values()
-    said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    if not said:
+    summary = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    if not summary:
         return "en", "the gold answers have no Chinese characters, kana or hangul"
     east_asian = "ja" if kana >= SOME_KANA * (han + kana) else "zh"
     language = "ko" if hangul > han + kana else east_asian
-    return language, f"the gold answers have {said}"
+    return language, f"the gold answers have {summary}"

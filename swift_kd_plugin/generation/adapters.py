@@ -124,8 +124,8 @@ def is_tied(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    said = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings"))
-    return said if said is not None else not any("lm_head" in name for name in _names(folder))
+    setting = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings"))
+    return setting if setting is not None else not any("lm_head" in name for name in _names(folder))
 
 
 def _more_than_matrices(settings: dict[str, Any], adapter: Path, folder: Path) -> str | None:

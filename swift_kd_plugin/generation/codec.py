@@ -93,8 +93,8 @@ class Codec:
         self.template.padding_free = self.template.use_megatron = False
         self.template.set_mode(mode)
         self.tokenizer = template.tokenizer
-        own = template.processor.model_info.max_model_len
-        self.max_model_len = max_model_len or own
+        limit = template.processor.model_info.max_model_len
+        self.max_model_len = max_model_len or limit
         words = [self._ids_of(word) for word in self.template.template_meta.stop_words if word]
         single = [ids[0] for ids in words if len(ids) == 1]
         self.end_ids = sorted({self.tokenizer.eos_token_id, *single, *self._model_end_ids()} - {None})

@@ -122,12 +122,12 @@ class Engine(ABC):
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """The completions of each prompt, in order. Raises PromptError at the first that cannot be answered."""
-        found: dict[int, list[Completion]] = {}
+        completions: dict[int, list[Completion]] = {}
         for index, answer in self.stream(prompts, sampling):
             if isinstance(answer, PromptError):
                 raise answer
-            found[index] = answer
-        return [found[index] for index in range(len(prompts))]
+            completions[index] = answer
+        return [completions[index] for index in range(len(prompts))]
 
     def close(self) -> None:  # noqa: B027 (most engines hold nothing)
         """Gives back what the engine holds; it answers no more."""

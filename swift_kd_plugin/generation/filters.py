@@ -76,8 +76,8 @@ def units(text: str) -> list[str]:
 
 def repetition(text: str) -> float:
     """The share of a text's 4-grams that stood in it before; of words, or of characters in Chinese and Japanese."""
-    found = units(text.casefold())
-    grams = list(zip(*(found[start:] for start in range(NGRAM)), strict=False))
+    parts = units(text.casefold())
+    grams = list(zip(*(parts[start:] for start in range(NGRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -89,8 +89,8 @@ def is_written_in(text: str, language: str) -> bool:
     letters = [letter for letter in text if unicodedata.category(letter)[0] == "L"]
     if not letters:
         return True
-    own = len(re.findall(f"[{SCRIPTS[language]}]", "".join(letters))) / len(letters)
+    share = len(re.findall(f"[{SCRIPTS[language]}]", "".join(letters))) / len(letters)
     kana = len(re.findall(f"[{KANA}]", "".join(letters))) / len(letters)
     if language in ("zh", "ja") and (kana >= SOME_KANA) != (language == "ja"):
         return False
-    return own >= MOST_LETTERS
+    return share >= MOST_LETTERS

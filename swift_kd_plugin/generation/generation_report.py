@@ -60,8 +60,8 @@ class Tally:
         self.finish[verdict.sample.finish_reason] += 1
         place = Place.of(task.row)
         if verdict.row is None:
-            said = " ".join(verdict.sample.text.split())
-            self.refused.leave_out(RowError(verdict.error.kind, f"{verdict.error}: {said}"), place)
+            text = " ".join(verdict.sample.text.split())
+            self.refused.leave_out(RowError(verdict.error.kind, f"{verdict.error}: {text}"), place)
             return
         self.accepted += 1
         self.by_source[place.source]["accepted"] += 1

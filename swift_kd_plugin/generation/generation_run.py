@@ -109,8 +109,8 @@ class Collector:
         sample, columns = verdict.sample, dict(verdict.row.get("columns", {}))
         made = {"sample": number, "tokens": sample.tokens, "finish_reason": sample.finish_reason}
         made |= {"mode": shown_mode(task, verdict.row)} | ({} if sample.score is None else {"score": sample.score})
-        if (own := own_answer(task.row)) is not None:
-            columns.setdefault(REPLACED_COLUMN, own)
+        if (response := own_answer(task.row)) is not None:
+            columns.setdefault(REPLACED_COLUMN, response)
         return {**verdict.row, "columns": {**columns, MADE: made}}
 
 

@@ -116,16 +116,16 @@ class Judge:
 
     def _elected(self, verdicts: list[Verdict]) -> int | None:
         """The first sample with the answer that most samples give; of two such answers the earlier one."""
-        found = {
+        answers = {
             number: extract(self.vote, verdict.sample.text, self.gold)
             for number, verdict in enumerate(verdicts)
             if verdict.row is not None
         }
-        votes = Counter(answer for answer in found.values() if answer is not None)
+        votes = Counter(answer for answer in answers.values() if answer is not None)
         if not votes:
             return None
         winner = votes.most_common(1)[0][0]
-        return next(number for number, answer in found.items() if answer == winner)
+        return next(number for number, answer in answers.items() if answer == winner)
 
     def _only(self, verdicts: list[Verdict], chosen: int | None) -> list[Verdict]:
         error = RowError("not selected", f"another sample of its prompt is taken (--select {self.select})")

@@ -138,15 +138,15 @@ def describe_rows(dataset: Dataset, digest: str) -> dict[str, Any]:
 
 def fingerprint(folder: Path) -> str:
     """A digest of a model's files: of small ones the content, of large ones the size, the start and the end."""
-    said = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
         size = file.stat().st_size
-        said.update(f"{file.name}:{size}".encode())
+        digest.update(f"{file.name}:{size}".encode())
         with open(file, "rb") as content:
-            said.update(content.read(SAMPLED_BYTES))
+            digest.update(content.read(SAMPLED_BYTES))
             content.seek(max(0, size - SAMPLED_BYTES))
-            said.update(content.read())
-    return said.hexdigest()
+            digest.update(content.read())
+    return digest.hexdigest()
 
 
 def _file_digest(file: str) -> str:

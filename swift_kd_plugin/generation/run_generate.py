@@ -55,8 +55,8 @@ class Options(ModelOptions):
 
     def sampling(self, folder: Path) -> Sampling:
         """What is given, else what the model's generation config says. Raises KDError for a value out of range."""
-        own = _read_json(folder / "generation_config.json")
-        values = {name: _first(getattr(self, name), own.get(name), usual) for name, usual in DRAWN.items()}
+        config = _read_json(folder / "generation_config.json")
+        values = {name: _first(getattr(self, name), config.get(name), usual) for name, usual in DRAWN.items()}
         return Sampling(n=self.n, max_new_tokens=self.max_new_tokens, stop=tuple(self.stop_words or ()), **values)
 
 
@@ -111,9 +111,9 @@ def identify(
 ) -> dict[str, Any]:
     """Everything that decides a run's rows, by the flag that says it."""
     flags = {name: value for name, value in vars(options).items() if name not in IDENTITY_EXEMPT_FLAGS}
-    said, rows = describe_model(options, folder, engine_name), describe_rows(plan.dataset, rows_digest)
-    drawn = {name: getattr(plan.sampling, name) for name in DRAWN}
-    return {**said, **rows, **{name: value for name, value in flags.items() if name not in said}, **drawn}
+    model, rows = describe_model(options, folder, engine_name), describe_rows(plan.dataset, rows_digest)
+    sampling = {name: getattr(plan.sampling, name) for name in DRAWN}
+    return {**model, **rows, **{name: value for name, value in flags.items() if name not in model}, **sampling}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

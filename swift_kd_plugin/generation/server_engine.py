@@ -146,15 +146,15 @@ class ServerEngine(Engine):
         """The prompt's ids and the choices. Raises KDError if the server made other ids of the prompt."""
         if not isinstance(self.server.route, SwiftRoute):
             return request.ids, reply["choices"]
-        theirs = list(reply["prompt_token_ids"])
-        if request.ids and theirs != request.ids:
-            place = next((n for n, (a, b) in enumerate(zip(theirs, request.ids, strict=False)) if a != b), None)
-            place = min(len(theirs), len(request.ids)) if place is None else place
+        server_ids = list(reply["prompt_token_ids"])
+        if request.ids and server_ids != request.ids:
+            place = next((n for n, (a, b) in enumerate(zip(server_ids, request.ids, strict=False)) if a != b), None)
+            place = min(len(server_ids), len(request.ids)) if place is None else place
             raise KDError(
                 f"The server {self.server.name} makes other tokens of a prompt than --model and --template here, from "
                 f"position {place} of {len(request.ids)}; start it with the same --model, --template and --system."
             )
-        return theirs, reply["choices"]
+        return server_ids, reply["choices"]
 
     def _settings(self, request: _Request, sampling: Sampling) -> dict[str, Any]:
         return {
@@ -176,17 +176,17 @@ class ServerEngine(Engine):
 
     def _swift_body(self, request: _Request, sampling: Sampling) -> dict[str, Any]:
         if self.server.needs_messages:
-            asked = _as_messages(request.prompt)
+            infer_request = _as_messages(request.prompt)
         else:
-            asked = self.server.route.request_of(request.ids)
+            infer_request = self.server.route.request_of(request.ids)
         config = {**self._settings(request, sampling), "return_details": True}
-        return {"infer_requests": [asked], "request_config": config}
+        return {"infer_requests": [infer_request], "request_config": config}
 
 
 def _as_messages(prompt: Prompt) -> dict[str, Any]:
     media = {name: [_as_text(item) for item in getattr(prompt, name)] for name in ("images", "videos", "audios")}
-    own = {"tools": prompt.tools, "objects": prompt.objects, "chat_template_kwargs": prompt.chat_template_kwargs}
-    return {"messages": prompt.messages, **media, **{name: value for name, value in own.items() if value}}
+    extras = {"tools": prompt.tools, "objects": prompt.objects, "chat_template_kwargs": prompt.chat_template_kwargs}
+    return {"messages": prompt.messages, **media, **{name: value for name, value in extras.items() if value}}
 
 
 def _as_text(item: Any) -> str:

@@ -122,8 +122,8 @@ class Store:
 
 def put_aside(folder: Path, names: Sequence[str]) -> None:
     """Moves another run's files into `replaced-1` of their folder, or the next number."""
-    if found := [folder / name for name in names if (folder / name).exists()]:
-        move_aside(folder, found, "replaced")
+    if files := [folder / name for name in names if (folder / name).exists()]:
+        move_aside(folder, files, "replaced")
 
 
 def refuse_unknown(folder: Path, names: Sequence[str]) -> None:

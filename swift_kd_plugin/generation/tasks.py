@@ -61,8 +61,8 @@ class PromptTask:
         media = [_media(view.images), view.videos or (), view.audios or ()]
         settings = self.writer_settings
         shown = [str(item)[:1000] for items in media for item in items]
-        drawn = int.from_bytes(digest([seed, view.messages, view.tools, shown, settings])) >> (128 - SEED_BITS)
-        return Prompt(view.messages, view.tools or None, *media, view.objects, settings, drawn)
+        prompt_seed = int.from_bytes(digest([seed, view.messages, view.tools, shown, settings])) >> (128 - SEED_BITS)
+        return Prompt(view.messages, view.tools or None, *media, view.objects, settings, prompt_seed)
 
 
 def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[PromptTask]:

@@ -74,30 +74,30 @@ class TransformersEngine(Engine):
         while rows := list(islice(waiting, self.batch_size)):
             yield from refused
             refused.clear()
-            for (asked, number), completion in zip(rows, self._write(rows, sampling), strict=True):
-                asked.done[number] = completion
-                if len(asked.done) == sampling.n:
-                    yield asked.index, [asked.done[number] for number in range(sampling.n)]
+            for (request, number), completion in zip(rows, self._write(rows, sampling), strict=True):
+                request.done[number] = completion
+                if len(request.done) == sampling.n:
+                    yield request.index, [request.done[number] for number in range(sampling.n)]
         yield from refused
 
     def _rows(self, prompts: Iterable[Prompt], sampling: Sampling, refused: list) -> Iterator[BatchRow]:
         for index, prompt in enumerate(prompts):
             try:
-                asked = _Asked(index, prompt, self.codec.encode(prompt))
+                request = _Asked(index, prompt, self.codec.encode(prompt))
             except PromptError as error:
                 refused.append((index, error))
             else:
-                yield from ((asked, number) for number in range(sampling.n))
+                yield from ((request, number) for number in range(sampling.n))
 
     @torch.no_grad()  # not inference mode: a model of a trainer keeps what it computes once
     def _write(self, rows: Sequence[BatchRow], sampling: Sampling) -> list[Completion]:
         template, device = self.codec.template, self.model.device
-        inputs = [{k: v for k, v in asked.inputs.items() if k != "template_inputs"} for asked, _ in rows]
+        inputs = [{k: v for k, v in request.inputs.items() if k != "template_inputs"} for request, _ in rows]
         batch = to_device(template.data_collator(inputs), device)
         batch.pop("labels", None)
         if template.model_meta.is_multimodal:
             _, batch = template.pre_forward_hook(self.model, None, batch)
-        prompts = [asked.inputs["input_ids"] for asked, _ in rows]
+        prompts = [request.inputs["input_ids"] for request, _ in rows]
         rooms = [self.codec.room(len(ids), sampling) for ids in prompts]
         stops = self.codec.stops(sampling)
         ends = _Ends(self.codec, stops, rooms)
@@ -155,13 +155,13 @@ class _Choice(LogitsProcessor):
         self.prompts = prompts if sampling.repetition_penalty != 1 else None
         self.seen: Tensor | None = None
         if sampling.temperature:
-            self.draws = torch.stack([draws(asked.prompt.seed, number, steps) for asked, number in rows]).to(device)
+            self.draws = torch.stack([draws(request.prompt.seed, number, steps) for request, number in rows]).to(device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = self._penalised(input_ids, scores.float())
-        drawn = self.draws[:, self.step] if self.sampling.temperature else None
+        numbers = self.draws[:, self.step] if self.sampling.temperature else None
         self.step += 1
-        chosen = choose(scores, self.sampling, drawn)
+        chosen = choose(scores, self.sampling, numbers)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
     def _penalised(self, input_ids: Tensor, scores: Tensor) -> Tensor:

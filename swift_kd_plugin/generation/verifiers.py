@@ -78,12 +78,17 @@ def find_number(text: str) -> Fraction | None:
     None also for what is written as a number and is none: a fraction over 0, a power of ten beyond 999.
     """
     marked, is_boxed = _marked(text)
-    marked = _POWER_OF_TEN.sub(lambda found: f"e{found[1] or found[2]}", marked.translate(MINUS))
+    marked = _POWER_OF_TEN.sub(lambda match: f"e{match[1] or match[2]}", marked.translate(MINUS))
     marked = _FRACTION.sub(_as_division, _UNIT.sub(" ", _SPACING.sub("", marked)))
-    found = _NUMBER.findall(marked)
-    if not found or (is_boxed and len(found) > 1) or _EXPONENT.search(found[-1]) or len(found[-1]) > MOST_DIGITS:
+    numbers = _NUMBER.findall(marked)
+    if (
+        not numbers
+        or (is_boxed and len(numbers) > 1)
+        or _EXPONENT.search(numbers[-1])
+        or len(numbers[-1]) > MOST_DIGITS
+    ):
         return None
-    above, slash, below = found[-1].replace(",", "").partition("/")
+    above, slash, below = numbers[-1].replace(",", "").partition("/")
     # By way of Decimal, which reads any number of digits; int refuses more than 4,300.
     divisor = Fraction(Decimal(below.strip())) if slash else Fraction(1)
     return Fraction(Decimal(above.strip())) / divisor if divisor else None
@@ -105,9 +110,9 @@ def _marked(text: str) -> tuple[str, bool]:
     return rest, True
 
 
-def _as_division(found: re.Match) -> str:
+def _as_division(match: re.Match) -> str:
     r"""2\frac{1}{2} as 5/2, \frac{3}{-4} as -3/4."""
-    whole, above, below = found[1], (found[2] or found[4]).strip(), (found[3] or found[5]).strip()
+    whole, above, below = match[1], (match[2] or match[4]).strip(), (match[3] or match[5]).strip()
     if below.startswith("-"):
         above, below = above.removeprefix("-") if above.startswith("-") else f"-{above}", below[1:]
     if whole and above.isdecimal() and below.isdecimal():
@@ -127,8 +132,8 @@ def extract(kind: str, text: str, gold: Gold) -> Any:
     if kind == "numeric":
         return find_number(answer)
     if kind == "regex" and gold.pattern is not None:
-        found = find_pattern(answer, gold.pattern)
-        return None if found is None else normalise_answer(found)
+        excerpt = find_pattern(answer, gold.pattern)
+        return None if excerpt is None else normalise_answer(excerpt)
     return normalise_answer(answer)
 
 
@@ -137,19 +142,19 @@ def is_exact(response: str, gold: str, pattern: str | None) -> bool:
 
 
 def is_same_number(response: str, gold: str, pattern: str | None) -> bool:
-    found, wanted = find_number(response), find_number(gold)
-    if None in (found, wanted) or found == wanted:
-        return found is not None and found == wanted
-    both_whole = found.denominator == wanted.denominator == 1
-    return not both_whole and abs(found - wanted) <= CLOSE_TO * abs(wanted)
+    number, wanted = find_number(response), find_number(gold)
+    if None in (number, wanted) or number == wanted:
+        return number is not None and number == wanted
+    both_whole = number.denominator == wanted.denominator == 1
+    return not both_whole and abs(number - wanted) <= CLOSE_TO * abs(wanted)
 
 
 def matches(response: str, gold: str, pattern: str | None) -> bool:
     """The pattern finds the gold answer; without one, the gold answer is the pattern."""
     if pattern is None:
         return re.search(gold, response) is not None
-    found = find_pattern(response, pattern)
-    return found is not None and normalise_answer(found) == normalise_answer(gold)
+    excerpt = find_pattern(response, pattern)
+    return excerpt is not None and normalise_answer(excerpt) == normalise_answer(gold)
 
 
 BUILT_IN = {"exact": is_exact, "numeric": is_same_number, "regex": matches}
@@ -211,9 +216,9 @@ class Scorer:
                 raise TypeError(f"it returned {score!r}, which is neither a bool nor a number")
             return float(score)
         except Exception as error:  # of any kind: it is the user's code
-            said = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise VerifierError(
-                f"The verifier {self.name} failed on {Place.of(row)}: {said}; mend it and start again, which goes on "
+                f"The verifier {self.name} failed on {Place.of(row)}: {reason}; mend it and start again, which goes on "
                 f"from here{self.instead}."
             ) from error
 
@@ -225,12 +230,12 @@ def _find_function(name: str, flag: str, known: Sequence[str]) -> Verifier:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        verifier = getattr(importlib.import_module(module), function)
     except Exception as error:  # of any kind: it is the user's code
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise KDError(
-            f"{flag} {name} cannot be imported from here or from Python's path ({said}); give module:function."
+            f"{flag} {name} cannot be imported from here or from Python's path ({reason}); give module:function."
         ) from error
-    if not callable(found):
+    if not callable(verifier):
         raise KDError(f"{flag} {name} is no function.")
-    return found
+    return verifier

@@ -161,13 +161,13 @@ class VllmEngine(Engine):
             )
 
     def _completions(self, ids: list[int], output: Any, stops: list[str]) -> list[Completion]:
-        found = []
+        completions = []
         for sample in sorted(output.outputs, key=lambda sample: sample.index):
             if sample.finish_reason not in ("stop", "length"):
                 raise KDError(f"vLLM ended a response with {sample.finish_reason!r}; its own message stands above.")
             count = len(output.prompt_token_ids)
-            found.append(self.codec.completion(ids, list(sample.token_ids), sample.finish_reason, stops, count))
-        return found
+            completions.append(self.codec.completion(ids, list(sample.token_ids), sample.finish_reason, stops, count))
+        return completions
 
 
 def _is_due(written: Written, batch: int) -> bool:
@@ -254,6 +254,6 @@ def said_in_one_sentence(what: str, prefix: str = "", instead: str = "--engine t
     except KDError:
         raise
     except (*FAILURES, *refusals()) as error:
-        said = FRAME.sub("", one_line(error)) or type(error).__name__
-        advice = next((text for pattern, text in VLLM_ADVICE if re.search(pattern, said)), "or use {1}")
-        raise KDError(f"{what}: {said}; {advice.format(prefix, instead)}.") from error
+        reason = FRAME.sub("", one_line(error)) or type(error).__name__
+        advice = next((text for pattern, text in VLLM_ADVICE if re.search(pattern, reason)), "or use {1}")
+        raise KDError(f"{what}: {reason}; {advice.format(prefix, instead)}.") from error

@@ -46,7 +46,7 @@ def dense_parts(
     if request.statistics:
         parts |= finish_entropies(sums, lse["p"], lse["q"])
         parts["top1_agreement"] = top1_agreement(gathered)
-    return parts | {name: torch.sigmoid(lse[name] - lse[kept]) for name, kept in REMOVED_FROM.items() if name in lse}
+    return parts | {name: torch.sigmoid(lse[name] - lse[side]) for name, side in REMOVED_FROM.items() if name in lse}
 
 
 class MeasuredChunk:

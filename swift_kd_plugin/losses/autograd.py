@@ -40,8 +40,8 @@ class _ChunkedLoss(torch.autograd.Function):
             student, *teacher = _sides(ctx.saved_tensors, ctx.parts)
             gradient = _gradient_of(ctx.task, student, apart)
             ctx.task.run(student, teacher, gradient)
-        found = gradient.times(upstream if apart is None else torch.ones_like(upstream))
-        return None, None, None, *found, *[None] * (len(ctx.needs_input_grad) - 3 - len(found))
+        gradients = gradient.times(upstream if apart is None else torch.ones_like(upstream))
+        return None, None, None, *gradients, *[None] * (len(ctx.needs_input_grad) - 3 - len(gradients))
 
 
 def _sides(tensors: tuple[Tensor, ...], parts: list[int]) -> list[Tensor | LMHead]:
@@ -63,7 +63,7 @@ def _uniform(upstream: Tensor) -> bool:
 def run_loss(task: BlockwiseLoss, student: Tensor | LMHead, *teacher: Tensor | LMHead) -> Tensor:
     """The loss per token [T], differentiable in `student`; `task.parts` then holds what it is made of."""
     tensors, parts = flatten([student, *teacher])
-    own = len(flatten([student])[0])
-    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors[:own])
-    others = [tensor.detach() for tensor in tensors[own:]]
-    return _ChunkedLoss.apply(task, differentiate, parts, *tensors[:own], *others)
+    count = len(flatten([student])[0])
+    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors[:count])
+    others = [tensor.detach() for tensor in tensors[count:]]
+    return _ChunkedLoss.apply(task, differentiate, parts, *tensors[:count], *others)

@@ -108,16 +108,16 @@ class BlockwiseLoss:
         request, rows = self.request, LossRows(self.request, student)
         total = len(rows.loss)
         size = min(request.block or total, total)
-        own = Window(student, request.student_rows, size)
+        student_window = Window(student, request.student_rows, size)
         others = [Window(side, request.teacher_rows, size) for side in teacher]
         for tokens in slices(total, request.block or total):
-            logits, student_rows = own.show(tokens)
+            logits, student_rows = student_window.show(tokens)
             shown, (teacher_rows, *_) = zip(*(other.show(tokens) for other in others), strict=True)
             place = None if gradient is None else gradient.place(tokens, logits)
-            found = self.losses(request.part(tokens, student_rows, teacher_rows), logits, *shown, place)
-            rows.copy(tokens, found.loss, found.parts)
+            result = self.losses(request.part(tokens, student_rows, teacher_rows), logits, *shown, place)
+            rows.copy(tokens, result.loss, result.parts)
             if gradient is not None:
-                gradient.take(tokens, place, found.parts)
+                gradient.take(tokens, place, result.parts)
         if gradient is not None:
             gradient.finish()
         return rows

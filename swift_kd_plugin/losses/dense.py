@@ -37,10 +37,10 @@ class _Chunk:
     def __init__(self, request: Request, student: Tensor, teacher: Tensor, tokens: slice):
         self.request, self.tokens, self.dtype, self.rules_out = request, tokens, working_dtype(student), False
         self.shard = request.student.cut(request.teacher.vocab)
-        own = request.teacher.cut(request.student.vocab)
+        teacher_shard = request.teacher.cut(request.student.vocab)
         self.removed = {
             "removed_student_mass": self._side(student[:, self.shard.width : request.student.width]),
-            "removed_teacher_mass": self._side(teacher[:, own.width : request.teacher.width]),
+            "removed_teacher_mass": self._side(teacher[:, teacher_shard.width : request.teacher.width]),
         }
         if request.student.vocab == request.teacher.vocab:
             self.removed = {}

@@ -33,10 +33,10 @@ class LMHead:
                 "A head needs inputs [tokens, hidden size] and as many weights [vocabulary, hidden size], with the "
                 f"same tokens and the same vocabulary; the shapes are {inputs} and {weights}."
             )
-        for given, taken in zip(inputs, weights, strict=True):
-            if given[1] != taken[1]:
+        for states, weight in zip(inputs, weights, strict=True):
+            if states[1] != weight[1]:
                 raise ValueError(
-                    f"A head of shape {taken} takes hidden states of {taken[1]} features; these have shape {given}."
+                    f"A head of shape {weight} takes hidden states of {weight[1]} features; these have shape {states}."
                 )
 
     @property

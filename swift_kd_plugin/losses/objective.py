@@ -61,8 +61,8 @@ class Objective:
         divergence = f"{name}{fixed} at T={self.temperature}{scale}"
         if self.ce_alpha == NEVER:
             return divergence
-        kept = f"(1 - {self.ce_alpha}) * " if self.mixed else ""
-        return f"{self.ce_alpha} * CE + {kept}{divergence}"
+        factor = f"(1 - {self.ce_alpha}) * " if self.mixed else ""
+        return f"{self.ce_alpha} * CE + {factor}{divergence}"
 
 
 @dataclass(frozen=True)

@@ -15,5 +15,5 @@ def topk_overlap(student: Tensor | LMHead, teacher_ids: Tensor, shard: VocabShar
         teacher_ids: [T, K] global ids.
         shard: who holds which columns of the student.
     """
-    mine = teacher_topk(student, teacher_ids.shape[1], shard)[1]
-    return (teacher_ids[:, :, None] == mine[:, None, :]).any(-1).float().mean(-1)
+    student_ids = teacher_topk(student, teacher_ids.shape[1], shard)[1]
+    return (teacher_ids[:, :, None] == student_ids[:, None, :]).any(-1).float().mean(-1)

@@ -114,10 +114,10 @@ def make_request(student: Tensor | LMHead, teacher: Teacher, options: LossOption
             f"The student's vocabulary has {columns[0]} columns and the teacher's {columns[1]}; "
             "pass student_vocab and teacher_vocab, the numbers of their real ids."
         )
-    given = {one.name: getattr(options, one.name) for one in fields(LossOptions)} | {"params": params}
+    values = {one.name: getattr(options, one.name) for one in fields(LossOptions)} | {"params": params}
     sizes = _chunk_sizes(options.chunk_size, shards, student, teacher)
     tempered = {"teacher_temperature": teacher.temperature} if topk else {}
-    return Request(**given, student=shards[0], teacher=shards[1], clip=clip, **sizes, **tempered)
+    return Request(**values, student=shards[0], teacher=shards[1], clip=clip, **sizes, **tempered)
 
 
 def _check_dense(student: Tensor | LMHead, teacher: Tensor | LMHead, options: LossOptions) -> None:

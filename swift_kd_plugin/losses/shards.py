@@ -96,8 +96,8 @@ def shards_of(
     """
     if group is not None and dist.get_world_size(group) == 1:
         group = None
-    mine = torch.tensor([student.shape[0], student.shape[1], teacher_width or 0], device=student.device)
-    tokens, student_widths, teacher_widths = all_gather(mine, group).T.tolist()
+    sizes = torch.tensor([student.shape[0], student.shape[1], teacher_width or 0], device=student.device)
+    tokens, student_widths, teacher_widths = all_gather(sizes, group).T.tolist()
     if len(set(tokens)) > 1:
         raise ValueError(
             f"The ranks of the tensor-parallel group hold different numbers of tokens ({tokens}); each rank must pass "

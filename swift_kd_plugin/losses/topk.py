@@ -42,11 +42,11 @@ def teacher_topk(logits: Tensor | LMHead, k: int, shard: VocabShard, temperature
 def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) -> tuple[Tensor, Tensor]:
     """`teacher_topk` of a chunk, float64 [C, count] and ids [C, count]."""
     side = SoftmaxSide(logits[:, : shard.width], temperature, working_dtype(logits))
-    found = side.logits.topk(min(count, shard.width), dim=-1)
+    candidates = side.logits.topk(min(count, shard.width), dim=-1)
     values = side.logits.new_full((len(side.logits), count), -torch.inf)
-    columns = found.indices.new_zeros(values.shape)
-    values[:, : found.values.shape[1]] = found.values
-    columns[:, : found.values.shape[1]] = found.indices + shard.start
+    columns = candidates.indices.new_zeros(values.shape)
+    values[:, : candidates.values.shape[1]] = candidates.values
+    columns[:, : candidates.values.shape[1]] = candidates.indices + shard.start
     # One gather: ids below 2**53 are exact in float64.
     local = torch.cat([values.double(), columns.double(), side.local_lse()[:, None]], 1)
     everyone = shard.gather(local)
@@ -91,18 +91,18 @@ class _Chunk:
 
     def _read_teacher(self, log_probs: Tensor, ids: Tensor) -> None:
         """The teacher over the ids that both sides have, float64: log-probabilities [C, K], tail [C], removed [C]."""
-        given = torch.isfinite(log_probs)
-        self.present = given & (ids < self.shard.vocab)
-        exact = log_probs.double().masked_fill(~given, -torch.inf)
+        finite_mask = torch.isfinite(log_probs)
+        self.present = finite_mask & (ids < self.shard.vocab)
+        exact = log_probs.double().masked_fill(~finite_mask, -torch.inf)
         self.removed = exact.masked_fill(self.present, -torch.inf).exp().sum(-1)
         # Log-probabilities in fp32 add up to one no closer than this.
         rounding = torch.finfo(log_probs.dtype).eps / 2
         tail = (1 - exact.exp().sum(-1)).clamp_min(rounding)
         nothing_left = self.present.sum(-1) == self.shard.vocab
         self.log_tail = tail.log().masked_fill(nothing_left, -torch.inf)
-        kept = torch.log1p(-self.removed.clamp_max(1 - rounding))
-        self.log_p = exact.masked_fill(~self.present, -torch.inf) - kept[:, None]
-        self.log_tail = self.log_tail - kept
+        log_mass = torch.log1p(-self.removed.clamp_max(1 - rounding))
+        self.log_p = exact.masked_fill(~self.present, -torch.inf) - log_mass[:, None]
+        self.log_tail = self.log_tail - log_mass
 
     def _pick(self, logits: Tensor) -> Tensor:
         """The student's logits at the teacher's ids where this rank holds them, else 0; float64 [C, K]."""
@@ -151,9 +151,9 @@ class _Chunk:
     def _statistics(self, lse: dict[str, Tensor], rest_mean: Tensor) -> dict[str, Tensor]:
         sums = entropy_sums(self.pair, self.pair.log_p, self.pair.log_q)
         listed = self.entries.masked_fill(~self.present, -torch.inf)
-        whole = torch.logaddexp(listed.logsumexp(-1), lse["rest"])
-        shares = (listed - whole[:, None]).exp()
-        tail = (lse["rest"] - whole).exp()
+        log_total = torch.logaddexp(listed.logsumexp(-1), lse["rest"])
+        shares = (listed - log_total[:, None]).exp()
+        tail = (lse["rest"] - log_total).exp()
         mean = (shares * self.entries).sum(-1) + tail * rest_mean
         favourite = self.log_p.argmax(-1, keepdim=True)
         best = torch.maximum(listed.amax(-1), self.rest_peak)
@@ -161,7 +161,7 @@ class _Chunk:
             "forward_kl": sums["forward_kl"],
             "reverse_kl": sums["reverse_kl"],
             "teacher_entropy": -sums["mean_p"],
-            "student_entropy": whole - mean,
+            "student_entropy": log_total - mean,
             "top1_agreement": (listed.gather(1, favourite)[:, 0] >= best).double(),
             "teacher_tail_mass": self.log_tail.exp(),
             "student_tail_mass": tail,

@@ -117,11 +117,11 @@ def render_memory(rows: list[MemoryRow], capacity: int, measured: int | None = N
         capacity: memory of the device in bytes.
         measured: highest memory of the device in bytes so far, if there was a step.
     """
-    whole = total_row(rows)
+    total = total_row(rows)
     lines = [("", "device", "CPU", "")]
     lines += [(row.name, _size(row.device), _size(row.host), row.note) for row in rows]
-    share = f"{whole.device / capacity:.1%} of {_size(capacity)}, without activations"
-    lines.append(("total", _size(whole.device), _size(whole.host), share))
+    share = f"{total.device / capacity:.1%} of {_size(capacity)}, without activations"
+    lines.append(("total", _size(total.device), _size(total.host), share))
     if measured is not None:
         share = f"{measured / capacity:.1%} of {_size(capacity)}, with activations"
         lines.append(("measured peak", _size(measured), "", share))

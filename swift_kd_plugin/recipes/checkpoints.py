@@ -39,11 +39,11 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         KDError: there are checkpoints, and nothing tells whether one of them is whole.
     """
     states = {path: state_of(path) for path in _checkpoints(folder)}
-    whole = [path for path, state in states.items() if state is State.WHOLE]
+    candidates = [path for path, state in states.items() if state is State.WHOLE]
     if states.get(named := linked(folder)) is State.UNKNOWN:
-        whole.append(named)  # ms-swift links what it has written whole
-    if whole:
-        return max(whole, key=step_of)
+        candidates.append(named)  # ms-swift links what it has written whole
+    if candidates:
+        return max(candidates, key=step_of)
     for path in sorted(states, key=step_of, reverse=True):
         if states[path] is State.DAMAGED:
             raise KDError(
@@ -73,20 +73,22 @@ def make_way(folder: Path, whole: Path | None, keep: tuple[str, ...] = ()) -> Pa
 
 def keep_best(folder: Path, metric: str) -> None:
     """Keeps the best checkpoint so far from --save_total_limit: a resumed run does not know that it is the best."""
-    whole = last_whole_checkpoint(folder)
-    if whole is None:
+    checkpoint = last_whole_checkpoint(folder)
+    if checkpoint is None:
         return
-    divergences = {step: value for step, value in read_divergences(folder, metric).items() if step <= step_of(whole)}
+    divergences = {
+        step: value for step, value in read_divergences(folder, metric).items() if step <= step_of(checkpoint)
+    }
     if not divergences:
         return
     source = folder / f"{PREFIX}{best_step(divergences)}"
     for place in (source, merged_folder(source)):
-        kept = folder / KEPT / place.name
-        if place.is_dir() and not kept.exists():
-            part = kept.with_name(f".{place.name}")
+        target = folder / KEPT / place.name
+        if place.is_dir() and not target.exists():
+            part = target.with_name(f".{place.name}")
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed while it copied
             shutil.copytree(place, part, copy_function=_link)
-            part.rename(kept)
+            part.rename(target)
 
 
 def read_result(folder: Path, metric: str, adapter: bool) -> tuple[Checkpoint, Checkpoint]:
@@ -132,8 +134,8 @@ def _is_in_the_way(path: Path, step: int) -> bool:
     if path.name == LAST:
         named = linked(path.parent)
         return named is None or (step_of(named) or 0) > step
-    own = step_of(path.with_name(path.name.removesuffix(MERGED)))
-    return own is not None and own > step and os.path.isdir(path)
+    path_step = step_of(path.with_name(path.name.removesuffix(MERGED)))
+    return path_step is not None and path_step > step and os.path.isdir(path)
 
 
 def _link(source: str, target: str) -> str:

@@ -20,10 +20,10 @@ def check_flags(keys: Mapping[str, Any], where: Where) -> None:
         keys: of known names and types; another stage's model stands for itself.
         where: the place of a key in words.
     """
-    given = {name: value for name, value in keys.items() if value is not None}
-    given |= {name: [given[name]] for name in LISTS if isinstance(given.get(name), str)}
+    flags = {name: value for name, value in keys.items() if value is not None}
+    flags |= {name: [flags[name]] for name in LISTS if isinstance(flags.get(name), str)}
     try:
-        check_kd_flags(Namespace(**megatron_defaults() | {"rlhf_type": "gkd"} | given))
+        check_kd_flags(Namespace(**megatron_defaults() | {"rlhf_type": "gkd"} | flags))
     except KDError as error:
         named = [name for name in re.findall(r"--(\w+)", str(error)) if name in keys]
         place = where(named[0]) if named else where("lmbda")

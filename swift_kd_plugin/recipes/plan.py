@@ -115,10 +115,10 @@ def make_plan(
 
 
 def _output_dir(recipe: Recipe) -> Path:
-    given = resolve(OmegaConf.masked_copy(recipe.config, ["output_dir"]), recipe.file).get("output_dir")
-    if not isinstance(given, str) or not given:
+    folder = resolve(OmegaConf.masked_copy(recipe.config, ["output_dir"]), recipe.file).get("output_dir")
+    if not isinstance(folder, str) or not folder:
         raise KDError(f"{recipe.file}: stages need an output_dir (a folder), in which each of them gets its own.")
-    return Path(given).expanduser().absolute()
+    return Path(folder).expanduser().absolute()
 
 
 def _students(recipe: Recipe) -> list[str | None]:
@@ -136,10 +136,10 @@ def _students(recipe: Recipe) -> list[str | None]:
 
 
 def _of_student(recipe: Recipe, name: str) -> DictConfig:
-    own = recipe.config[STUDENTS][name]
-    if not isinstance(own, DictConfig):
+    overrides = recipe.config[STUDENTS][name]
+    if not isinstance(overrides, DictConfig):
         raise KDError(f"{recipe.origin(f'{STUDENTS}.{name}')}: {STUDENTS}.{name} must be a mapping, with its model.")
-    return OmegaConf.merge(recipe.config, own)
+    return OmegaConf.merge(recipe.config, overrides)
 
 
 def _stages_of(
@@ -149,20 +149,20 @@ def _stages_of(
     kinds = [kind for kind in STAGE_KINDS if _section(config, kind) is not None]
     if GENERATE in kinds:
         config = OmegaConf.merge(config, {GENERATE: {ROWS_KEY: str(folder / GENERATE / ROWS_FILE)}})
-    whole = resolve(config, recipe.file)
+    values = resolve(config, recipe.file)
     common = {
-        key: value for key, value in whole.items() if key not in (*STAGE_KINDS, STUDENTS, PROGRESSIVE, "output_dir")
+        key: value for key, value in values.items() if key not in (*STAGE_KINDS, STUDENTS, PROGRESSIVE, "output_dir")
     }
     if before is not None:
         common |= {"teacher_model_server": None, "kd_teacher_adapters": None}
         common |= {"teacher_model": None, "teacher_model_type": before.keys.get("model_type")}
     stages: list[Stage] = []
     for kind in kinds:
-        own = whole[kind]
-        if not isinstance(own, dict):
+        section = values[kind]
+        if not isinstance(section, dict):
             raise KDError(f"{recipe.origin(kind)}: {kind} must be a mapping of flags, or null to leave the stage out.")
-        keys = _generate_keys(common, own) if kind == GENERATE else {**common, **own}
-        if kind == OFF_POLICY and stages and "dataset" not in own:
+        keys = _generate_keys(common, section) if kind == GENERATE else {**common, **section}
+        if kind == OFF_POLICY and stages and "dataset" not in section:
             keys["dataset"] = str(stages[0].rows_file)
         if kind == GENERATE and before is not None:
             keys = {key: value for key, value in keys.items() if key not in ("server", "model", "adapters")}
@@ -174,24 +174,24 @@ def _stages_of(
 
 def _named_rows(keys: dict[str, Any], stages: list[Stage]) -> Stage | None:
     """The generate stage, if `dataset` names the file that it writes."""
-    given = keys.get("dataset")
+    dataset = keys.get("dataset")
     for stage in stages:
-        if stage.kind == GENERATE and str(stage.rows_file) in (given if isinstance(given, list) else [given]):
+        if stage.kind == GENERATE and str(stage.rows_file) in (dataset if isinstance(dataset, list) else [dataset]):
             return stage
     return None
 
 
-def _generate_keys(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    own = {key: value for key, value in own.items() if key != ROWS_KEY}
-    if isinstance(own.get("thinking"), bool):
-        own["thinking"] = "on" if own["thinking"] else "off"  # which YAML reads as true and false
+def _generate_keys(common: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    section = {key: value for key, value in section.items() if key != ROWS_KEY}
+    if isinstance(section.get("thinking"), bool):
+        section["thinking"] = "on" if section["thinking"] else "off"  # which YAML reads as true and false
     taken = {}
     for key, names in INHERITED.items():
         value = next((common[name] for name in names if common.get(name) is not None), None)
         if value is not None:
             taken[key] = value
     launch = {key: common[key] for key in LAUNCH_KEYS if key in common and key != "nproc_per_node"}
-    return {**launch, **taken, **own}
+    return {**launch, **taken, **section}
 
 
 def _check(stage: Stage, recipe: Recipe, hints: Mapping[str, Any]) -> None:
@@ -199,8 +199,8 @@ def _check(stage: Stage, recipe: Recipe, hints: Mapping[str, Any]) -> None:
         places = [f"{stage.kind}.{key}", key]
         if stage.student is not None:
             places[:0] = [f"{STUDENTS}.{stage.student}.{place}" for place in places]
-        found = next((place for place in places if place in recipe.origins), key)
-        return f"{recipe.origin(found)} ({stage.name})"
+        dotted_key = next((place for place in places if place in recipe.origins), key)
+        return f"{recipe.origin(dotted_key)} ({stage.name})"
 
     check_keys(stage.keys, hints, where)
     if stage.kind == GENERATE:

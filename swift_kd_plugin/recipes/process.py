@@ -27,10 +27,10 @@ PR_SET_CHILD_SUBREAPER = 36
 def find_program(name: str) -> str:
     """The program beside this interpreter or on PATH. Raises KDError if there is none."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    program = str(beside) if beside.is_file() else shutil.which(name)
+    if program is None:
         raise KDError(f"the command {name} is not installed; run `pip install swift-kd-plugin`.")
-    return found
+    return program
 
 
 def run_process(
@@ -86,8 +86,8 @@ class _Family:
     def members(self) -> set[psutil.Process]:
         """Those that live. One that has died and is ours is reaped, the child itself by Popen alone."""
         ended = self.child.poll() is not None
-        found = {p for p in psutil.Process().children(recursive=True) if p.pid != self.child.pid} - self.others
-        _, alive = psutil.wait_procs(found, timeout=0)
+        children = {p for p in psutil.Process().children(recursive=True) if p.pid != self.child.pid} - self.others
+        _, alive = psutil.wait_procs(children, timeout=0)
         return set(alive) | (set() if ended else {psutil.Process(self.child.pid)})
 
     def send(self, number: int) -> None:

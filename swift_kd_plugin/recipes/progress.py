@@ -13,8 +13,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     file = folder / LOG
     if not file.is_file():
         return []
-    *whole, _ = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [row for line in whole if (row := _parsed(line)) is not None]
+    *lines, _ = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [row for line in lines if (row := _parsed(line)) is not None]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -81,13 +81,13 @@ def _load(file: Path, below: tuple[Path, ...]) -> tuple[DictConfig, dict[str, st
     """A file on top of its bases, and the origin of each key."""
     if file.resolve() in [path.resolve() for path in below]:
         raise KDError(f"base: {' -> '.join(str(path) for path in (*below, file))} goes in a circle.")
-    own = _read(file, below)
+    content = _read(file, below)
     config, origins = OmegaConf.create(), {}
-    for base in _bases(own, file):
+    for base in _bases(content, file):
         base_config, base_origins = _load(file.parent / base, (*below, file))
         config = _merge(config, base_config, f"{file}, base {base}")
         origins |= base_origins
-    return _merge(config, own, str(file)), origins | _origins(own, str(file))
+    return _merge(config, content, str(file)), origins | _origins(content, str(file))
 
 
 def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
@@ -103,24 +103,24 @@ def _read(file: Path, below: tuple[Path, ...]) -> DictConfig:
     return read_mapping(file, named, "the flags of `megatron rlhf` to values, for example `model: Qwen/Qwen3-8B`")
 
 
-def _bases(own: DictConfig, file: Path) -> list[str]:
+def _bases(content: DictConfig, file: Path) -> list[str]:
     """Takes the key `base` out of a file and returns what it names."""
-    given = resolve(OmegaConf.create({BASE: own.pop(BASE)}), file)[BASE] if BASE in own else []
-    bases = [given] if isinstance(given, str) else given
+    value = resolve(OmegaConf.create({BASE: content.pop(BASE)}), file)[BASE] if BASE in content else []
+    bases = [value] if isinstance(value, str) else value
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
-        raise KDError(f"{file}: base is {given!r}; it must be a file or a list of files, relative to this file.")
+        raise KDError(f"{file}: base is {value!r}; it must be a file or a list of files, relative to this file.")
     return bases
 
 
 def _origins(config: DictConfig, name: str, prefix: str = "") -> dict[str, str]:
-    found = {}
+    origins = {}
     for key in config:
         dotted = f"{prefix}{key}"
-        found[dotted] = name
+        origins[dotted] = name
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-            found |= _origins(node, name, f"{dotted}.")
-    return found
+            origins |= _origins(node, name, f"{dotted}.")
+    return origins
 
 
 def _parse_override(override: str) -> tuple[str, DictConfig]:

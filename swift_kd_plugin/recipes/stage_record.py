@@ -65,9 +65,9 @@ def new_record(keys: dict[str, Any], root: Path) -> StageRecord:
     Args:
         root: the folder of the whole run.
     """
-    said = {key: value for key, value in keys.items() if key not in (*LAUNCH_KEYS, "output_dir") and value is not None}
-    inputs = {_from_root(path, root): digest for path, digest in _inputs(said).items()}
-    return StageRecord(_from_root(json.loads(json.dumps(said)), root), inputs, started=time.time())
+    flags = {key: value for key, value in keys.items() if key not in (*LAUNCH_KEYS, "output_dir") and value is not None}
+    inputs = {_from_root(path, root): digest for path, digest in _inputs(flags).items()}
+    return StageRecord(_from_root(json.loads(json.dumps(flags)), root), inputs, started=time.time())
 
 
 def find_change(old: StageRecord, new: StageRecord) -> str | None:
@@ -101,8 +101,8 @@ def _from_root(value: Any, root: Path) -> Any:
 
 def _inputs(keys: dict[str, Any]) -> dict[str, str]:
     """Digests of the local files and folders that the keys name, and of the files that named datasets read."""
-    given = {key: keys[key] if isinstance(keys[key], list) else [keys[key]] for key in INPUT_KEYS if key in keys}
-    names = [str(name) for items in given.values() for name in items]
+    values = {key: keys[key] if isinstance(keys[key], list) else [keys[key]] for key in INPUT_KEYS if key in keys}
+    names = [str(name) for items in values.values() for name in items]
     paths = {name.partition("#")[0]: Path(name.partition("#")[0]).expanduser() for name in names}
     if "kd_datasets" in keys:
         nodes = read_data_yaml(keys["kd_datasets"])
@@ -114,15 +114,15 @@ def _inputs(keys: dict[str, Any]) -> dict[str, str]:
 def _digest(path: Path) -> str:
     """Of a file its content, or of a large one its size and parts of its content; of a folder that of its files."""
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    said = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for file in files:
         size = file.stat().st_size
-        said.update(f"{file.name} {size} ".encode())
+        digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as content:
             if size <= HASHED_BYTES:
-                said.update(content.read())
+                digest.update(content.read())
                 continue
             for part in range(PARTS + 1):
                 content.seek((size - BLOCK) * part // PARTS)
-                said.update(content.read(BLOCK))
-    return said.hexdigest()
+                digest.update(content.read(BLOCK))
+    return digest.hexdigest()

@@ -207,9 +207,9 @@ def find_reason(log: Path, start: int) -> str:
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode("utf-8", "replace")
-    said = [sentence for sentence in RANK_ERROR.findall(text) if not CONSEQUENCE.search(sentence)]
-    if said:
-        return said[0].strip()
+    sentences = [sentence for sentence in RANK_ERROR.findall(text) if not CONSEQUENCE.search(sentence)]
+    if sentences:
+        return sentences[0].strip()
     errors = ANY_ERROR.findall(text)
     return errors[-1].strip() if errors else "it gave no reason"
 

@@ -70,8 +70,8 @@ class TeacherServer:
         else:
             self.route = VllmRoute(self.choose_model())
             answer = self._probe(self.topk)
-        found = [item for position in answer.entries[1:] for item in position.items()]
-        return {int(token): entry.get("decoded_token") or "" for token, entry in found}
+        entries = [item for position in answer.entries[1:] for item in position.items()]
+        return {int(token): entry.get("decoded_token") or "" for token, entry in entries}
 
     def score(self, sequences: list[Sequence]) -> list[ServerScores]:
         """The scores of each sequence; what the server scored is compared with what was sent, id by id.
@@ -243,12 +243,14 @@ def check_same_texts(tokenizer, texts: dict[int, str], server: str, whose: str =
     """
     pairs = [(token, text.strip(), tokenizer.decode([token]).strip()) for token, text in texts.items()]
     pairs = [
-        (token, theirs, mine) for token, theirs, mine in pairs if theirs and mine and "\ufffd" not in theirs + mine
+        (token, server_text, local_text)
+        for token, server_text, local_text in pairs
+        if server_text and local_text and "\ufffd" not in server_text + local_text
     ]
     different = [pair for pair in pairs if pair[1] != pair[2]]
     if 2 * len(different) > len(pairs):
-        token, theirs, mine = different[0]
+        token, server_text, local_text = different[0]
         raise KDError(
-            f"The teacher server {server} has another tokenizer than {whose}: id {token} is {theirs!r} to it and "
-            f"{mine!r} to {whose}; token ids that are exchanged need one tokenizer."
+            f"The teacher server {server} has another tokenizer than {whose}: id {token} is {server_text!r} to it and "
+            f"{local_text!r} to {whose}; token ids that are exchanged need one tokenizer."
         )

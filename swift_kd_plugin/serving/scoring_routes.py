@@ -120,7 +120,7 @@ def read_scores(answer: ServerAnswer, positions: list[int], topk: int) -> Server
         missing = topk + 1 - len(entries)
         ids += [*map(int, entries), *[0] * missing]
         log_probs += [*(entry["logprob"] for entry in entries.values()), *[-torch.inf] * missing]
-    found = torch.tensor(log_probs, dtype=torch.float32).view(len(positions), topk + 1)
+    values = torch.tensor(log_probs, dtype=torch.float32).view(len(positions), topk + 1)
     # The token itself may be the K + 1st entry, less probable than the others.
-    best = found.masked_fill(found <= MINUS_INFINITY, -torch.inf).topk(topk, dim=-1)
+    best = values.masked_fill(values <= MINUS_INFINITY, -torch.inf).topk(topk, dim=-1)
     return ServerScores(best.values, torch.tensor(ids).view(len(positions), topk + 1).gather(1, best.indices))

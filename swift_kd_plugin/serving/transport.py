@@ -104,10 +104,10 @@ class Endpoint:
                 continue
             if response.status_code == requests.codes.ok:
                 return self._decode(response)
-            status, said = response.status_code, _said(response)
+            status, message = response.status_code, _said(response)
             if status != BUSY and status < 500:
-                raise Refused(self.name, status, said)
-            reason = f"status {status}: {said}"
+                raise Refused(self.name, status, message)
+            reason = f"status {status}: {message}"
         raise Unavailable(self.name, attempts, status, reason, self.flag)
 
     def _send(self, method: str, path: str, body: dict | None) -> requests.Response:

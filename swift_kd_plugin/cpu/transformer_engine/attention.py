@@ -174,8 +174,8 @@ class DotProductAttention(TransformerEngineBaseModule):
         # The batch is a pack of sequences of equal length.
         batch_first = [x.transpose(0, 1) if layout == "sbhd" else x for x in qkv]
         batch, rows = batch_first[0].shape[:2]
-        whole = rows * self.cp_group.size()
-        runs = [Run(batch, Lengths(whole, whole, whole, whole))]
+        length = rows * self.cp_group.size()
+        runs = [Run(batch, Lengths(length, length, length, length))]
         out = attend_over_ranks(*(x.flatten(0, 1) for x in batch_first), runs, settings, self.cp_group)
         out = out.reshape(batch, rows, -1)
         return out.transpose(0, 1).contiguous() if layout == "sbhd" else out

@@ -91,11 +91,11 @@ class LinearBase(TransformerEngineBaseModule):
             return
         # A layer without parallel_mode is one copy per rank, unless it is an expert: there the host splits the layer
         # itself and passes None. mcore-bridge's LoRA and the gradient norm tell the two apart by this mark.
-        whole = self.parallel_mode is None and self.rng_tracker_name != EXPERT_RNG
-        dim = {"column": 0, "row": 1, None: -1 if whole else 0}[self.parallel_mode]
+        is_replicated = self.parallel_mode is None and self.rng_tracker_name != EXPERT_RNG
+        dim = {"column": 0, "row": 1, None: -1 if is_replicated else 0}[self.parallel_mode]
         for weight in self.all("weight"):
             initialise(weight, self._init_method, self.get_rng_state_tracker, self.rng_tracker_name)
-            mark_tensor_parallel(weight, not whole, dim)
+            mark_tensor_parallel(weight, not is_replicated, dim)
         for bias in self.all("bias") if self.use_bias else []:
             initialise(bias, nn.init.zeros_, None, None)
             if self.parallel_mode == "column":

@@ -25,14 +25,14 @@ from swift_kd_plugin.serving.transport import KEY_VARIABLE
 def answer_samples(engine: Engine, samples: list[KDSample], sampling: Sampling) -> list[KDSample]:
     """The samples with responses of an engine. Raises KDError that names the sample that cannot be answered."""
     prompts = [replace(as_prompt(sample), seed=sample.seed) for sample in samples]
-    found = {}
+    answers = {}
     for index, answer in engine.stream(prompts, sampling):
         if isinstance(answer, PromptError):
             raise prompt_refusal(samples[index], answer)
         (completion,) = answer
         text = engine.codec.text(completion.token_ids)
-        found[index] = samples[index].answered(completion.token_ids, text, completion.finish_reason)
-    return [found[index] for index in range(len(samples))]
+        answers[index] = samples[index].answered(completion.token_ids, text, completion.finish_reason)
+    return [answers[index] for index in range(len(samples))]
 
 
 class CopyWriter(ResponseWriter):

@@ -59,16 +59,16 @@ class MegatronWriter(ResponseWriter):
             raise KDError(f"{media.name} has images, videos or audio, which need vLLM or a server as engine.")
         prompts = [self._prompt_ids(sample) for sample in samples]
         rooms = [self.codec.room(len(prompt), self.sampling) for prompt in prompts]
-        drawn = [draws(sample.seed, 0, room) for sample, room in zip(samples, rooms, strict=True)]
+        uniforms = [draws(sample.seed, 0, room) for sample, room in zip(samples, rooms, strict=True)]
         written: list[list[int]] = [[] for _ in samples]
         with self._model() as model:
             while True:
-                going = [n for n, ids in enumerate(written) if len(ids) < rooms[n] and not self._ended(ids)]
-                if not any_rank(bool(going)):
+                indices = [n for n, ids in enumerate(written) if len(ids) < rooms[n] and not self._ended(ids)]
+                if not any_rank(bool(indices)):
                     break
-                numbers = torch.tensor([drawn[n][len(written[n])] for n in going], dtype=torch.float64)
-                tokens = self._next_tokens(model, [prompts[n] + written[n] for n in going], numbers)
-                for number, token in zip(going, tokens, strict=True):
+                numbers = torch.tensor([uniforms[n][len(written[n])] for n in indices], dtype=torch.float64)
+                tokens = self._next_tokens(model, [prompts[n] + written[n] for n in indices], numbers)
+                for number, token in zip(indices, tokens, strict=True):
                     written[number].append(token)
         return [
             sample.answered(ids, self.codec.text(ids), "stop" if self._ended(ids) else "length")
@@ -109,7 +109,7 @@ class MegatronWriter(ResponseWriter):
             for model, training in zip(trainer.wrapped_models, modes, strict=True):
                 model.train(training)
 
-    def _next_tokens(self, model, sequences: list[list[int]], drawn: Tensor) -> list[int]:
+    def _next_tokens(self, model, sequences: list[list[int]], uniforms: Tensor) -> list[int]:
         """One token for each sequence; a rank that has none makes a forward all the same."""
         size = self.trainer.args.micro_batch_size
         most = most_of_all_ranks(-(-len(sequences) // size))
@@ -118,20 +118,20 @@ class MegatronWriter(ResponseWriter):
             part = sequences[start : start + size] or [[PLACEHOLDER] * 2]
             inputs = self.trainer._collate([_view(ids) for ids in part])
             tokens += self._choose(
-                read_outputs(self.trainer, model, inputs, self.form), part, drawn[start : start + size]
+                read_outputs(self.trainer, model, inputs, self.form), part, uniforms[start : start + size]
             )
         return tokens[: len(sequences)]
 
-    def _choose(self, found, sequences: list[list[int]], drawn: Tensor) -> list[int]:
+    def _choose(self, result, sequences: list[list[int]], uniforms: Tensor) -> list[int]:
         """Chosen on the group's last rank, which holds the last pipeline stage, for all ranks of the group."""
         chosen = torch.zeros(len(sequences), dtype=torch.long, device=torch.cuda.current_device())
-        if found is not None:
-            outputs, numbers = found
+        if result is not None:
+            outputs, numbers = result
             everyone = torch.arange(len(sequences), device=numbers.device)
             logits = _whole(outputs.exchange(numbers, everyone, context_group()).as_teacher())
             logits = _penalise(logits[:, : self._vocabulary()].float(), sequences, self.sampling.repetition_penalty)
-            if len(drawn):
-                chosen = choose(logits, self.sampling, drawn.to(logits.device))
+            if len(uniforms):
+                chosen = choose(logits, self.sampling, uniforms.to(logits.device))
         group = self.trainer._get_rollout_group()
         dist.broadcast(chosen, group_src=dist.get_world_size(group) - 1, group=group)
         return chosen.tolist()

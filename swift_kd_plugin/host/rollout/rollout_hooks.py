@@ -29,8 +29,8 @@ class RolloutHooks(ColocatedVllm, MegatronGKDTrainer):
             f"Resumed within a generation cycle: the responses of its last {self.steps_per_generation - passed} steps "
             "are written anew. With --save_steps a multiple of --steps_per_generation nothing is."
         )
-        whole, self.steps_per_generation = self.steps_per_generation, self.steps_per_generation - passed
+        cycle_steps, self.steps_per_generation = self.steps_per_generation, self.steps_per_generation - passed
         try:
             self._buffered_inputs = [None] * passed + self._build_rollout_buffer(data_iterator)
         finally:
-            self.steps_per_generation = whole
+            self.steps_per_generation = cycle_steps

@@ -14,19 +14,19 @@ KWARGS = "chat_template_kwargs"
 
 def ask_teacher(sample: KDSample) -> KDSample:
     """A sample without a response whose only view is what the teacher sees of `sample`."""
-    asked = copy.copy(sample)
-    asked.messages = sample.teacher_prompt_messages()
-    asked.extra = dict(sample.extra)
-    asked.response_token_ids, asked.response_loss_mask = [], []
-    asked.teacher_view = asked.teacher_prompt = None
+    teacher_sample = copy.copy(sample)
+    teacher_sample.messages = sample.teacher_prompt_messages()
+    teacher_sample.extra = dict(sample.extra)
+    teacher_sample.response_token_ids, teacher_sample.response_loss_mask = [], []
+    teacher_sample.teacher_view = teacher_sample.teacher_prompt = None
     for name in TEACHER_COLUMNS:
-        setattr(asked, name, None)
+        setattr(teacher_sample, name, None)
     for name, value in sample.teachers_own().items():
-        if hasattr(asked, name):
-            setattr(asked, name, value)
+        if hasattr(teacher_sample, name):
+            setattr(teacher_sample, name, value)
         else:
-            asked.extra[name] = value
-    return asked
+            teacher_sample.extra[name] = value
+    return teacher_sample
 
 
 def take_teacher_response(sample: KDSample, answer: KDSample, template) -> KDSample:

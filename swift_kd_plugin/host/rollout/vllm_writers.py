@@ -108,15 +108,17 @@ def share_of_device(args) -> tuple[int, str]:
 
 def arguments_of_teacher(args, temperature: float):
     """ms-swift's arguments as if the teacher were the student; `TEACHER_ROLLOUT` of host/start/seams.py says why."""
-    given = copy.copy(args)
+    teacher_args = copy.copy(args)
     if not args._teacher_use_disable_adapter:
-        given.model_info, given.model_type = args.teacher_model_info, args.teacher_model_type
-    given.use_vllm, given.vllm_mode, given.lmbda = True, "colocate", 1.0
-    given.vllm_gpu_memory_utilization = args.kd_teacher_gpu_memory_utilization or args.vllm_gpu_memory_utilization
-    given.vllm_engine_kwargs, given.vllm_enable_lora = dict(args.vllm_engine_kwargs or {}), False
-    given.sleep_level = min(args.sleep_level, 1)
-    given.multi_turn_scheduler, given.temperature = None, temperature
-    return given
+        teacher_args.model_info, teacher_args.model_type = args.teacher_model_info, args.teacher_model_type
+    teacher_args.use_vllm, teacher_args.vllm_mode, teacher_args.lmbda = True, "colocate", 1.0
+    teacher_args.vllm_gpu_memory_utilization = (
+        args.kd_teacher_gpu_memory_utilization or args.vllm_gpu_memory_utilization
+    )
+    teacher_args.vllm_engine_kwargs, teacher_args.vllm_enable_lora = dict(args.vllm_engine_kwargs or {}), False
+    teacher_args.sleep_level = min(args.sleep_level, 1)
+    teacher_args.multi_turn_scheduler, teacher_args.temperature = None, temperature
+    return teacher_args
 
 
 def _template_of_teacher(trainer: HostTrainer):

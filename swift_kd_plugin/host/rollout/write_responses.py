@@ -92,13 +92,13 @@ def _write_together(trainer: HostTrainer, writer: ResponseWriter, samples: list[
         return writer.write(samples)
     group = trainer._get_rollout_group()
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    mine = samples[len(samples) * rank // size : len(samples) * (rank + 1) // size]
+    part = samples[len(samples) * rank // size : len(samples) * (rank + 1) // size]
     try:
-        answered = [(sample, None) for sample in writer.write(mine)]
+        answered = [(sample, None) for sample in writer.write(part)]
     except KDError as error:
         answered = [(None, str(error))]
     answered = gather_object(answered, group)
-    if sentence := next((said for _, said in answered if said), None):
+    if sentence := next((reason for _, reason in answered if reason), None):
         raise KDError(sentence)
     return [sample for sample, _ in answered]
 

@@ -158,8 +158,8 @@ def as_it_is(dataset: Loaded, **_: Any) -> Loaded:
 
 def _without_preprocessing(meta: DatasetMeta) -> DatasetMeta:
     def plain(subset: SubsetDataset) -> SubsetDataset:
-        own = subset.preprocess_func
-        return replace(subset, preprocess_func=as_it_is if type(own) is AutoPreprocessor else own)
+        function = subset.preprocess_func
+        return replace(subset, preprocess_func=as_it_is if type(function) is AutoPreprocessor else function)
 
     return replace(meta, preprocess_func=as_it_is, subsets=[plain(subset) for subset in meta.subsets])
 
@@ -177,9 +177,9 @@ def _name_the_row(preprocess: Any, name: str, dataset: Loaded, *, strict: bool =
                     {key: [value] for key, value in row.items()}, strict=True, ignore_max_length_error=True
                 )
             except Exception as reason:  # of any kind: it is the user's code
-                said = " ".join(f"{type(reason).__name__}: {reason}".split())
+                cause = " ".join(f"{type(reason).__name__}: {reason}".split())
                 raise KDError(
-                    f"{Place(name, number)} cannot be used: {type(preprocess).__name__} says {said}; mend the row, or "
+                    f"{Place(name, number)} cannot be used: {type(preprocess).__name__} says {cause}; mend the row, or "
                     "pass --kd_bad_rows drop to leave such rows out."
                 ) from error
         raise

@@ -32,14 +32,14 @@ def encode_views(samples: list[KDSample], template) -> tuple[list[Encoded], list
         KDError: a sample has no response, or sampled ones in several turns beside a teacher's view of its own, or a
             think block that cannot be told from its answer although it has a weight or another one for the teacher.
     """
-    own = [sample.build_teacher_view() for sample in samples]
+    view_flags = [sample.build_teacher_view() for sample in samples]
     student = [_encode(sample, sample.to_template_dict(), template) for sample in samples]
     complete_scales(student)
-    if not any(own):
+    if not any(view_flags):
         return student, None
     teacher = [
         _encode_for_teacher(sample, template) if has_view else _copy(view)
-        for sample, view, has_view in zip(samples, student, own, strict=True)
+        for sample, view, has_view in zip(samples, student, view_flags, strict=True)
     ]
     complete_scales(teacher)
     return student, teacher

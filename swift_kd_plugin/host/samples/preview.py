@@ -80,13 +80,13 @@ def _compare(first: list[int], second: list[int]) -> tuple[list[bool], list[bool
     """Which tokens of each sequence the other lacks; of very long ones all from the first difference to the last."""
     end = _count_equal(first[::-1], second[::-1])
     start = _count_equal(first[: len(first) - end], second[: len(second) - end])
-    own = tuple([start <= index < len(ids) - end for index in range(len(ids))] for ids in (first, second))
+    masks = tuple([start <= index < len(ids) - end for index in range(len(ids))] for ids in (first, second))
     inner = [ids[start : len(ids) - end] for ids in (first, second)]
     if len(inner[0]) * len(inner[1]) <= MOST_COMPARED:
         for a, b, size in SequenceMatcher(None, *inner, autojunk=False).get_matching_blocks():
-            for mine, at in zip(own, (a, b), strict=True):
-                mine[start + at : start + at + size] = [False] * size
-    return own
+            for mask, at in zip(masks, (a, b), strict=True):
+                mask[start + at : start + at + size] = [False] * size
+    return masks
 
 
 def _count_equal(first: list[int], second: list[int]) -> int:
@@ -94,10 +94,10 @@ def _count_equal(first: list[int], second: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def _pieces(view: dict[str, Any], own: list[bool], tokenizer) -> list[Piece]:
+def _pieces(view: dict[str, Any], mask: list[bool], tokenizer) -> list[Piece]:
     weights = loss_scale_of(view)
     pieces, waiting = [], []
-    for token, label, weight, is_own in zip(view["input_ids"], view["labels"], weights, own, strict=True):
+    for token, label, weight, is_own in zip(view["input_ids"], view["labels"], weights, mask, strict=True):
         waiting.append(token)
         text = tokenizer.decode(waiting)
         if text.endswith("�"):

@@ -35,7 +35,7 @@ def trained_tokens(labels: list[int]) -> list[int]:
 
 def match_tokens(student: list[int], teacher: list[int]) -> Mismatch | None:
     """None if both views have the same tokens, else the first place where they differ."""
-    for position, (mine, theirs) in enumerate(zip_longest(student, teacher)):
-        if mine != theirs:
-            return Mismatch(position, mine, theirs, len(student), len(teacher))
+    for position, (student_token, teacher_token) in enumerate(zip_longest(student, teacher)):
+        if student_token != teacher_token:
+            return Mismatch(position, student_token, teacher_token, len(student), len(teacher))
     return None

@@ -68,10 +68,10 @@ def written_turns(
         return messages
     if thought is not None:
         block = _block_of(thought, template)
-    own = {key: first.get(key) for key in ("loss", "loss_scale")} if trained == "block" else {"loss": False}
+    loss_keys = {key: first.get(key) for key in ("loss", "loss_scale")} if trained == "block" else {"loss": False}
     if trained == "block":
         rest = [{**message, "loss": False} for message in rest]
-    return [*messages[:start], {"role": "assistant", "content": block, **own}, *rest]
+    return [*messages[:start], {"role": "assistant", "content": block, **loss_keys}, *rest]
 
 
 def sampled_turns(

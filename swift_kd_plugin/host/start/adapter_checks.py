@@ -44,9 +44,9 @@ def _check_targets(args) -> None:
     """An embedding or output layer as a target, which PEFT refuses late."""
     if args.target_regex:
         raise KDError("--target_regex: ms-swift cannot save such an adapter; name the layers with --target_modules.")
-    if found := sorted(set(VOCABULARY) & set(_targets(args))):
+    if layers := sorted(set(VOCABULARY) & set(_targets(args))):
         raise KDError(
-            f"--target_modules {found[0]}: Megatron's embedding and output layer take no adapter; leave it out, or "
+            f"--target_modules {layers[0]}: Megatron's embedding and output layer take no adapter; leave it out, or "
             "train them as they are (--tuner_type full --trainable_parameters)."
         )
 
@@ -95,8 +95,8 @@ def _check_own_teacher(args) -> None:
 
 def check_continued_adapter(args) -> None:
     """Raises KDError if --adapters names what Megatron would hold in part, as another model, or not at all."""
-    for given in args.adapters or ():
-        folder = Path(given).expanduser()
+    for adapter in args.adapters or ():
+        folder = Path(adapter).expanduser()
         if not folder.is_dir():  # may be the id of one on a hub
             continue
         settings = read_settings(folder, "--adapters")
@@ -119,8 +119,8 @@ def check_continued_adapter(args) -> None:
 def _check_continued_modules(folder: Path, settings: dict[str, Any], args) -> None:
     """Modules that were trained as a whole must be trained so again."""
     saved = {name.rpartition(".")[2] for name in settings.get("modules_to_save") or ()}
-    given = {name.rpartition(".")[2] for name in args.modules_to_save or ()}
-    if left := sorted(name for name in saved if SAVED_NAMES.get(name, name) not in given):
+    modules = {name.rpartition(".")[2] for name in args.modules_to_save or ()}
+    if left := sorted(name for name in saved if SAVED_NAMES.get(name, name) not in modules):
         raise KDError(
             f"--adapters {folder} has trained {', '.join(left)} as a whole, which would be left out; give "
             f"--modules_to_save {' '.join(sorted(SAVED_NAMES.get(name, name) for name in saved))}."
@@ -128,9 +128,9 @@ def _check_continued_modules(folder: Path, settings: dict[str, Any], args) -> No
 
 
 def _check_ends(folder: Path, names: Iterable[str]) -> None:
-    if found := sorted(name for name in names if END.search(name)):
+    if ends := sorted(name for name in names if END.search(name)):
         raise KDError(
-            f"--adapters {folder} changes {END.search(found[0])[1]}, and Megatron's embedding and output layer take no "
+            f"--adapters {folder} changes {END.search(ends[0])[1]}, and Megatron's embedding and output layer take no "
             "adapter; merge it (`swift export --merge_lora true`) and train a new adapter on the merged model."
         )
 
@@ -164,19 +164,19 @@ def _patterns(settings: dict[str, Any]) -> str | None:
 def _check_shared(folder: Path, matrices: Any) -> None:
     names = set(matrices.keys())
     for name in sorted(names):
-        found = MATRIX.fullmatch(name)
-        if found is None or VISION.search(name) or f"{found['place']}kv_a_proj_with_mqa.lora_A.weight" in names:
+        match = MATRIX.fullmatch(name)
+        if match is None or VISION.search(name) or f"{match['place']}kv_a_proj_with_mqa.lora_A.weight" in names:
             continue  # MLA has a q_proj alone
-        group = next((group for group in FUSED if found["layer"] == group[0]), ())
+        group = next((group for group in FUSED if match["layer"] == group[0]), ())
         for other in group[1:]:
-            partner = f"{found['place']}{other}.lora_A.weight"
+            partner = f"{match['place']}{other}.lora_A.weight"
             if partner in names and matrices.get_tensor(partner).equal(matrices.get_tensor(name)):
                 continue
             if partner not in names and other == "v_proj":
                 continue  # there are models without it
             why = "have a lora_A each" if partner in names else f"are not both adapted ({other} is not)"
             raise KDError(
-                f"--adapters {folder}: {group[0]} and {other} of {found['place'].rstrip('.')} {why}, as PEFT and "
+                f"--adapters {folder}: {group[0]} and {other} of {match['place'].rstrip('.')} {why}, as PEFT and "
                 "`swift sft` make them, and in Megatron they share one; merge it (`swift export --merge_lora true`) "
                 "and train a new adapter on the merged model."
             )
@@ -184,13 +184,13 @@ def _check_shared(folder: Path, matrices: Any) -> None:
 
 def _check_same_targets(flag: str, folder: Path, names: Iterable[str], args) -> None:
     """The layers that an adapter has must be those that the flags say; of other layers than these nothing is known."""
-    layers = {found["layer"] for name in names if (found := MATRIX.fullmatch(name)) and not VISION.search(name)}
+    layers = {match["layer"] for name in names if (match := MATRIX.fullmatch(name)) and not VISION.search(name)}
     if not layers <= MEGATRON_NAMES.keys():
         return
-    there, given = {MEGATRON_NAMES[layer] for layer in layers}, _targets(args)
-    wanted = set(MEGATRON_NAMES.values()) if "all-linear" in given else set(given)
+    there, targets = {MEGATRON_NAMES[layer] for layer in layers}, _targets(args)
+    wanted = set(MEGATRON_NAMES.values()) if "all-linear" in targets else set(targets)
     if wanted <= set(MEGATRON_NAMES.values()) and wanted != there:
         raise KDError(
             f"{flag} {folder} has adapted {', '.join(sorted(layers))}, and --target_modules says "
-            f"{' '.join(given)}; give --target_modules {' '.join(sorted(there))}."
+            f"{' '.join(targets)}; give --target_modules {' '.join(sorted(there))}."
         )

@@ -60,12 +60,12 @@ def leave_name_out_of_checkpoints(module: ModuleType) -> Undo:
 
     @wraps(stock)
     def save_args(self, output_dir=None):
-        given = {name: getattr(self, name) for name in PLUGIN_LISTS}
-        vars(self).update({name: [plugin for plugin in given[name] if plugin != NAME] for name in PLUGIN_LISTS})
+        plugins = {name: getattr(self, name) for name in PLUGIN_LISTS}
+        vars(self).update({name: [plugin for plugin in plugins[name] if plugin != NAME] for name in PLUGIN_LISTS})
         try:
             stock(self, output_dir)
         finally:
-            vars(self).update(given)
+            vars(self).update(plugins)
 
     return replace_attribute(module.BaseArguments, "save_args", save_args)
 

@@ -76,7 +76,7 @@ def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", 
 def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> argparse.Namespace:
     """The flags as ms-swift's parser will read them. Raises KDError as that one would."""
     flags = megatron_flags()
-    given, unknown = _parser().parse_known_args(list(words))
+    namespace, unknown = _parser().parse_known_args(list(words))
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         meant = f" (here it is --{FLAG_ALIASES[name]})" if name in FLAG_ALIASES else suggest(name, flags)
@@ -85,7 +85,7 @@ def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> ar
         if name in keys:
             raise KDError(f"{file}: unknown key {name!r}{meant}; see `megatron rlhf --help` for the flags.")
         raise KDError(f"unknown on the command line: {unknown[0]}{meant}; see `megatron rlhf --help` for the flags.")
-    return argparse.Namespace(**megatron_defaults() | vars(given))
+    return argparse.Namespace(**megatron_defaults() | vars(namespace))
 
 
 @cache
@@ -153,9 +153,9 @@ def check_files(args: argparse.Namespace) -> None:
     """Raises KDError for a file or folder that does not exist."""
     names = _names_of(args.kd_datasets)
     for flag in ("dataset", "val_dataset"):
-        for given in getattr(args, flag) or ():
-            if given.rpartition("#")[0] not in names and given not in names:
-                _check_dataset(flag, given)
+        for dataset in getattr(args, flag) or ():
+            if dataset.rpartition("#")[0] not in names and dataset not in names:
+                _check_dataset(flag, dataset)
     for flag in (*LOCAL_FOLDERS, *FOLDERS_OR_IDS):
         for folder in _as_list(getattr(args, flag)):
             path = Path(folder if os.path.isdir(folder) else folder.partition("#")[0]).expanduser()
@@ -176,15 +176,15 @@ def _names_of(data_yaml: str | None) -> set[str]:
     return {str(name) for name in read_mapping(file)}
 
 
-def _check_dataset(flag: str, given: str) -> None:
+def _check_dataset(flag: str, dataset: str) -> None:
     """Of a file, which may be followed by #ROWS, or of a folder with :SUBSET#ROWS; ids are looked up by ms-swift."""
-    if re.match("(hf|ms)::", given, re.IGNORECASE):
+    if re.match("(hf|ms)::", dataset, re.IGNORECASE):
         return
-    name, number = given, ""
-    if not os.path.exists(given) and "#" in given:
-        name, _, number = given.rpartition("#")
+    name, number = dataset, ""
+    if not os.path.exists(dataset) and "#" in dataset:
+        name, _, number = dataset.rpartition("#")
         if not number.strip().isdecimal():
-            raise KDError(f"--{flag} {given}: what stands behind # is no number of rows.")
+            raise KDError(f"--{flag} {dataset}: what stands behind # is no number of rows.")
     file = Path(name).expanduser()
     if file.is_file():
         if file.suffix.lower() not in DATA_FILES:
@@ -259,17 +259,17 @@ def _check_rows(args: argparse.Namespace) -> None:
             raise KDError(f"--dataset {args.dataset[0]} has no rows.")
         if rows < enough:
             raise KDError(too_few_rows(rows, args))
-    for given in args.val_dataset or ():
-        if _count_rows([given], 1) == 0:
-            raise KDError(f"--val_dataset {given} has no rows.")
+    for file in args.val_dataset or ():
+        if _count_rows([file], 1) == 0:
+            raise KDError(f"--val_dataset {file} has no rows.")
 
 
 def _count_rows(files: Sequence[str], enough: int) -> int | None:
     """Rows of .jsonl files, at most `enough` of each; None if one of them is something else."""
     rows = 0
-    for given in files:
-        if not (given.endswith(".jsonl") and os.path.isfile(given)):
+    for file in files:
+        if not (file.endswith(".jsonl") and os.path.isfile(file)):
             return None
-        with open(given, "rb") as lines:
+        with open(file, "rb") as lines:
             rows += sum(1 for line in islice((line for line in lines if line.strip()), enough))
     return rows

@@ -23,7 +23,7 @@ def check_some_row_fits(args) -> None:
     files = args.dataset or ()
     if not args.max_length or args.truncation_strategy not in (None, "delete") or not file.is_file():
         return
-    if not files or not all(given.endswith(".jsonl") and os.path.isfile(given) for given in files):
+    if not files or not all(path.endswith(".jsonl") and os.path.isfile(path) for path in files):
         return
     tokenizer, start, lengths = Tokenizer.from_file(str(file)), time.monotonic(), []
     for text in _texts(files):

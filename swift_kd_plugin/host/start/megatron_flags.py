@@ -51,11 +51,11 @@ def megatron_flags() -> dict[str, Any]:
 @cache
 def megatron_defaults() -> dict[str, Any]:
     """Name and default of every flag; None where the source computes it."""
-    own = {
+    plugin_defaults = {
         item.name: item.default if item.default_factory is MISSING else item.default_factory()
         for item in fields(KDArguments)
     }
-    return {name: _default_of(statement.value) for name, statement in _declarations().items()} | own
+    return {name: _default_of(statement.value) for name, statement in _declarations().items()} | plugin_defaults
 
 
 @cache
@@ -66,17 +66,17 @@ def _declarations() -> dict[str, ast.AnnAssign]:
         raise KDError("ms-swift is not installed; run `pip install swift-kd-plugin`, which brings it.")
     classes = _read_classes(Path(spec.origin).parent)
     kinds = [kind.own for kind in reversed(_build(ARGUMENT_CLASS, classes, {}).__mro__) if hasattr(kind, "own")]
-    return {name: statement for own in kinds for name, statement in own.items()}
+    return {name: statement for declarations in kinds for name, statement in declarations.items()}
 
 
 def _default_of(value: ast.expr | None) -> Any:
     """Of `name: hint = value`, where the value is written out, or a list or dict is made for each."""
     if isinstance(value, ast.Call):
-        given = {keyword.arg: keyword.value for keyword in value.keywords}
-        made = given.get("default_factory")
+        keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+        made = keywords.get("default_factory")
         if isinstance(made, ast.Name):
             return {"list": [], "dict": {}}.get(made.id)
-        value = made.body if isinstance(made, ast.Lambda) else given.get("default")
+        value = made.body if isinstance(made, ast.Lambda) else keywords.get("default")
     try:
         return None if value is None else ast.literal_eval(value)
     except ValueError:
@@ -95,10 +95,10 @@ def _build(name: str, classes: dict[str, ast.ClassDef], made: dict[str, type]) -
         if name not in classes:
             raise KDError(f"ms-swift's source has no class {name}; `swift-kd train` does not know this version of it.")
         bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
-        own = {
+        declarations = {
             statement.target.id: statement
             for statement in classes[name].body
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         }
-        made[name] = type(name, tuple(_build(base, classes, made) for base in bases), {"own": own})
+        made[name] = type(name, tuple(_build(base, classes, made) for base in bases), {"own": declarations})
     return made[name]

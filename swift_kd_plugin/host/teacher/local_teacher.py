@@ -40,8 +40,8 @@ def context_group():
 def without_interleaving(args):
     """A separate teacher runs forward only: it is built and run as if no interleaved pipeline stages were asked for."""
     names = ("virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout")
-    given = {name: getattr(args, name) for name in names}
-    if given[names[0]] is None:
+    settings = {name: getattr(args, name) for name in names}
+    if settings[names[0]] is None:
         yield
         return
     vars(args).update(dict.fromkeys(names))
@@ -49,8 +49,8 @@ def without_interleaving(args):
     try:
         yield
     finally:
-        vars(args).update(given)
-        mpu.set_virtual_pipeline_model_parallel_world_size(given[names[0]])
+        vars(args).update(settings)
+        mpu.set_virtual_pipeline_model_parallel_world_size(settings[names[0]])
 
 
 class LocalTeacher:
@@ -78,9 +78,9 @@ class LocalTeacher:
                     name: value.clone() if isinstance(value, Tensor) else value
                     for name, value in batch["teacher_model_inputs"].items()
                 }
-                found = read_outputs(trainer, model, inputs, self.speaks, vp_stage)
+                outputs = read_outputs(trainer, model, inputs, self.speaks, vp_stage)
                 wanted = batch["responses"].number.flatten()
-                batch["teacher_outputs"] = found and self._keep(trainer, *found, wanted[wanted >= 0], temperature)
+                batch["teacher_outputs"] = outputs and self._keep(trainer, *outputs, wanted[wanted >= 0], temperature)
 
     @contextmanager
     def _model(self, trainer: HostTrainer, vp_stage: int):
@@ -159,9 +159,9 @@ def offload_all_but_lm_head(models, head_stays: bool) -> int:
     """
     stays = 0
     for model in models:
-        kept = output_weight(model) if head_stays else None
+        head_weight = output_weight(model) if head_stays else None
         for parameter in model.parameters():
-            if parameter is kept:
+            if parameter is head_weight:
                 stays += parameter.numel() * parameter.element_size()
             else:
                 parameter.data = parameter.data.to("cpu", non_blocking=True)

@@ -75,9 +75,9 @@ class ServerTeacher:
                 self.servers = [connect(config, args.gkd_logits_topk, template.tokenizer) for config in self.configs]
             except KDError as error:
                 sentence = str(error)
-        said: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(said, sentence)
-        if sentence := next(filter(None, said), None):
+        sentences: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(sentences, sentence)
+        if sentence := next(filter(None, sentences), None):
             raise KDError(sentence)
 
     def decide(self, trainer: HostTrainer) -> None:
@@ -121,10 +121,10 @@ class ServerTeacher:
                 scores = self._ask(trainer, samples, [_sequence(view) for view in views])
             except (KDError, ValueError) as error:
                 sentence = str(error)
-        said = [sentence]
-        dist.broadcast_object_list(said, group_src=0, group=group)
-        if said[0] is not None:
-            raise KDError(said[0])
+        sentences = [sentence]
+        dist.broadcast_object_list(sentences, group_src=0, group=group)
+        if sentences[0] is not None:
+            raise KDError(sentences[0])
         return _broadcast(
             scores, [len(trained_tokens(view["labels"])) for view in views], trainer.gkd_logits_topk, group
         )
@@ -136,7 +136,7 @@ class ServerTeacher:
             [index for index in routes[number] if sequences[index].positions] for number in range(len(self.servers))
         ]
         topk = trainer.gkd_logits_topk
-        found = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
+        results = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
 
         def ask_one(server: TeacherServer, indices: list[int]) -> list[ServerScores]:
             sent = _prepare(server, [samples[i] for i in indices], [sequences[i] for i in indices], trainer.template)
@@ -145,8 +145,8 @@ class ServerTeacher:
         with ThreadPoolExecutor(len(self.servers)) as pool:
             for indices, answers in zip(chosen, pool.map(ask_one, self.servers, chosen), strict=True):
                 for index, scores in zip(indices, answers, strict=True):
-                    found[index] = scores
-        return found
+                    results[index] = scores
+        return results
 
 
 def asks_servers() -> bool:

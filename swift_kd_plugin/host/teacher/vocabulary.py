@@ -61,12 +61,17 @@ def check_same_tokens(student, teacher_folder: str) -> None:
         logger.warning(f"The teacher's tokenizer was not compared with the student's: {reason}.")
         return
     teacher = AutoTokenizer.from_pretrained(teacher_folder)
-    mine = {token_id: token for token, token_id in student.get_vocab().items()}
-    theirs = {token_id: token for token, token_id in teacher.get_vocab().items()}
-    different = sorted(token_id for token_id in mine.keys() & theirs.keys() if mine[token_id] != theirs[token_id])
+    student_tokens = {token_id: token for token, token_id in student.get_vocab().items()}
+    teacher_tokens = {token_id: token for token, token_id in teacher.get_vocab().items()}
+    different = sorted(
+        token_id
+        for token_id in student_tokens.keys() & teacher_tokens.keys()
+        if student_tokens[token_id] != teacher_tokens[token_id]
+    )
     if different:
         examples = "; ".join(
-            f"{token_id} is {mine[token_id]!r} and {theirs[token_id]!r}" for token_id in different[:TOKEN_EXAMPLES]
+            f"{token_id} is {student_tokens[token_id]!r} and {teacher_tokens[token_id]!r}"
+            for token_id in different[:TOKEN_EXAMPLES]
         )
         raise KDError(
             f"{len(different)} token ids mean different tokens to student and teacher ({examples}); distilling "

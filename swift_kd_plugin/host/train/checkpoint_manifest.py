@@ -33,8 +33,8 @@ class State(Enum):
 
 def step_of(folder: Path) -> int | None:
     """The step in a checkpoint's name; None for another name, such as checkpoint-4-merged or checkpoint-best."""
-    found = MANIFEST_FILE.fullmatch(folder.name)
-    return int(found[1]) if found else None
+    match = MANIFEST_FILE.fullmatch(folder.name)
+    return int(match[1]) if match else None
 
 
 def begin(folder: Path) -> Path | None:
@@ -76,11 +76,11 @@ def first_damage(folder: Path, files: Any) -> str | None:
         return f"{MANIFEST} lists no files"
     for name, size in sorted(files.items()):
         try:
-            found = (folder / name).stat().st_size
+            actual_size = (folder / name).stat().st_size
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if found != size:
-            return f"{name} has {found:,} bytes in place of {size:,}"
+        if actual_size != size:
+            return f"{name} has {actual_size:,} bytes in place of {size:,}"
         if not os.access(folder / name, os.R_OK):
             return f"{name} may not be read"
     return None
@@ -118,9 +118,9 @@ def describe_failed_save(error: BaseException, folder: Path, last_good: str | No
     reason = _find_write_failure(error)
     if reason is None:
         return error
-    said = ["the half-written folder is removed"] if began else []
-    said += [f"the last good checkpoint is {last_good}"] if last_good else []
-    return KDError(f"Writing {folder} failed ({reason}); {', '.join([*said, 'make room'])}.")
+    notes = ["the half-written folder is removed"] if began else []
+    notes += [f"the last good checkpoint is {last_good}"] if last_good else []
+    return KDError(f"Writing {folder} failed ({reason}); {', '.join([*notes, 'make room'])}.")
 
 
 def _read(folder: Path) -> Any:
@@ -138,9 +138,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _find_write_failure(error: BaseException | None) -> str | None:
     while error is not None:
-        found = WRITE_FAILURE.search(str(error))
-        if found:
-            return found[0]
+        match = WRITE_FAILURE.search(str(error))
+        if match:
+            return match[0]
         if CUT_OFF.search(str(error)):
             return "a file was not taken to its end, as by a full disk"
         if isinstance(error, OSError):

@@ -61,14 +61,14 @@ class KDTrainer(BaseTrainer, loss="plugin"):
 
     def _init_rollout_engine(self) -> None:
         args = self.args
-        given = args.use_vllm, args.lmbda
+        values = args.use_vllm, args.lmbda
         # ms-swift starts an engine if use_vllm is true and lmbda is not 0.
         args.use_vllm = student_needs_vllm(self)
         args.lmbda = float(args.use_vllm)
         try:
             super()._init_rollout_engine()
         finally:
-            args.use_vllm, args.lmbda = given
+            args.use_vllm, args.lmbda = values
         self.kd.mix = make_mix(args)
         self.kd.writers = choose_writers(self)
 
