@@ -73,7 +73,8 @@ VLLM = (
 MODULES = {
     "ranks": (
         *("swift.megatron", "swift.megatron.trainers", "swift.megatron.pipelines.train.rlhf", "mcore_bridge"),
-        *("swift_kd_plugin.host.train.stock_trainer", "megatron.core.dist_checkpointing", "torch.utils.tensorboard"),
+        *("swift_kd_plugin.host.train.trainer", "swift_kd_plugin.host.train.stock_trainer"),
+        *("megatron.core.dist_checkpointing", "torch.utils.tensorboard"),
         *("swift.loss_scale", "scipy.io", "multiprocess.managers", "multiprocess.popen_fork"),
         *("transformers.models.qwen3_moe.modeling_qwen3_moe", "transformers.tokenization_mistral_common"),
         *VLLM,
