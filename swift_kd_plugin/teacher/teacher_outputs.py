@@ -49,15 +49,15 @@ class TeacherOutputs(ABC):
     @property
     def columns(self) -> int | None:
         """This rank's columns of the teacher's logits; None where there are none."""
-        return None
+        return self.as_teacher().shape[1]
 
     @abstractmethod
     def as_teacher(self) -> Teacher:
         """In the form that the losses take."""
 
-    @abstractmethod
     def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
         """The teacher's most probable global ids of some rows, [len(rows), k] or as many as there are."""
+        return teacher_topk(self.as_teacher()[rows], k, shard)[1]
 
     @staticmethod
     @abstractmethod
@@ -107,15 +107,8 @@ class HiddenOutputs(TeacherOutputs):
     needs_lm_head = True
     weights: tuple[Tensor, ...] = ()
 
-    @property
-    def columns(self) -> int:
-        return self.as_teacher().width
-
     def as_teacher(self) -> LMHead:
         return LMHead(self.rows, self.weights)
-
-    def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
-        return teacher_topk(self.as_teacher()[rows], k, shard)[1]
 
     @staticmethod
     def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
@@ -130,15 +123,8 @@ class LogitsOutputs(TeacherOutputs):
     title = "logits"
     by_columns = True
 
-    @property
-    def columns(self) -> int:
-        return self.rows[0].shape[1]
-
     def as_teacher(self) -> Tensor:
         return self.rows[0]
-
-    def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
-        return teacher_topk(self.rows[0][rows], k, shard)[1]
 
     @staticmethod
     def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
@@ -153,6 +139,10 @@ class TopKOutputs(TeacherOutputs):
     title = "most probable tokens"
     metric_names = ("teacher_tail_mass", "student_tail_mass")
     temperature: float = 1.0
+
+    @property
+    def columns(self) -> None:
+        return None
 
     def as_teacher(self) -> TopK:
         return TopK(*self.rows, self.temperature)
