@@ -1,13 +1,17 @@
 """Checks that belong before any rank is started: they can speak once instead of once per rank."""
 
+import contextlib
 import json
 import os
+import random
 import socket
+from pathlib import Path
 from typing import NoReturn
 
 from swift_kd_plugin.errors import stop
 
 DEFAULT_PORT = 29500  # torchrun's own
+PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 RANK_SCRIPTS = ("rlhf.py", "sft.py", "pt.py", "export.py")
 
 
@@ -122,10 +126,25 @@ def act_as_single_process() -> None:
     """Gives a rank that was started without a launcher (no NPROC_PER_NODE) what torch.distributed asks for."""
     if "RANK" in os.environ:
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
     os.environ.update({name: str(value) for name, value in world.items()})
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(port))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+
+
+def free_port() -> int:
+    """A port that can be listened on some seconds later: none of those that the system gives to connections."""
+    while True:
+        port = random.randrange(20_000, _first_port_of_connections())
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _first_port_of_connections() -> int:
+    """Of Linux; elsewhere, or where a machine gives out lower ones, the usual first."""
+    try:
+        first = int(PORTS_OF_CONNECTIONS.read_text().split()[0])
+    except (OSError, ValueError):
+        first = 0
+    return first if first > 21_000 else 32_768

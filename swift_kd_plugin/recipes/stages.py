@@ -1,11 +1,9 @@
 """Runs the stages of a recipe in order: finished ones are skipped, interrupted ones resumed, changed ones refused."""
 
-import os
 import re
-import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from swift_kd_plugin.recipes.checkpoints import (
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.progress import cut_half_row, read_log, step_of_row
-from swift_kd_plugin.recipes.shell_command import NPROC, Command, megatron_command, program_command
+from swift_kd_plugin.recipes.shell_command import Command, megatron_command, program_command
 from swift_kd_plugin.recipes.stage_record import MARKER, StageRecord, find_change, new_record, read_record
 
 TRAIN_LOG = "train.log"
@@ -99,7 +97,6 @@ class StageRunner:
     def run(self, stage: Stage, command: Command) -> None:
         """Runs a stage's command. Raises StageFailed with its own last sentence if it fails."""
         self.say(f"{stage.name}:\n{command.shell()}")
-        command = replace(command, env=command.env | _port(command.env))
         if stage.kind == GENERATE:
             # It shows its own progress, and says itself what is wrong.
             if code := run_process(command, lock=self.lock):
@@ -231,15 +228,6 @@ def _time_of_killed(old: StageRecord, folder: Path) -> float:
 
 def _is_in(aside: Path | None) -> str:
     return f"; what was there behind it is now in {aside}" if aside else ""
-
-
-def _port(env: Mapping[str, str]) -> dict[str, str]:
-    """A free rendezvous port, if torchrun is used and nobody has chosen one."""
-    if "MASTER_PORT" in env or "MASTER_PORT" in os.environ or NPROC not in {**os.environ, **env}:
-        return {}
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return {"MASTER_PORT": str(probe.getsockname()[1])}
 
 
 class _Progress:

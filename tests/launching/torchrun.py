@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import socket
 import sys
 import time
 
@@ -57,9 +56,9 @@ def variables_of(rank: int, count: int) -> dict[str, str]:
 def choose_port() -> None:
     """As torchrun does on a single node that was not told one."""
     if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        from swift_kd_plugin.launcher import free_port
+
+        os.environ["MASTER_PORT"] = str(free_port())
 
 
 def watch(ranks: dict[int, int]) -> int:

@@ -65,10 +65,10 @@ def test_a_long_stage_says_about_ten_lines(stage, megatron, tmp_path):
     assert lines[-1] == "off_policy: step 200/200, loss 200"
 
 
-def test_the_command_gets_flags_environment_and_a_free_port(stage, megatron, monkeypatch):
+def test_the_command_gets_flags_and_environment_and_torchrun_chooses_the_port(stage, megatron, monkeypatch):
     for name in ("MASTER_PORT", "NPROC_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
-    megatron('echo "$@" $NPROC_PER_NODE $MASTER_PORT; exit 1')
+    megatron('echo "$@" $NPROC_PER_NODE "${MASTER_PORT:-none}"; exit 1')
     with pytest.raises(StageFailed):
         finish(stage)
     *words, processes, port = (stage.folder / "train.log").read_text().split()
@@ -76,7 +76,7 @@ def test_the_command_gets_flags_environment_and_a_free_port(stage, megatron, mon
     assert words[words.index("--lr") + 1] == "1"
     assert words[words.index("--output_dir") + 1] == str(stage.folder)
     assert processes == "2"
-    assert int(port) > 1023
+    assert port == "none"
 
 
 @pytest.mark.parametrize(

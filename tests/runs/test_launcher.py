@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from swift_kd_plugin.launcher import DEFAULT_PORT, check_launch
+from swift_kd_plugin.launcher import DEFAULT_PORT, PORTS_OF_CONNECTIONS, check_launch, free_port
 from tests.launching.commands import BIN, HAS_GPU, environment, run_command
 
 RAY = "--use_ray takes another trainer of ms-swift that the plugin does not reach"
@@ -95,6 +95,13 @@ def test_a_port_that_a_config_file_sets_is_looked_at(default_port_in_use, monkey
         launch_with(monkeypatch, {"ENV": {"NPROC_PER_NODE": 2, "MASTER_PORT": DEFAULT_PORT}})
     assert f"port {DEFAULT_PORT} cannot be used" in capfd.readouterr().err
     launch_with(monkeypatch, {"ENV": None})
+
+
+def test_a_single_process_listens_where_the_system_sends_no_connections_from(monkeypatch):
+    """A port that lies among those may be taken in the seconds between its choice and its use."""
+    first = int(PORTS_OF_CONNECTIONS.read_text().split()[0])
+    for _ in range(50):
+        assert 20_000 <= free_port() < first
 
 
 def test_torchrun_starts_where_the_default_port_is_in_use(default_port_in_use, tmp_path):
