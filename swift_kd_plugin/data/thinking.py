@@ -24,7 +24,7 @@ from swift_kd_plugin.data.think_block import NON_THINKING, SWITCH, THINKING, mod
 
 KEEP = "keep"
 SWITCHES = {THINKING: "/think", NON_THINKING: "/no_think"}
-_SWITCH_AT_END = re.compile(r"\s*/(no_)?think\s*$")
+_SWITCH_AT_END = re.compile(r"(?<!\s)\s*/(no_)?think\s*$")
 _COLUMN_VALUES = {THINKING: THINKING, NON_THINKING: NON_THINKING, KEEP: KEEP, "true": THINKING, "false": NON_THINKING}
 _WORDS = "thinking, non_thinking, keep, true or false"
 

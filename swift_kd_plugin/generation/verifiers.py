@@ -26,8 +26,8 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
 )
 _MARK = re.compile(r"\\boxed\s*\{|####")
-_FRACTION = re.compile(r"(?:(\d+)\s*)?\\[cdt]?frac(?:\{([^{}]*)\}\{([^{}]*)\}|\s*(\d)\s*(\d))")
-_POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))")
+_FRACTION = re.compile(r"(?:(?<!\d)(\d+)\s*)?\\[cdt]?frac(?:\{([^{}]*)\}\{([^{}]*)\}|\s*(\d)\s*(\d))")
+_POWER_OF_TEN = re.compile(r"(?:(?<!\s)\s+)?(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))")
 _UNIT = re.compile(r"\\(?:text|mathrm|textbf)\s*\{[^{}]*\}(?:\s*\^\s*(?:\{[^{}]*\}|\d))?")
 _SPACING = re.compile(r"\\[,;:! ]|\{,\}(?=\d{3})")
 _EXPONENT = re.compile(r"[eE][-+]?0*\d{4,}")  # larger than any answer, and than what can be computed with

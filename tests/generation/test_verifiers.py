@@ -1,3 +1,4 @@
+import time
 from fractions import Fraction
 
 import pytest
@@ -103,6 +104,19 @@ def test_nothing_that_a_model_writes_raises(kind, text):
     for answer in (text, "1" * 5000 + text):
         assert Scorer.find(kind, gold).score(make_row(response="4"), answer) in (0, 1)
         extract(kind, answer, gold)
+
+
+@pytest.mark.parametrize(
+    "piece", ["9", " ", "9\\,", "1 ", "\\frac", "\\frac{1}{", "\\boxed", "\\text{a}^", "\\times 10", "1,000"]
+)
+def test_an_answer_that_repeats_itself_is_read_in_time_that_grows_with_its_length(piece):
+    def seconds(length: int) -> float:
+        text = (piece * length)[:length]
+        start = time.process_time()
+        extract("numeric", text, Gold())
+        return time.process_time() - start
+
+    assert seconds(60_000) < 1
 
 
 def test_a_pattern_finds_the_last_answer():
