@@ -5,6 +5,7 @@ from typing import Any
 from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.samples.message_weights import encode_weighted, has_weights, refuse_weights_of_jinja
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.samples.think_tokens import (
     Encoded,
@@ -74,10 +75,14 @@ def _encode(sample: KDSample, row: dict[str, Any], template, thought: str | None
     """Encodes one view; `thought` is what the response's think block holds in it in place of its own."""
     row.pop("response_token_ids", None)
     turns = sampled_turns if sample.response_token_ids else written_turns
+    weighted = has_weights(row["messages"])
+    if weighted:
+        refuse_weights_of_jinja(sample, template)
 
     def encode(trained: str) -> Encoded:
         messages = turns(sample, row["messages"], template, thought, trained)
-        encoded = template.encode({**row, "messages": messages}, return_length=True)
+        made = {**row, "messages": messages}
+        encoded = encode_weighted(made, template) if weighted else template.encode(made, return_length=True)
         encoded.pop("_extra_kwargs", None)
         return encoded
 

@@ -133,6 +133,11 @@ def refuse_stock_loss(samples: list[KDSample], server: bool) -> None:
                 f"{sample.name} has think_loss {sample.think_loss}, and ms-swift's own loss has no weights; "
                 "give 0 or 1, or drop --kd_divergence stock."
             )
+        if any(turn.get("loss_scale") not in (None, 0, 1) for turn in sample.messages):
+            raise KDError(
+                f"{sample.name} has a turn with a loss_scale, and ms-swift's own loss has no weights; give 0 or 1, or "
+                "drop --kd_divergence stock."
+            )
         if server and sample.teacher_thought is not None:
             raise KDError(
                 f"{sample.name} has a teacher_thought, which ms-swift's own loss does not send to a teacher server; "

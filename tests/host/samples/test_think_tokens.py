@@ -140,7 +140,7 @@ def test_a_response_that_is_not_trained_stays_so(template):
         sample = make_sample(THOUGHT, think_loss=weight)
         sample.messages[-1]["loss"] = False
         (view,), _ = encode(template, sample)
-        assert text_of(template, trained(view)) == END
+        assert trained(view) == []
         assert "loss_scale" not in view
 
 
@@ -293,6 +293,18 @@ def test_what_stocks_loss_would_ignore_is_refused(columns, server, sentence):
         return
     with pytest.raises(KDError, match=sentence):
         refuse_stock_loss(samples, server)
+
+
+def test_stocks_loss_has_no_weight_of_a_turn():
+    from swift_kd_plugin.host.samples.think_tokens import refuse_stock_loss
+
+    sample = make_sample(BARE)
+    for weight in (0, 1, None):
+        sample.messages[-1]["loss_scale"] = weight
+        refuse_stock_loss([sample], False)
+    sample.messages[-1]["loss_scale"] = 0.5
+    with pytest.raises(KDError, match="has a turn with a loss_scale, and ms-swift's own loss has no weights"):
+        refuse_stock_loss([sample], False)
 
 
 def test_a_server_is_sent_the_teachers_thought_as_ids(template):
