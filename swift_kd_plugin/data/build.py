@@ -26,17 +26,18 @@ from swift_kd_plugin.data.dataset_specs import (
 from swift_kd_plugin.data.experience import experienced_rows
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.mixing import Part, mix
-from swift_kd_plugin.data.pairing import PairSide, join_sides, paired_rows, with_gold
+from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, paired_rows, with_response
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import copy_rows, read_dataset, to_rows, write_rows
-from swift_kd_plugin.data.rows import Place, Row
+from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
 from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, place_of, read_rows
+from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.data.thinking import rows_in_modes
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.version import __version__
 
 # Raise it when stored rows change in form or meaning.
-STORE_VERSION = 1
+STORE_VERSION = 2
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Builder:
         for row in self.rows(node, report):
             columns = row.get("columns", {})
             yield {**empty, **row, **{name: columns.get(name) for name in keep}}
-        for line in report.lines() if report.left_out else ():
+        for line in report.lines() if report.left_out or report.notes else ():
             logger.warning(line)
 
     def rows(self, node: DatasetSpec, report: Report) -> Iterator[Row]:
@@ -104,17 +105,24 @@ class Builder:
         match node:
             case RowsSpec():
                 rows = self._read(node, report)
-                return with_gold(rows, node.response, report) if node.response else rows
+                return checked_for_thoughts(node, with_response(rows, node.response, report) if node.response else rows)
             case ExperienceSpec():
                 rows = self.rows(node.source, report)
-                return experienced_rows(rows, node.placement, node.response, node.suspicions, report)
+                rows = experienced_rows(rows, node.placement, node.response, node.suspicions, report)
+                return checked_for_thoughts(node, rows)
             case ThinkingMixSpec():
-                return rows_in_modes(self.rows(node.source, report), node.modes, node.name, report)
+                return rows_in_modes(self._thinking_rows(node, report), node.modes, node.name, report)
             case PairsSpec():
-                return self._pair(node, report)
+                return checked_for_thoughts(node, self._pair(node, report))
             case MixSpec():
                 return to_rows(self._mix(node, report))
         raise TypeError(node)
+
+    def _thinking_rows(self, node: ThinkingMixSpec, report: Report) -> Iterator[Row]:
+        rows = self.rows(node.source, report)
+        if node.thought is None:
+            return rows
+        return checked_for_thoughts(node, with_response(rows, ResponseRule(thought=node.thought), report))
 
     def _keep(self, node: DatasetSpec) -> tuple[str, ...]:
         """Names of the columns to keep, without our own, which every dataset has."""
@@ -196,6 +204,18 @@ def read_stored(file: Path, page: Path) -> tuple[Dataset, Report] | None:
         return (dataset, Report.from_json(record["report"])) if len(dataset) == record["rows"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def checked_for_thoughts(node: DatasetSpec, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows. Raises KDError at their end if none has got a thought from the column that should hold them."""
+    count = thoughts = 0
+    for row in rows:
+        response = response_of(row) if node.thought else None
+        count += response is not None
+        thoughts += response is not None and text_of(response["content"]).startswith(OPEN)
+        yield row
+    if count and not thoughts:
+        raise KDError(f"{node.name}: no row has text in its column {node.thought!r}, which is to hold the thoughts.")
 
 
 def children_of(node: DatasetSpec) -> list[DatasetSpec]:

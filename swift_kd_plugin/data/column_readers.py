@@ -5,20 +5,31 @@ from typing import Any
 from swift_kd_plugin.data.rows import RowError
 from swift_kd_plugin.data.values import kind_of, parse_json, shown
 
+TOOL_NAMES = frozenset({"name", "name_for_model", "type"})
 # The order matters to ms-swift.
 OBJECT_KEYS = ("ref", "bbox", "bbox_type", "image_id")
 
 
 def to_tools(value: Any, column: str) -> list[Any]:
-    """A list of tools from a list, a single tool, or the JSON text of either; a text that is not JSON is a tool."""
+    """A list of tools from a list, a single tool, or the JSON text of either; what is empty is no tool."""
     tools = _parsed(value)
-    if tools is None:
-        return []
     tools = [_parsed(tool) for tool in (tools if isinstance(tools, list) else [tools])]
+    tools = [tool for tool in tools if tool and not (isinstance(tool, str) and tool.isspace())]
     for number, tool in enumerate(tools, start=1):
-        if not isinstance(tool, (dict, str)):
-            raise RowError("format", f"tool {number} of {column} is {kind_of(tool)}, neither an object nor text")
+        if isinstance(tool, str):
+            raise RowError("format", f"tool {number} of {column} is the text {shown(tool)}, not an object with a name")
+        if not isinstance(tool, dict):
+            raise RowError("format", f"tool {number} of {column} is {kind_of(tool)}, not an object")
+        if not (isinstance(tool.get("function"), dict) or tool.keys() & TOOL_NAMES):
+            raise RowError("format", f"tool {number} of {column} has no name; its keys are {shown(list(tool))}")
     return tools
+
+
+def are_tools(value: Any) -> bool:
+    """Whether a column holds tools, as the older `functions` of OpenAI does, and not something else of that name."""
+    value = _parsed(value)
+    items = value if isinstance(value, list) else []
+    return bool(items) and all(isinstance(item, dict) and "name" in item for item in items)
 
 
 def _parsed(value: Any) -> Any:

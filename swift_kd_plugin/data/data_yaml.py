@@ -121,12 +121,16 @@ class _Reader:
     def _rows(self, keys: RowsKeys, name: str, where: str) -> DatasetSpec:
         if isinstance(keys.source, dict) or keys.source in self.content:
             raise KDError(f"{where}: a dataset of type rows reads a file or an id; use the other dataset directly.")
-        rule = None if keys.gold is None else ResponseRule("gold", keys.gold)
+        rule = None
+        if keys.gold is not None:
+            rule = ResponseRule("gold", keys.gold, keys.thought)
+        elif keys.thought is not None:
+            rule = ResponseRule(thought=keys.thought)
         source = self._file_or_id(keys.source, where)
         return RowsSpec(name, source, tuple(keys.columns.items()), keys.format, rule, **_common(keys))
 
     def _exp_noexp(self, keys: ExpNoexpKeys, name: str, where: str) -> DatasetSpec:
-        rule = ResponseRule(keys.response, keys.gold)
+        rule = ResponseRule(keys.response, keys.gold, keys.thought)
         suspicions = Suspicions(keys.leaks, keys.quotes, tuple(keys.quote_patterns))
         _check_patterns(suspicions.patterns, where)
         if keys.source is not None:
@@ -172,7 +176,9 @@ class _Reader:
         parts = []
         for mode in (THINKING, NON_THINKING):
             source = self.source(getattr(keys, mode), f"{name}.{mode}", where)
-            node = ThinkingMixSpec(f"{name}.{mode}", source, _modes(keys, mode), bad_rows=keys.bad_rows)
+            node = ThinkingMixSpec(
+                f"{name}.{mode}", source, _modes(keys, mode), bad_rows=keys.bad_rows, thought=keys.thought
+            )
             parts.append(MixPart(mode, node, weights[mode], 1.0 if share is None else None))
         return MixSpec(name, tuple(parts), keys.total, keys.replacement, keys.seed, **_common(keys))
 
@@ -211,7 +217,7 @@ def _with_on(value: Any) -> Any:
 
 
 def _common(keys: Keys) -> dict[str, Any]:
-    return {"bad_rows": keys.bad_rows, "keep": tuple(keys.keep)}
+    return {"bad_rows": keys.bad_rows, "keep": tuple(keys.keep), "thought": getattr(keys, "thought", None)}
 
 
 def _modes(keys: ThinkingMixKeys, mode: str) -> Modes:

@@ -22,6 +22,7 @@ class RowsKeys(Keys):
     columns: dict[str, str] = field(default_factory=dict)
     format: str = "auto"
     gold: str | None = None
+    thought: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ExpNoexpKeys(Keys):
     separator: str = "\n\n"
     response: Literal["exp", "gold", "none"] = "exp"
     gold: str = "gold"
+    thought: str | None = None
     leaks: Literal["report", "drop"] = "report"
     quotes: Literal["report", "drop"] = "report"
     quote_patterns: list[str] = field(default_factory=list)
@@ -54,6 +56,7 @@ class ThinkingMixKeys(Keys):
     teacher: Literal["same", "thinking", "non_thinking"] = "same"
     switch: bool = False
     think_loss: float | None = None
+    thought: str | None = None
     without_thought: Literal["leave_out", "non_thinking"] = "leave_out"
     total: int | None = None
     replacement: bool = False

@@ -34,11 +34,13 @@ class DatasetSpec:
         bad_rows: "error" ends at the first row that cannot be used, "drop" leaves such rows out and reports them;
             None: as the run says.
         keep: columns of the source that stay columns of the dataset.
+        thought: the column that holds the thoughts of the responses.
     """
 
     name: str
     bad_rows: Literal["error", "drop"] | None = field(default=None, kw_only=True)
     keep: tuple[str, ...] = field(default=(), kw_only=True)
+    thought: str | None = field(default=None, kw_only=True)
 
     @property
     def strict(self) -> bool | None:

@@ -3,14 +3,16 @@
 The forms, and what else is understood:
 
     messages   messages, conversation or conversations: turns of role and content, of from and value, or pairs of
-               user (human) and assistant (gpt, bot); OpenAI's parts, tool_calls and reasoning_content
+               user (human) and assistant (gpt, bot); OpenAI's parts, tool_calls and reasoning_content; what else a
+               turn may say stands in `data/turn_keys.py`
     alpaca     instruction, with input after a line break; output or another name of the response; history
     response   query (prompt, input, instruction, question, problem), history ([[query, response], ...]) and
                response (answer, output, targets, target, answer_key, answers, solution, text, completion,
                content), of several the first. Either may be a list of turns. Without a response it is for the
                student to write.
-    any        system or system_prompt; tools; images, videos, audios (image, ...); objects; chat_template_kwargs;
-               teacher_messages, or teacher_prompt in place of the last user turn; the other keys of a row
+    any        system or system_prompt; tools or functions; images, videos, audios (image, ...); objects;
+               chat_template_kwargs; teacher_messages, or teacher_prompt in place of the last user turn; the other
+               keys of a row
 
 Lists and objects may be JSON text. Of a proper name and synonyms the proper name is taken and the others are
 columns as any other; synonyms alone have to be equal. Every other column goes into `columns`, without bytes.
@@ -18,9 +20,10 @@ columns as any other; synonyms alone have to be equal. Every other column goes i
 
 from typing import Any
 
-from swift_kd_plugin.data.columns import COLUMNS, READ_AS
+from swift_kd_plugin.data.column_readers import are_tools, to_tools
+from swift_kd_plugin.data.columns import COLUMNS, READ_AS, TEACHER_COLUMN_OF
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
-from swift_kd_plugin.data.turns import to_turns
+from swift_kd_plugin.data.turns import UNREAD, take_from_turns, to_turns
 from swift_kd_plugin.data.values import SCALAR_TYPES, as_json, kind_of, parse_json, parse_text, shown
 from swift_kd_plugin.errors import KDError
 
@@ -48,10 +51,15 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         columns: new names of columns by their old ones. Names are told apart by case only where both are there.
         format: read it as this one of `FORMATS`; "auto": as the first whose columns it has.
 
+    Returns:
+        The row; UNREAD in it are names of keys of its turns that are not read, for the report.
+
     Raises:
         RowError: of the kinds unreadable, format, messages, empty, think or media.
     """
     rest = _named(raw, columns)
+    if "functions" in rest and "tools" not in rest and are_tools(rest["functions"]):
+        rest["tools"] = rest.pop("functions")
     row: Row = {"messages": _with_system(_messages(rest, format), rest)}
     prompt = rest.pop("teacher_prompt", None)
     own_columns = _own_columns(rest)
@@ -64,6 +72,8 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         if "teacher_messages" in row:
             raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")
         row["teacher_messages"] = _prompted(row["messages"], prompt)
+    for column in ("messages", "teacher_messages"):
+        _take_from_turns(row, column)
     own_columns = {name: value for name, value in own_columns.items() if value is not None}
     if own_columns:
         row["columns"] = own_columns
@@ -221,6 +231,17 @@ def _add_column(row: Row, column: str, value: Any) -> None:
     if name in row and row[name] != made:
         raise RowError("format", f"its column {column!r} and another that means {name} differ; keep one of them")
     row[name] = made
+
+
+def _take_from_turns(row: Row, column: str) -> None:
+    """Tools of a system turn become the row's, and keys of turns that were not read its UNREAD."""
+    given, unread = take_from_turns(row.get(column, ()))
+    if unread:
+        row[UNREAD] = [*row.get(UNREAD, ()), *unread]
+    tools = to_tools(given, f"the system turn of {column}")
+    name = "tools" if column == "messages" else TEACHER_COLUMN_OF["tools"]
+    if tools and row.setdefault(name, tools) != tools:
+        raise RowError("format", f"its column {name!r} and the tools of a system turn differ; keep one of them")
 
 
 def _own_columns(rest: Raw) -> Raw:

@@ -6,7 +6,7 @@ The student sees the row without the experience, the teacher the row with it; bo
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -33,6 +33,7 @@ from swift_kd_plugin.data.rows import (
     without_response,
 )
 from swift_kd_plugin.data.think_block import split_thought
+from swift_kd_plugin.data.turns import put_thought
 
 LAST_USER_MESSAGE, ORDER = "last_user_message", "order"
 
@@ -45,24 +46,38 @@ class ResponseRule:
         kind: "exp" the final assistant turn of the row with the experience, "gold" the text of a column, "none" nothing
             (the student will write it).
         gold: that column; of the row without the experience if it has one, else of the other.
+        thought: a column with the response's thought, of the row that has the response.
     """
 
     kind: Literal["exp", "gold", "none"] = "exp"
     gold: str = "gold"
+    thought: str | None = None
 
     def choose(self, answer: Message | None, *rows: Row) -> Message | None:
-        """The response. Raises RowError if there is none where there should be one."""
+        """The response. Raises RowError if there is none where there should be one.
+
+        Args:
+            rows: where columns are looked for; the row of the answer is the last.
+        """
         if self.kind == "none":
             return None
         if self.kind == "gold":
-            return {"role": "assistant", "content": self._gold_text(rows)}
-        if answer is None:
+            answer, rows_of_thought = {"role": "assistant", "content": self._gold_text(rows)}, rows
+        elif answer is None:
             raise RowError("no response", "its messages do not end with an answer (an assistant turn)")
-        return answer
+        else:
+            rows_of_thought = rows[-1:]
+        return self._with_thought(answer, rows_of_thought)
+
+    def _with_thought(self, answer: Message, rows: Sequence[Row]) -> Message:
+        thought = _first_value(rows, self.thought)
+        if thought in (None, ""):
+            return answer
+        what = f"the column {self.thought!r}"
+        return {**answer, "content": put_thought(answer["content"], thought, what, False, "its response")}
 
     def gold_of(self, *rows: Row) -> Any:
-        values = (row.get("columns", {}).get(self.gold) for row in rows)
-        return next((value for value in values if value is not None), None)
+        return _first_value(rows, self.gold)
 
     def _gold_text(self, rows: Iterable[Row]) -> str:
         gold = self.gold_of(*rows)
@@ -71,11 +86,19 @@ class ResponseRule:
         return gold
 
 
-def with_gold(rows: Iterable[Row], rule: ResponseRule, report: Report) -> Iterator[Row]:
-    """Rows whose response is the gold answer."""
+def _first_value(rows: Iterable[Row], column: str | None) -> Any:
+    values = (row.get("columns", {}).get(column) for row in rows)
+    return next((value for value in values if value is not None), None)
+
+
+def with_response(rows: Iterable[Row], rule: ResponseRule, report: Report) -> Iterator[Row]:
+    """Rows with the response of a rule; a row that has none of its own stays without one."""
     for row in rows:
+        if rule.kind == "exp" and response_of(row) is None:
+            yield row
+            continue
         try:
-            response = rule.choose(None, row)
+            response = rule.choose(response_of(row), row)
         except RowError as error:
             report.leave_out(error, Place.of(row))
             continue

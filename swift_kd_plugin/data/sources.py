@@ -12,6 +12,7 @@ from swift_kd_plugin.data.files import printable, why_not_opened
 from swift_kd_plugin.data.formats import Raw, check_format, to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
+from swift_kd_plugin.data.turns import UNREAD
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.data.values import check_value, decode_json, kind_of, parse_json
 from swift_kd_plugin.errors import KDError
@@ -58,10 +59,13 @@ def check_rows(
     for place, raw in raws:
         try:
             row = to_row(raw, place, columns, format)
+            unread = row.pop(UNREAD, ())
             check_row(row)
         except RowError as error:
             report.leave_out(error, place)
         else:
+            for key in dict.fromkeys(unread):
+                report.note(f"the key {key!r} of a turn, which is not read", "the row is used without it", place)
             yield row
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from swift_kd_plugin.data.rows import Message, RowError
 from swift_kd_plugin.data.think_block import CLOSE, OPEN
+from swift_kd_plugin.data.turn_keys import REASONING, SPEAKERS, read_weights, unread_keys
 from swift_kd_plugin.data.values import kind_of, parse_json, parse_text, shown
 
 TOOL_ROLES = ("tool", "tool_response")
@@ -27,7 +28,9 @@ ROLE_ALIASES = {
 # A turn of ShareGPT's older form has the question and its answer under the names of the speakers.
 ASKED = ("user", "human")
 ANSWERED = ("assistant", "gpt", "bot")
-REASONING = ("reasoning_content", "reasoning")
+# What some tools put around a result that the template puts around it, too.
+RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"
+UNREAD = "unread"
 MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio", "audio_url")
 
 
@@ -46,7 +49,7 @@ def to_turns(value: Any, column: str = "messages") -> list[Message]:
     Returns:
         Turns of the keys role, content, loss, loss_scale and, on a tool's turn, name. A content is text, a list of
         parts with media among them, or on turns of tools any JSON. A missing content is None, which `check_row`
-        refuses.
+        refuses. For `take_from_turns` they may also have tools (a system turn's) and UNREAD, names of other keys.
 
     Raises:
         RowError: what stands there is no list of turns, or a turn has a form that is not known.
@@ -73,8 +76,10 @@ def _list_of(value: Any, column: str) -> list[Any]:
 def _is_plain(turn: Any) -> bool:
     if type(turn) is not dict or len(turn) != 2:
         return False
-    role = turn.get("role")
-    return type(role) is str and role in ROLES and type(turn.get("content")) is str
+    role, content = turn.get("role"), turn.get("content")
+    if type(role) is not str or role not in ROLES or type(content) is not str:
+        return False
+    return role not in TOOL_ROLES or RESULT_OPEN not in content
 
 
 def _standard(turn: Any, name: str) -> list[Message]:
@@ -91,15 +96,38 @@ def _standard(turn: Any, name: str) -> list[Message]:
         raise RowError("messages", f"{name} has {'no role' if role is None else f'the unknown role {shown(role)}'}")
     name = f"{name} ({known})"
     standard = {"role": known, "content": _content(turn.get("content", turn.get("value")), known, name)}
-    calls = None
+    if unread := unread_keys(turn, known, name):
+        standard[UNREAD] = unread
     if known == "assistant":
-        calls = _tool_calls(turn, name)
-        standard["content"] = _with_reasoning(standard["content"], turn, bool(calls), name)
-    if calls:
-        standard["tool_calls"] = calls
-    if known in TOOL_ROLES:
-        standard |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
-    return [standard | _loss(turn, name)]
+        standard |= _said(standard["content"], turn, name)
+    if known == "system" and (tools := turn.get("tools") or turn.get("functions")):
+        standard["tools"] = tools
+    if known not in TOOL_ROLES:
+        return [standard | read_weights(turn, known, name)]
+    standard |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    return [standard | {"content": content} for content in _unwrapped(standard["content"])]
+
+
+def _said(content: Any, turn: Message, name: str) -> Message:
+    """What the assistant says: its content, with the thought in front and its calls beside it."""
+    calls = _tool_calls(turn, name)
+    if refusal := turn.get("refusal"):
+        if content or not isinstance(refusal, str):
+            raise RowError("format", f"{name} has a refusal beside its content; keep one of them")
+        content = refusal
+    said = {"content": _with_reasoning(content, turn, bool(calls), name)}
+    return said | {"tool_calls": calls} if calls else said
+
+
+def _unwrapped(content: Any) -> list[Any]:
+    """A tool's result without the tags that the template puts around it; several results in one turn are several."""
+    text = content.strip() if isinstance(content, str) else ""
+    if not (text.startswith(RESULT_OPEN) and text.endswith(RESULT_CLOSE)):
+        return [content]
+    results = [part.partition(RESULT_CLOSE) for part in text.split(RESULT_OPEN)[1:]]
+    if not all(end and not rest.strip() for _, end, rest in results):
+        return [content]  # tags within a result
+    return [result.removeprefix("\n").removesuffix("\n") for result, _, _ in results]
 
 
 def _pair(turn: Message, name: str) -> list[Message]:
@@ -108,19 +136,12 @@ def _pair(turn: Message, name: str) -> list[Message]:
         key = next((key for key in keys if key in turn), None)
         if key is not None:
             turns.append({"role": role, "content": _content(turn[key], role, f"{name} ({role})")})
+    unread = [key for key in unread_keys(turn, "", name) if key not in SPEAKERS]
+    if turns and unread:
+        turns[-1][UNREAD] = unread
     if not turns:
         raise RowError("format", f"{name} has neither a role nor a content; its keys are {shown(list(turn))}")
     return turns
-
-
-def _loss(turn: Message, name: str) -> Message:
-    weights = {}
-    for key in ("loss", "loss_scale"):
-        if key in turn:
-            if not isinstance(turn[key], (bool, int, float)):
-                raise RowError("format", f"{name} has the {key} {shown(turn[key])}, which is no number")
-            weights[key] = turn[key]
-    return weights
 
 
 def _content(content: Any, role: str, name: str) -> Any:
@@ -156,10 +177,16 @@ def _parts(parts: list[Any], name: str) -> str | list[Message]:
 
 
 def _with_reasoning(content: Any, turn: Message, calls_tools: bool, name: str) -> Any:
-    key = next((key for key in REASONING if turn.get(key)), None)
-    if key is None:
+    keys = [key for key in REASONING if turn.get(key)]
+    if not keys:
         return content
-    reasoning = turn[key]
+    if other := next((other for other in keys if turn[other] != turn[keys[0]]), None):
+        raise RowError("think", f"{name} has {keys[0]} and {other}, which differ; keep one of them")
+    return put_thought(content, turn[keys[0]], keys[0], calls_tools, name)
+
+
+def put_thought(content: Any, reasoning: Any, key: str, calls_tools: bool, name: str) -> str:
+    """A content with the thought of its turn in front; `key` is what holds the thought. Raises RowError."""
     if not isinstance(reasoning, str):
         raise RowError("think", f"{name} has {kind_of(reasoning)} as its {key}, not text")
     if isinstance(content, list):
@@ -177,9 +204,11 @@ def _with_reasoning(content: Any, turn: Message, calls_tools: bool, name: str) -
 def _tool_calls(turn: Message, name: str) -> list[Message]:
     calls = turn.get("tool_calls") or [call for call in [turn.get("function_call")] if call]
     if isinstance(calls, str):
-        calls = parse_json(calls, f"tool_calls of {name}")
+        calls = parse_json(calls, f"tool_calls of {name}") or []
+    calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list):
         raise RowError("format", f"{name} has {kind_of(calls)} as its tool_calls, not a list")
+    calls = [parse_json(call, f"a tool call of {name}") if isinstance(call, str) else call for call in calls]
     for call in calls:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -191,7 +220,7 @@ def _expand_tool_calls(turns: list[Message]) -> list[Message]:
     """Turns with OpenAI's tool_calls as turns of their own, and the results in the order of the calls."""
     turns, expanded = list(turns), []
     for index, turn in enumerate(turns):
-        calls = turn.pop("tool_calls", None)
+        calls, unread = turn.pop("tool_calls", None), turn.pop(UNREAD, None)
         if calls:
             end = index + 1
             while end < len(turns) and turns[end]["role"] in TOOL_ROLES:
@@ -202,6 +231,8 @@ def _expand_tool_calls(turns: list[Message]) -> list[Message]:
             expanded.append(turn)
         loss = {key: turn[key] for key in ("loss", "loss_scale") if key in turn}
         expanded += [{"role": "tool_call", "content": _call(call), **loss} for call in calls or ()]
+        if unread:
+            expanded[-1][UNREAD] = unread
     return expanded
 
 
@@ -220,3 +251,13 @@ def _call(call: Message) -> Message:
         with suppress(RowError):  # what is not JSON stays text
             arguments = parse_json(arguments)
     return {"name": function["name"], "arguments": {} if arguments is None else arguments}
+
+
+def take_from_turns(turns: list[Message]) -> tuple[Any, list[str]]:
+    """What `to_turns` has left in turns beside their own keys, taken out of them: tools, and names of unread keys."""
+    tools, unread = None, []
+    for turn in turns:
+        if len(turn) > 2:
+            tools = turn.pop("tools", None) or tools
+            unread += turn.pop(UNREAD, ())
+    return tools, unread

@@ -19,10 +19,20 @@ def user(content: str) -> dict:
 
 FIELDS = [
     ({"tools": [{"name": "add"}]}, {"tools": [{"name": "add"}]}),
-    ({"tools": json.dumps([{"name": "add"}, "say"])}, {"tools": [{"name": "add"}, "say"]}),
+    ({"tools": json.dumps([{"name": "add"}, ""])}, {"tools": [{"name": "add"}]}),
+    *(({"tools": nothing}, {}) for nothing in ("", " \n", "{}", "[]", "null", {}, [None], [{}])),
+    *(({"teacher_tools": nothing}, {"teacher_tools": []}) for nothing in ("", " ", "{}", "[]", "null", {}, [None])),
+    ({"functions": [{"name": "add"}]}, {"tools": [{"name": "add"}]}),
+    ({"functions": '[{"name": "add"}]'}, {"tools": [{"name": "add"}]}),
+    ({"functions": "def add(): pass"}, {"columns": {"functions": "def add(): pass"}}),
+    ({"functions": ["add"]}, {"columns": {"functions": ["add"]}}),
+    ({"functions": []}, {"columns": {"functions": []}}),
+    (
+        {"functions": [{"name": "add"}], "tools": [{"name": "say"}]},
+        {"tools": [{"name": "say"}], "columns": {"functions": [{"name": "add"}]}},
+    ),
     ({"tools": {"name": "add"}}, {"tools": [{"name": "add"}]}),
     ({"tools": ['{"name": "add"}']}, {"tools": [{"name": "add"}]}),
-    ({"tools": "add two numbers"}, {"tools": ["add two numbers"]}),
     ({"tools": []}, {}),
     ({"image": "a.png"}, {"images": [{"bytes": None, "path": "a.png"}]}),
     ({"images": ["a", "b"]}, {"images": [{"bytes": None, "path": "a"}, {"bytes": None, "path": "b"}]}),

@@ -322,7 +322,7 @@ BAD = [
         "its system turn and its column 'system' differ",
     ),
     ({"messages": QA, "system": 3}, "format", "its column 'system' is a number, not text"),
-    ({"messages": QA, "tools": 3}, "format", "tool 1 of tools is a number, neither an object nor text"),
+    ({"messages": QA, "tools": 3}, "format", "tool 1 of tools is a number, not an object"),
     ({"messages": QA, "images": [3]}, "media", "image 1 of images has the form 3; give a path or a URL"),
     ({"messages": QA, "images": [{"bytes": "iVBO"}]}, "media", "image 1 of images has text as its bytes; give a path"),
     ({"messages": QA, "image": "a", "images": "b"}, "format", "'images' and another that means images differ; keep"),

@@ -1,0 +1,93 @@
+"""What the keys of a turn mean beside its role and content; who writes each stands in the table.
+
+A key with a value that is in no set here is not read: its row is used, and the report counts it by name.
+"""
+
+from math import isfinite
+from typing import Any
+
+from swift_kd_plugin.data.rows import Message, RowError
+from swift_kd_plugin.data.values import shown
+
+# The thought of an assistant turn: Qwen, DeepSeek and vLLM; OpenRouter; gpt-oss and Ollama; others.
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
+# Whether the turn is trained, or how much: OpenAI and Mistral; axolotl; slime; others. 0 is off, 1 is on.
+TRAINED = (
+    *("weight", "loss_weight", "train", "training", "trainable", "do_train", "is_trainable", "need_loss"),
+    *("loss_mask", "step_loss_mask"),
+)
+MASKED = ("masked",)  # torchtune, where true is off
+WEIGHTS = frozenset({"loss", "loss_scale", *TRAINED, *MASKED})
+SPEAKERS = frozenset({"user", "human", "assistant", "gpt", "bot"})
+BY_ROLE = {
+    "system": frozenset({"tools", "functions"}),
+    "assistant": frozenset({*REASONING, "tool_calls", "function_call", "refusal", *WEIGHTS}),
+    "tool_call": WEIGHTS,
+    "tool": frozenset({"tool_call_id"}),
+    "tool_response": frozenset({"tool_call_id"}),
+}
+# What would change the training and is not known here.
+REFUSED = {
+    "mask": "says not whether 1 is trained; call it weight (1 is trained) or masked (true is not)",
+    "train_detail": "trains parts of a turn, which is not supported; give the turn a weight",
+    "training_detail": "trains parts of a turn, which is not supported; give the turn a weight",
+    **dict.fromkeys(
+        ("image", "images", "video", "videos", "audio", "audios"),
+        "is a medium; give it as a part of the turn's content, or in a column of the row",
+    ),
+}
+# Of no meaning for the training: names and ids, times, where a turn comes from, what was measured of it.
+MEANINGLESS = frozenset(
+    {
+        *("role", "from", "content", "value", "name", "id", "uuid", "message_id", "turn_id", "parent_id", "index"),
+        *("tool_call_id", "call_id", "conversation_id", "turn", "turn_identifier", "turn_index", "position", "rank"),
+        *("timestamp", "time", "date", "created", "created_at", "create_time", "updated_at", "update_time"),
+        *("source", "model", "model_name", "provider", "author", "user_id", "speaker", "status", "type", "object"),
+        *("usage", "token_count", "num_tokens", "length", "cost", "score", "rating", "quality", "finish_reason"),
+        *("stop_reason", "logprobs", "language", "lang", "country", "state", "header", "hashed_ip", "toxic"),
+        *("redacted", "annotations", "metadata", "meta", "markdown", "emojis", "cache_control", "prefix", "partial"),
+    }
+)
+
+
+def read_weights(turn: Message, role: str, name: str) -> Message:
+    """`loss` and `loss_scale` of a turn of the assistant, whatever its keys are called. Raises RowError."""
+    keys = turn.keys() & WEIGHTS
+    if not keys or role not in ("assistant", "tool_call"):
+        return {}
+    given = {key: _weight(turn[key], key, name) for key in sorted(keys)}
+    scale = given.pop("loss_scale", None)
+    meant = {key: float(not weight) if key in MASKED else weight for key, weight in given.items()}
+    if "loss" in meant and meant["loss"] not in (0, 1):
+        raise RowError("format", f"{name} has the loss {shown(turn['loss'])}, not true or false; call it loss_scale")
+    factors = {weight for weight in meant.values() if weight not in (0, 1)} | ({scale} if scale is not None else set())
+    if len({bool(weight) for weight in meant.values()}) > 1 or len(factors) > 1:
+        raise RowError("format", f"{name} has {' and '.join(given)}, which say different things; keep one of them")
+    weights: Message = {"loss": all(meant.values())} if meant else {}
+    return weights | ({"loss_scale": factors.pop()} if factors else {})
+
+
+def _weight(value: Any, key: str, name: str) -> float:
+    if not isinstance(value, (bool, int, float)) or not isfinite(value) or value < 0:
+        raise RowError("format", f"{name} has the {key} {shown(value)}, which is no number of at least 0")
+    return value
+
+
+def unread_keys(turn: Message, role: str, name: str) -> list[str]:
+    """Keys of a turn that say something and are not read. Raises RowError for one that is refused."""
+    known = BY_ROLE.get(role, frozenset())
+    unread = []
+    for key, value in turn.items():
+        if key in MEANINGLESS or key in known or _says_nothing(key, value):
+            continue
+        if key in REFUSED:
+            raise RowError("format", f"{name} has the key {key!r}, which {REFUSED[key]}")
+        unread.append(key)
+    return unread
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """No value; and a weight that leaves a turn out that is never trained."""
+    if key in MASKED:
+        return value is not False
+    return value is None or value in ("", [], {}) or (value in (0, False) if key in WEIGHTS else False)

@@ -1,0 +1,173 @@
+"""What a turn says beside its role and content, under every name that other tools give it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from swift_kd_plugin.data.build import Builder
+from swift_kd_plugin.data.data_yaml import read_data_yaml
+from swift_kd_plugin.data.formats import to_row
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import to_rows
+from swift_kd_plugin.data.rows import Place, RowError
+from swift_kd_plugin.data.sources import check_rows
+from swift_kd_plugin.data.turn_keys import REASONING
+from swift_kd_plugin.errors import KDError
+from tests.json_lines import write_json_lines
+
+ASKED = {"role": "user", "content": "q"}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+CALL = {"name": "add", "arguments": {"x": 1}}
+PLACE = Place("x.jsonl", 1)
+
+
+def answer_with(content="a", **keys) -> dict:
+    return to_row({"messages": [ASKED, {"role": "assistant", "content": content, **keys}]}, PLACE)["messages"][1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"weight": 0}, {"loss": False}),
+        ({"weight": 1.0}, {"loss": True}),
+        ({"weight": 0.5}, {"loss": True, "loss_scale": 0.5}),
+        ({"weight": None}, {}),
+        ({"train": False}, {"loss": False}),
+        ({"trainable": True, "loss": True}, {"loss": True}),
+        ({"masked": True}, {"loss": False}),
+        ({"masked": False, "weight": 1}, {"loss": True}),
+        ({"loss_mask": 0, "loss_scale": 2}, {"loss": False, "loss_scale": 2}),
+        ({"loss_weight": 2, "loss_scale": 2}, {"loss": True, "loss_scale": 2}),
+        ({"loss_scale": 0.5}, {"loss_scale": 0.5}),
+        ({"loss": 1}, {"loss": True}),
+    ],
+)
+def test_weights_under_every_name(keys, expected):
+    assert answer_with(**keys) == {"role": "assistant", "content": "a", **expected}
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"weight": 0, "train": True}, "has train and weight, which say different things; keep one"),
+        ({"weight": 0, "loss": True}, "has loss and weight, which say different things"),
+        ({"weight": 3, "loss_scale": 2}, "which say different things"),
+        ({"weight": -1}, "has the weight -1, which is no number of at least 0"),
+        ({"weight": "1"}, "has the weight '1', which is no number"),
+        ({"loss_mask": [0, 1]}, "has the loss_mask [0, 1], which is no number"),
+        ({"loss": 0.5}, "has the loss 0.5, not true or false; call it loss_scale"),
+        ({"mask": 1}, "has the key 'mask', which says not whether 1 is trained; call it weight"),
+        ({"train_detail": [{"begin_offset": 0}]}, "has the key 'train_detail', which trains parts of a turn"),
+        ({"images": ["a.png"]}, "has the key 'images', which is a medium"),
+        ({"thinking": "x", "reasoning": "y"}, "has reasoning and thinking, which differ"),
+        ({"thinking": True}, "has true or false as its thinking, not text"),
+        ({"refusal": "No."}, "has a refusal beside its content"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(keys, reason):
+    with pytest.raises(RowError, match=reason.replace("[", r"\[")):
+        answer_with(**keys)
+
+
+@pytest.mark.parametrize("key", REASONING)
+def test_a_thought_under_every_name(key):
+    assert answer_with(**{key: "hm"})["content"] == "<think>\nhm\n</think>\n\na"
+    assert answer_with(**{key: ""})["content"] == "a"
+
+
+def test_the_same_thought_twice_is_one():
+    assert answer_with(reasoning="hm", reasoning_content="hm")["content"] == "<think>\nhm\n</think>\n\na"
+
+
+def test_a_refusal_is_what_the_assistant_says():
+    assert answer_with(None, refusal="No.")["content"] == "No."
+
+
+@pytest.mark.parametrize("calls", [[CALL], CALL, [TOOL | {"function": CALL}], json.dumps([CALL]), [json.dumps(CALL)]])
+def test_calls_in_every_form(calls):
+    turn = {"role": "assistant", "content": None, "tool_calls": calls, "weight": 0, "extra": 1}
+    row = to_row({"messages": [ASKED, turn, {"role": "tool", "content": "2"}]}, PLACE)
+    assert row["messages"][1] == {"role": "tool_call", "content": CALL, "loss": False}
+    assert row["unread"] == ["extra"]
+
+
+@pytest.mark.parametrize("key", ["tools", "functions"])
+def test_tools_of_a_system_turn_are_the_rows(key):
+    messages = [{"role": "system", "content": "s", key: [TOOL]}, ASKED]
+    row = to_row({"messages": messages, "teacher_messages": messages, "tools": [TOOL]}, PLACE)
+    assert row["tools"] == row["teacher_tools"] == [TOOL]
+    assert row["messages"] == row["teacher_messages"] == [{"role": "system", "content": "s"}, ASKED]
+    with pytest.raises(RowError, match="its column 'tools' and the tools of a system turn differ"):
+        to_row({"messages": messages, "tools": [{"name": "say"}]}, PLACE)
+
+
+@pytest.mark.parametrize(
+    ("content", "results"),
+    [
+        ("<tool_response>\n2\n</tool_response>", ["2"]),
+        (" <tool_response>2</tool_response>\n", ["2"]),
+        ("<tool_response>\n2\n</tool_response>\n<tool_response>\n\n3\n</tool_response>", ["2", "\n3"]),
+        ("see <tool_response>", ["see <tool_response>"]),
+        (
+            "<tool_response>a</tool_response> b </tool_response>",
+            ["<tool_response>a</tool_response> b </tool_response>"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("role", ["tool", "function", "observation"])
+def test_a_result_has_no_tags_of_its_own(content, results, role):
+    turns = [ASKED, {"role": "tool_call", "content": CALL}, {"role": role, "content": content}]
+    row = to_row({"messages": turns}, PLACE)
+    assert [turn["content"] for turn in row["messages"][2:]] == results
+
+
+PUBLIC = [
+    {"role": "user", "content": "q", "turn_identifier": 1, "country": "NL", "timestamp": "2024", "weight": 0},
+    {"role": "assistant", "content": "a", "audio": None, "function_call": None, "refusal": None, "annotations": []},
+]
+
+
+def test_what_says_nothing_of_the_training_is_no_matter_and_the_rest_is_counted():
+    report = Report(strict=True)
+    odd = [{**PUBLIC[0], "persona": "teacher"}, {**PUBLIC[1], "vote": 3}, {**ASKED, "weight": 1}]
+    raws = [(Place("x.jsonl", number), {"messages": turns}) for number, turns in enumerate((PUBLIC, odd, odd), 1)]
+    rows = list(check_rows(raws, report))
+    assert [len(row["messages"]) for row in rows] == [2, 3, 3]
+    assert all(turn.keys() == {"role", "content"} for row in rows for turn in row["messages"])
+    assert {kind: entry.count for kind, entry in report.notes.items()} == {
+        f"the key {key!r} of a turn, which is not read": 2 for key in ("persona", "vote", "weight")
+    }
+    pairs = {"conversations": [{"human": "q", "gpt": "a", "vote": 3}]}
+    assert to_row(pairs, PLACE)["unread"] == ["vote"]
+
+
+REASONED = {"id": 1, "question": "2 + 3?", "answer": "5", "gold": "five", "why": "two and three", "hint": "h"}
+THOUGHT = "<think>\ntwo and three\n</think>\n\n"
+TYPES = {
+    "rows": ({"type": "rows", "source": "r.jsonl"}, THOUGHT + "5"),
+    "gold": ({"type": "rows", "source": "r.jsonl", "gold": "gold"}, THOUGHT + "five"),
+    "pairs": ({"type": "exp_noexp", "exp": "r.jsonl", "noexp": "n.jsonl"}, THOUGHT + "5"),
+    "hints": ({"type": "exp_noexp", "source": "r.jsonl", "experience": "hint"}, THOUGHT + "5"),
+    "modes": ({"type": "thinking_mix", "source": "r.jsonl", "mode": "thinking"}, THOUGHT + "5"),
+    "two": ({"type": "thinking_mix", "thinking": "r.jsonl", "non_thinking": "r.jsonl"}, THOUGHT + "5"),
+}
+
+
+def rows_of(folder: Path, keys: dict) -> list[dict]:
+    write_json_lines(folder / "r.jsonl", [REASONED])
+    write_json_lines(folder / "n.jsonl", [{"id": 1, "question": "2 + 3?"}])
+    (folder / "data.yaml").write_text(json.dumps({"it": keys}))
+    return list(to_rows(Builder(folder / "store").dataset(read_data_yaml(folder / "data.yaml")["it"])[0]))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_column_holds_the_thoughts(tmp_path, kind):
+    keys, expected = TYPES[kind]
+    rows = rows_of(tmp_path, {**keys, "thought": "why"})
+    assert {row["messages"][-1]["content"] for row in rows} == {expected, *(["5"] if kind == "two" else [])}
+
+
+def test_a_column_of_thoughts_that_no_row_has_is_said(tmp_path):
+    with pytest.raises(KDError, match="no row has text in its column 'wy', which is to hold the thoughts"):
+        rows_of(tmp_path, {"type": "rows", "source": "r.jsonl", "thought": "wy"})
