@@ -14,7 +14,7 @@ ROOMS = {
     "cli": "recipes host/start host/rows host/samples evaluation generation data config",
     "recipes": "host/start host/train data config",
     "host/start": "host/train host/rows host/teacher generation data config",
-    "host/train": "host/rollout host/teacher host/samples host/rows teacher losses memory data",
+    "host/train": "host/rollout host/teacher host/samples host/rows generation teacher losses memory data",
     "host/rollout": "host/teacher host/samples generation serving data teacher losses",
     "host/teacher": "host/samples generation serving data teacher losses",
     "host/samples": "generation data losses",

@@ -105,8 +105,9 @@ class Modes:
     def _with_views(self, row: Row, student: str, teacher: str) -> Row:
         """The row with the thoughts of earlier turns removed, as the chat template does, and the switches set."""
         response = [response] if (response := response_of(row)) else []
-        turns = _without_old_thoughts(without_response(row["messages"]))
-        teacher_turns = _without_old_thoughts(row["teacher_messages"]) if row.get("teacher_messages") else None
+        turns = _without_old_thoughts(without_response(row["messages"]), student)
+        view = row.get("teacher_messages")
+        teacher_turns = _without_old_thoughts(view, teacher) if view else None
         if self.switch:
             if teacher_turns is not None or teacher != student:
                 teacher_turns = _with_switch(teacher_turns or turns, teacher)
@@ -154,12 +155,14 @@ def _template_settings(row: Row, student: str, teacher: str) -> Row:
     return settings
 
 
-def _without_old_thoughts(turns: list[Message]) -> list[Message]:
+def _without_old_thoughts(turns: list[Message], mode: str) -> list[Message]:
+    """Without the thoughts before the last question; those behind it led to calls, and stay where the side thinks."""
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=0)
     return [
         {**turn, "content": split_thought(turn["content"])[1]}
-        if turn["role"] == "assistant" and isinstance(turn["content"], str)
+        if turn["role"] == "assistant" and isinstance(turn["content"], str) and (index < last or mode != THINKING)
         else turn
-        for turn in turns
+        for index, turn in enumerate(turns)
     ]
 
 

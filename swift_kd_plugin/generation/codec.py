@@ -16,6 +16,7 @@ from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import CONFIG
 from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt, PromptError, Sampling
+from swift_kd_plugin.generation.tool_text import say_other_tool_text, write_tools_as_the_model
 
 # The start of a think block that stands at a prompt's end has this many tokens at most.
 TAIL = 8
@@ -41,7 +42,9 @@ def load_template(
         KDError: ms-swift does not know the model or the template.
     """
     processor, _ = load_processor(model, template, model_type, torch_dtype)
-    return get_template(processor, template_type=template, **settings)
+    made = get_template(processor, template_type=template, **settings)
+    write_tools_as_the_model(made)
+    return made
 
 
 def load_processor(
@@ -126,6 +129,8 @@ class Codec:
             objects=prompt.objects or {},
             chat_template_kwargs=prompt.chat_template_kwargs or {},
         )
+        if prompt.tools:
+            say_other_tool_text(self.template)
         try:
             encoded = self.template.encode(request, return_template_inputs=True)
         except Exception as error:  # of any kind, as each template and each reader of media has its own

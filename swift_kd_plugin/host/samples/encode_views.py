@@ -5,6 +5,7 @@ from typing import Any
 from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.tool_text import say_other_tool_text
 from swift_kd_plugin.host.samples.message_weights import encode_weighted, has_weights, refuse_weights_of_jinja
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.samples.think_tokens import (
@@ -75,6 +76,8 @@ def _encode(sample: KDSample, row: dict[str, Any], template, thought: str | None
     """Encodes one view; `thought` is what the response's think block holds in it in place of its own."""
     row.pop("response_token_ids", None)
     turns = sampled_turns if sample.response_token_ids else written_turns
+    if row.get("tools"):
+        say_other_tool_text(template)
     weighted = has_weights(row["messages"])
     if weighted:
         refuse_weights_of_jinja(sample, template)

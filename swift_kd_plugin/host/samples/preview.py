@@ -10,6 +10,7 @@ from swift.template import get_template
 from swift_kd_plugin.data.row_report import shorten
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import load_processor
+from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
 from swift_kd_plugin.host.samples.encode_views import encode_views
 from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of
 from swift_kd_plugin.host.samples.sample import KDSample
@@ -47,6 +48,7 @@ def load_training_template(
     if meta.is_thinking and meta.non_thinking_prefix and "ignore_empty_think" not in loss_scale:
         loss_scale += "+ignore_empty_think"
     made = get_template(processor, template_type=template, loss_scale=loss_scale, enable_thinking=enable_thinking)
+    write_tools_as_the_model(made)
     made.max_length = None  # not the model's
     made.set_mode("train")
     return made

@@ -11,6 +11,7 @@ from swift.utils import get_logger, is_master, to_device
 from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
 from swift_kd_plugin.host.rows.unfilled_batch import explain_rows_left_out
@@ -57,6 +58,7 @@ class BaseTrainer(RolloutHooks):
         return trainer
 
     def __init__(self, args, template, **kwargs):
+        write_tools_as_the_model(template)
         super().__init__(args, template, **kwargs)
         apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
 
