@@ -1,6 +1,8 @@
 """`swift-kd show`: rows of a data.yaml as both models will see them."""
 
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +16,8 @@ from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.row_store import to_rows
-from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
+from swift_kd_plugin.data.rows import Message, Place, Row, text_of, without_response
+from swift_kd_plugin.data.turns import TOOL_ROLES
 from swift_kd_plugin.data.views import has_teacher_view, teacher_view
 from swift_kd_plugin.errors import KDError
 
@@ -54,7 +57,7 @@ def show(
         console = Console(highlight=False, soft_wrap=True)
         for row in islice(to_rows(dataset), number):
             console.rule(Text(str(Place.of(row))))
-            print_row(row, made, console, "|" if tokens else "")
+            print_row(row, made, console, "|" if tokens else "", loss_scale)
         if not len(dataset):
             console.print(f"{name} has no rows")
         elif not model:
@@ -73,10 +76,10 @@ def load(model: str, template: str | None, model_type: str | None, loss_scale: s
     return load_training_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)
 
 
-def print_row(row: Row, template: Any, console: Console, bar: str) -> None:
+def print_row(row: Row, template: Any, console: Console, bar: str, loss_scale: str) -> None:
     """Both views, as tokens if there is a template."""
     if template is None:
-        for view, turns in text_views(row).items():
+        for view, turns in text_views(row, loss_scale).items():
             console.print(Text(view, "bold underline"))
             for role, text, style in turns:
                 console.print(Text(f"{role}: ", "cyan").append_text(marked(text, style, console)))
@@ -86,7 +89,8 @@ def print_row(row: Row, template: Any, console: Console, bar: str) -> None:
     for view, pieces in preview(row, template).items():
         trained = sum(len(piece.ids) for piece in pieces if piece.weight)
         count = sum(len(piece.ids) for piece in pieces)
-        console.print(Text(f"{view}: {count} tokens, {trained} of them trained on", "bold underline"))
+        head = f"{view}: {count} tokens, {trained} of them trained on{weights_of(pieces)}"
+        console.print(Text(head, "bold underline"))
         text = Text()
         for style, group in groupby(pieces, key=style_of):
             text.append_text(marked(bar.join(piece.text for piece in group), style, console))
@@ -94,10 +98,40 @@ def print_row(row: Row, template: Any, console: Console, bar: str) -> None:
         console.print(text)
 
 
+def weights_of(pieces: Sequence[Any]) -> str:
+    """How many tokens have which weight, where one has another than 1."""
+    counts = Counter(dict.fromkeys(sorted({piece.weight for piece in pieces if piece.weight}), 0))
+    for piece in pieces:
+        if piece.weight:
+            counts[piece.weight] += len(piece.ids)
+    if set(counts) <= {1}:
+        return ""
+    return " (" + ", ".join(f"{count} with weight {weight:g}" for weight, count in counts.items()) + ")"
+
+
 def style_of(piece) -> str:
     if piece.weight:
         return TRAINED if piece.weight == 1 else WEIGHTED
     return OWN if piece.own else CONTEXT
+
+
+def style_of_weight(weight: float) -> str:
+    return CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED
+
+
+def turn_weights(messages: Sequence[Message], loss_scale: str) -> list[float]:
+    """What each turn counts in the loss, as its keys and the strategy say; the template knows it by the token."""
+    asked = max((index for index, turn in enumerate(messages) if turn["role"] in ("user", *TOOL_ROLES)), default=-1)
+    strategy = loss_scale.partition("+")[0]
+    weights = []
+    for index, turn in enumerate(messages):
+        speaks, loss = turn["role"] in ("assistant", "tool_call"), turn.get("loss")
+        trained = strategy == "all" or (speaks and (strategy != "last_round" or index > asked))
+        if speaks and loss is not None:
+            trained = loss
+        scale = turn.get("loss_scale") if speaks else None
+        weights.append(float(trained) * (1.0 if scale is None else scale))
+    return weights
 
 
 def marked(text: str, style: str, console: Console) -> Text:
@@ -107,12 +141,16 @@ def marked(text: str, style: str, console: Console) -> Text:
     return Text(f"{opening}{text}{closing}")
 
 
-def text_views(row: Row) -> dict[str, list[tuple[str, str, str]]]:
-    """Role, text and style of each turn of each view, without a template."""
+def text_views(row: Row, loss_scale: str = "last_round") -> dict[str, list[tuple[str, str, str]]]:
+    """Role, text and style of each turn of each view, without a template; the role says a weight that is not 1."""
     student = [(turn["role"], text_of(turn["content"])) for turn in row["messages"]]
+    weights = turn_weights(row["messages"], loss_scale)
     prompt = without_response(row["messages"])
-    response = [(role, text, TRAINED) for role, text in student[len(prompt) :]]
-    shown = {"student": [*((role, text, CONTEXT) for role, text in student[: len(prompt)]), *response]}
+    turns = [
+        (role if weight in (0, 1) else f"{role} (weight {weight:g})", text, style_of_weight(weight))
+        for (role, text), weight in zip(student, weights, strict=True)
+    ]
+    response, shown = turns[len(prompt) :], {"student": turns}
     if has_teacher_view(row):
         turns = [(turn["role"], text_of(turn["content"])) for turn in teacher_view(row).messages]
         thought = [("thought", row["teacher_thought"], OWN)] if row.get("teacher_thought") else []

@@ -12,6 +12,7 @@ from uuid import uuid4
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
+from swift_kd_plugin.data.arrow_values import ANY_JSON, mixed_columns, without_padding
 from swift_kd_plugin.data.columns import FEATURES
 from swift_kd_plugin.data.dataset_specs import (
     DatasetId,
@@ -95,7 +96,9 @@ class Builder:
         report = Report(strict=self.strict)
         for row in self.rows(node, report):
             columns = row.get("columns", {})
-            yield {**empty, **row, **{name: columns.get(name) for name in keep}}
+            # A text of its own would be taken for JSON that is encoded already.
+            texts = {name: json.dumps(columns[name], ensure_ascii=False) for name in keep if name in columns}
+            yield {**empty, **row, **dict.fromkeys(keep), **texts}
         for line in report.lines() if report.left_out or report.notes else ():
             logger.warning(line)
 
@@ -143,9 +146,16 @@ class Builder:
 
     def _numbered(self, label: str, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
         report.read.setdefault(label, 0)
-        for number, raw in enumerate(self._open(label)[0], start=1):
+        opened = self._open(label)[0]
+        features, mixed = getattr(opened, "features", None), set()
+        for number, raw in enumerate(opened, start=1):
             report.read[label] += 1
-            yield place_of(label, number, raw), raw
+            place = place_of(label, number, raw)
+            for name in mixed_columns(raw, features):
+                if name not in mixed:
+                    mixed.add(name)
+                    report.note(f"the column {name!r} of mixed types", ANY_JSON, place)
+            yield place, without_padding(raw, features)
 
     def open_sources(self, node: DatasetSpec) -> None:
         """Opens the ids that the node reads."""

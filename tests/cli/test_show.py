@@ -148,3 +148,17 @@ def test_rows_of_any_length_are_shown(odd):
     assert "⟦system\nCount slowly. " in teacher
     assert teacher.count("two ") == student.count("two ") == 6000
     assert "«two " in student
+
+
+def test_weights_of_turns_are_shown(tmp_path):
+    turns = [{"role": "user", "content": "say A"}, {"role": "assistant", "content": "1", "weight": 0.5}]
+    off = [*turns, turns[0], {"role": "assistant", "content": "2", "weight": 0}]
+    write_json_lines(tmp_path / "rows.jsonl", [{"messages": turns}, {"messages": off}])
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"it": {"type": "rows", "source": "rows.jsonl"}}))
+    _, text = run_show("it", file=tmp_path / "data.yaml")
+    assert text.count("assistant (weight 0.5): ‹1›") == 2
+    assert "assistant: 2" in text
+    _, tokens = run_show("it", *MODEL, "--enable_thinking", "false", file=tmp_path / "data.yaml")
+    assert tokens.count("3 of them trained on (3 with weight 0.5)") == 2
+    assert "‹1<|im_end|>\n›" in tokens
+    assert "<think>\n\n</think>\n\n2<|im_end|>\n" in tokens
