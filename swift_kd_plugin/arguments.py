@@ -133,6 +133,15 @@ class ObjectiveFlags:
 
 
 @dataclass
+class ModelFlags:
+    kd_allow_model_differences: bool = _flag(
+        False,
+        "Train on although Megatron builds another model than a config.json says (a sliding window or bias that is "
+        "left out, another activation or router); what differs is a warning then.",
+    )
+
+
+@dataclass
 class TeacherFlags:
     kd_fused_loss: bool = _flag(
         True,
@@ -202,7 +211,7 @@ class GenerationFlags:
 
 
 @dataclass
-class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, DataFlags):
+class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, ModelFlags, DataFlags):
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:

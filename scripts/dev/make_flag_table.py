@@ -15,6 +15,7 @@ from swift_kd_plugin.arguments import (
     DataFlags,
     DivergenceFlags,
     GenerationFlags,
+    ModelFlags,
     ObjectiveFlags,
     TeacherFlags,
 )
@@ -22,7 +23,7 @@ from swift_kd_plugin.arguments import (
 REPO = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- flag table -->", "<!-- end of flag table -->"
 HEADS = {"README.md": "| flag | values | default | |", "README.zh-CN.md": "| 参数 | 取值 | 默认 | |"}
-GROUPS = (DataFlags, DivergenceFlags, ObjectiveFlags, TeacherFlags, GenerationFlags)
+GROUPS = (DataFlags, ModelFlags, DivergenceFlags, ObjectiveFlags, TeacherFlags, GenerationFlags)
 
 
 def flag_table(page: str) -> str:

@@ -49,6 +49,10 @@ def extend_arguments(stock: type) -> type:
                 if isinstance(error, KDError) or os.environ.get("SWIFT_KD_TRACEBACK") == "1":
                     raise
                 raise KDError(_as_sentence(error)) from error
+            if self.rlhf_type == "gkd":
+                from swift_kd_plugin.host.start.built_models import check_built_models  # needs Megatron
+
+                check_built_models(self)
 
         def init_iters(self, train_dataset, val_dataset):
             super().init_iters(train_dataset, val_dataset)

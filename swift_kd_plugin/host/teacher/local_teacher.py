@@ -53,6 +53,17 @@ def without_interleaving(args):
         mpu.set_virtual_pipeline_model_parallel_world_size(settings[names[0]])
 
 
+@contextmanager
+def as_teachers_kind(args):
+    """ms-swift builds a teacher as the student's kind of model."""
+    kind = args.megatron_model_meta
+    args.megatron_model_meta = args.teacher_megatron_model_meta if args.teacher_model else kind
+    try:
+        yield
+    finally:
+        args.megatron_model_meta = kind
+
+
 class LocalTeacher:
     """A model on these ranks: the separate frozen one, or for self-distillation the student as it is now (its adapters
     off where the same model with LoRA is asked for)."""

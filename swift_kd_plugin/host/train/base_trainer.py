@@ -20,11 +20,12 @@ from swift_kd_plugin.host.samples.kd_state import KDState
 from swift_kd_plugin.host.samples.match_views import match_views
 from swift_kd_plugin.host.samples.responses import leave_out
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.teacher.local_teacher import without_interleaving
+from swift_kd_plugin.host.teacher.local_teacher import as_teachers_kind, without_interleaving
 from swift_kd_plugin.host.teacher.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.train import checkpoint_manifest
 from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
+from swift_kd_plugin.host.train.window_check import check_windows
 
 logger = get_logger()
 
@@ -80,7 +81,7 @@ class BaseTrainer(RolloutHooks):
 
     def _load_teacher_model(self) -> None:
         offload, self.offload_teacher_model = self.offload_teacher_model, False
-        with without_interleaving(self.args):
+        with without_interleaving(self.args), as_teachers_kind(self.args):
             super()._load_teacher_model()
         if self.teacher_models:
             merge_adapters(self)
@@ -102,7 +103,9 @@ class BaseTrainer(RolloutHooks):
     def _encode_views(self, samples: list[KDSample]) -> tuple[list[dict], list[dict] | None]:
         """The student's views, and the teacher's where one sample of the micro-batch has its own."""
         with self._template_context(self.template):
-            return encode_views(samples, self.template)
+            student, teacher = encode_views(samples, self.template)
+        check_windows(self.args, samples, student, teacher)
+        return student, teacher
 
     def _match_views(self, samples: list[KDSample], student: list[dict], teacher: list[dict] | None) -> list[int]:
         """Holds the response tokens of both views together, in place.
