@@ -15,11 +15,13 @@ The forms, and what else is understood:
                keys of a row
 
 Lists and objects may be JSON text. Of a proper name and synonyms the proper name is taken and the others are
-columns as any other; synonyms alone have to be equal. Every other column goes into `columns`, without bytes.
+columns as any other; synonyms alone have to be equal. Every other column goes into `columns`, without bytes; a name
+that is nearly a known one is refused.
 """
 
 from typing import Any
 
+from swift_kd_plugin.data.column_names import KNOWN, MESSAGES, PLACE_NAMES, QUERY, RESPONSE, SYSTEM, why_misspelt
 from swift_kd_plugin.data.column_readers import are_tools, to_tools
 from swift_kd_plugin.data.columns import COLUMNS, READ_AS, TEACHER_COLUMN_OF
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
@@ -27,16 +29,6 @@ from swift_kd_plugin.data.turns import UNREAD, take_from_turns, to_turns
 from swift_kd_plugin.data.values import SCALAR_TYPES, as_json, kind_of, parse_json, parse_text, shown
 from swift_kd_plugin.errors import KDError
 
-# The first of each is the proper name, the others are its synonyms, as in ms-swift.
-MESSAGES = ("messages", "conversation", "conversations")
-SYSTEM = ("system", "system_prompt")
-QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
-RESPONSE = (
-    *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
-    *("text", "completion", "content"),
-)
-PLACE_NAMES = ("kd_source", "kd_row", "kd_id")
-KNOWN = frozenset({*MESSAGES, *SYSTEM, *QUERY, *RESPONSE, *READ_AS, *PLACE_NAMES, "history", "teacher_prompt"})
 COLUMNS_SHOWN = 8
 
 Raw = dict[str, Any]
@@ -67,6 +59,8 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         if name in READ_AS:
             _add_column(row, name, value)
         elif name not in PLACE_NAMES:
+            if name not in KNOWN and (reason := why_misspelt(name)):
+                raise RowError("format", f"its column {shown(name)} is not known ({reason}); rename it")
             own_columns[name] = value if type(value) in SCALAR_TYPES else as_json(value)
     if prompt:
         if "teacher_messages" in row:
@@ -149,10 +143,15 @@ def _from_alpaca(rest: Raw) -> list[Message] | None:
         return None
     if "input" in rest:
         parts = [_text(rest.pop(name), name) for name in ("instruction", "input")]
-        rest["query"] = "\n".join(filter(None, parts))
+        _put(rest, "query", "\n".join(filter(None, parts)), "instruction")
     if "output" in rest:
-        rest["response"] = rest.pop("output")
+        _put(rest, "response", rest.pop("output"), "output")
     return _from_response(rest)
+
+
+def _put(rest: Raw, name: str, value: Any, column: str) -> None:
+    if rest.setdefault(name, value) != value:
+        raise RowError("format", f"its columns {column!r} and {name!r} differ and each could be its {name}; rename one")
 
 
 def _from_response(rest: Raw) -> list[Message] | None:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
+from swift_kd_plugin.data.column_names import QUERY
 from swift_kd_plugin.data.columns import COLUMNS, RESPONSE_COLUMNS, SHARED_COLUMNS, TEACHER_COLUMNS
-from swift_kd_plugin.data.formats import QUERY
 from swift_kd_plugin.data.joining import JoinKeys, join
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.row_report import Report

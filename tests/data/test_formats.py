@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from swift_kd_plugin.data.column_names import why_misspelt
 from swift_kd_plugin.data.formats import check_format, to_row
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.data.validate import check_row
@@ -359,3 +360,83 @@ def test_rows_that_are_not_understood(raw: dict, kind: str, reason: str):
 def test_two_columns_of_one_new_name():
     with pytest.raises(RowError, match="two of its columns would be 'response' after renaming, and they differ"):
         to_row({"query": "q", "gold": "a", "response": "b"}, PLACE, {"gold": "response"})
+
+
+MISSPELT = {
+    "teacher_messages": (
+        "teacher_mesages",
+        "teacher_message",
+        "Teacher-Messages",
+        "teacherMessages",
+        "techer_messages",
+    ),
+    "teacher_tools": ("teacher_tool",),
+    "teacher_thought": ("teacher_thoughts",),
+    "messages": ("mesages", "messgaes", "Mesages"),
+    "response": ("reponse", "responce", "respones", " response"),
+    "think_loss": ("thinkloss", "think_los", "think loss"),
+    "chat_template_kwargs": ("chat_template_kwarg",),
+    "system": ("sytem",),
+}
+OWN_NAMES = (
+    *(
+        "id",
+        "source",
+        "metadata",
+        "context",
+        "contest",
+        "responses",
+        "prompts",
+        "message",
+        "object",
+        "tool",
+        "prompt_en",
+    ),
+    *("response_1", "subquestion", "subject", "teacher_name", "teacher_model", "teacher_response", "teacher_tokens"),
+    *(
+        "teacher_logprobs",
+        "answer_type",
+        "answer_en",
+        "competition",
+        "construction",
+        "output_tokens",
+        "inputs",
+        "chosen",
+    ),
+)
+
+
+@pytest.mark.parametrize(("known", "names"), MISSPELT.items())
+def test_a_misspelt_column_is_refused_and_the_known_one_named(known, names):
+    for name in names:
+        with pytest.raises(RowError, match=f"is not known .did you mean '{known}'.*rename it"):
+            to_row({"messages": QA, name: "x"}, PLACE)
+
+
+@pytest.mark.parametrize("name", ["teacher_system", "teacher_query", "teacher_history", "teacher_videos"])
+def test_what_the_teacher_cannot_have_by_itself_is_refused(name):
+    with pytest.raises(RowError, match="what only the teacher sees stands in teacher_messages"):
+        to_row({"messages": QA, name: "x"}, PLACE)
+
+
+def test_columns_of_other_names_are_kept():
+    others = dict.fromkeys(OWN_NAMES, "x")
+    assert to_row({"messages": QA, **others}, PLACE)["columns"] == others
+    assert [name for name in OWN_NAMES if why_misspelt(name)] == []
+    assert "columns" not in to_row({"messages": QA, "teacher_mesages": None}, PLACE)
+    assert to_row({"query": "q", "reponse": "a"}, PLACE, {"reponse": "response"})["messages"] == QA
+
+
+@pytest.mark.parametrize(
+    ("raw", "columns"),
+    [
+        ({"query": "q", "output": "o", "answer": "a"}, "'answer' and 'output'"),
+        ({"prompt": "p", "completion": "c", "text": "t"}, "'text' and 'completion'"),
+        ({"prompt": "p", "question": "q", "response": "r"}, "'prompt' and 'question'"),
+        ({"instruction": "i", "output": "o", "response": "r"}, "'output' and 'response'"),
+        ({"instruction": "i", "input": "x", "output": "o", "query": "q"}, "'instruction' and 'query'"),
+    ],
+)
+def test_two_columns_for_one_thing_are_refused(raw, columns):
+    with pytest.raises(RowError, match=f"its columns {columns} differ and each could be its"):
+        to_row(raw, PLACE)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_kd_plugin.data.formats import KNOWN, to_row
+from swift_kd_plugin.data.column_names import KNOWN
+from swift_kd_plugin.data.formats import to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.data.sources import read_rows
