@@ -34,6 +34,7 @@ from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
 from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, place_of, read_rows
 from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.data.thinking import rows_in_modes
+from swift_kd_plugin.data.trained_turns import answered_rows
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.version import __version__
 
@@ -58,6 +59,8 @@ class Builder:
         opener: loads an id that is no file, as ms-swift does; what it leaves out by itself is in no report.
         strict: end at the first row that cannot be used, where a dataset does not say otherwise.
         keep: columns that every dataset keeps, besides its own `keep`.
+        trains: where nobody writes responses ms-swift's strategy of the loss (`--loss_scale`), under which every row
+            needs a turn to train on; None: a row may lack a response.
         max_line_bytes: longest line of a .jsonl file; a longer one is left out.
     """
 
@@ -65,6 +68,7 @@ class Builder:
     opener: Opener = no_opener
     strict: bool = False
     keep: tuple[str, ...] = ()
+    trains: str | None = None
     max_line_bytes: int = MAX_LINE_BYTES
     _opened: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
@@ -105,12 +109,18 @@ class Builder:
     def rows(self, node: DatasetSpec, report: Report) -> Iterator[Row]:
         """The node's rows, made on the way; what cannot be used goes into the report."""
         report = report.but(strict=node.strict)
+        rows = self._made(node, report)
+        if self.trains is None or isinstance(node, MixSpec | ThinkingMixSpec):  # their sources are checked
+            return rows
+        return answered_rows(rows, self.trains, report)
+
+    def _made(self, node: DatasetSpec, report: Report) -> Iterator[Row]:
         match node:
             case RowsSpec():
                 rows = self._read(node, report)
                 return checked_for_thoughts(node, with_response(rows, node.response, report) if node.response else rows)
             case ExperienceSpec():
-                rows = self.rows(node.source, report)
+                rows = replace(self, trains=None).rows(node.source, report)
                 rows = experienced_rows(rows, node.placement, node.response, node.suspicions, report)
                 return checked_for_thoughts(node, rows)
             case ThinkingMixSpec():
@@ -170,8 +180,8 @@ class Builder:
             self._opened[label] = opened, getattr(opened, "_fingerprint", None) or uuid4().hex
         return self._opened[label]
 
-    def _child(self, node: DatasetSpec, report: Report) -> tuple[Dataset, Report]:
-        dataset, made = replace(self, strict=report.strict, keep=()).dataset(node)
+    def _child(self, node: DatasetSpec, report: Report, trains: str | None = None) -> tuple[Dataset, Report]:
+        dataset, made = replace(self, strict=report.strict, keep=(), trains=trains).dataset(node)
         report.merge(made)
         return dataset, made
 
@@ -185,15 +195,15 @@ class Builder:
     def _mix(self, node: MixSpec, report: Report) -> Dataset:
         parts = {}
         for part in node.parts:
-            rows, made = self._child(part.source, report)
+            rows, made = self._child(part.source, report, self.trains)
             parts[part.label] = Part(rows, part.weight, part.fraction, made.first_reason())
         mixed, facts = mix(parts, total=node.total, replacement=node.replacement, seed=node.seed, name=node.name)
         report.state(node.name, **facts)
         return mixed
 
     def _fingerprint(self, node: DatasetSpec, keep: Iterable[str]) -> str:
-        parts = [STORE_VERSION, __version__, self.strict, self.max_line_bytes, list(keep), type(node).__name__]
-        parts += [asdict(node), [self._state(source) for source in sources_of(node)]]
+        parts = [STORE_VERSION, __version__, self.strict, self.trains, self.max_line_bytes]
+        parts += [list(keep), type(node).__name__, asdict(node), [self._state(source) for source in sources_of(node)]]
         return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
     def _state(self, source: File | DatasetId) -> list:

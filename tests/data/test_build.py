@@ -393,3 +393,33 @@ def test_an_empty_source_of_a_mix_says_why_it_is_empty(folder):
     write_yaml(folder, mix={"type": "mix", "sources": {"plain.jsonl": 1, "bad.jsonl": 1}})
     with pytest.raises(KDError, match=r"mix: its source 'bad\.jsonl' has no rows left.*bad\.jsonl, line 1: its column"):
         build(folder, "mix")
+
+
+WHERE_NOBODY_WRITES = """
+plain: {type: rows, source: rows.jsonl}
+gold: {type: rows, source: rows.jsonl, gold: chosen}
+mixed: {type: mix, sources: {plain: {fraction: 1.0}, twice: {source: plain, fraction: 1.0}}}
+modes: {type: thinking_mix, source: plain, mode: non_thinking}
+pairs: {type: exp_noexp, exp: exp.jsonl, noexp: rows.jsonl}
+for_student: {type: exp_noexp, exp: exp.jsonl, noexp: rows.jsonl, response: none}
+hints: {type: exp_noexp, source: hints.jsonl, experience: hint, response: gold, gold: chosen}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("plain", 1), ("gold", 2), ("mixed", 2), ("modes", 1), ("pairs", 2), ("for_student", 0), ("hints", 2)],
+)
+def test_where_nobody_writes_every_row_has_a_response(tmp_path, name, count):
+    """What makes a response of a column or of another row is asked for none before."""
+    rows = [{"id": 1, "query": "a", "response": "x", "chosen": "x"}, {"id": 2, "query": "b", "chosen": "y"}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    write_json_lines(tmp_path / "hints.jsonl", [row | {"hint": "h"} for row in rows])
+    write_json_lines(tmp_path / "exp.jsonl", [row | {"system": "s", "response": "z"} for row in rows])
+    (tmp_path / "data.yaml").write_text(WHERE_NOBODY_WRITES)
+    made, report = build(tmp_path, name, trains="last_round")
+    assert (len(made), "no response" in report.left_out) == (count, count < 2 or name == "mixed")
+    assert len(build(tmp_path, name)[0]) >= len(made)
+    if "no response" in report.left_out:
+        with pytest.raises(KDError, match="cannot be used: it has no response"):
+            build(tmp_path, name, store="strict", trains="last_round", strict=True)

@@ -14,7 +14,7 @@ from swift_kd_plugin.host.rollout.ranks import any_rank
 from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.teacher_response import KWARGS, ask_teacher, take_teacher_response
-from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform
+from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform, who_writes
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.losses.schedules import Schedule
@@ -67,7 +67,8 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
     where = sample.extra.get("kd_source"), sample.extra.get("kd_row")
     key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
     source = trainer.kd.mix.source(key, trainer.cycle(), trainer.progress())
-    draft.written_by = source if source in trainer.kd.writers else "dataset"
+    asks = bool(sample.messages) and sample.messages[-1]["role"] == "user"
+    draft.written_by = who_writes(source, trainer.kd.writers, asks)
     draft.seed = int(uniform(trainer.args.seed, "response", *key) * 2**31)
     thinks = trainer.kd.mix.thinks(key)
     if draft.written_by != "dataset" and thinks is not None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,15 @@ def uniform(seed: int, purpose: str, *key: Hashable) -> float:
     text = json.dumps([seed, purpose, *key], ensure_ascii=False, default=repr)
     number = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(number, "big") >> 11) / 2**53
+
+
+def who_writes(drawn: WriterName, writers: Collection[str], asks: bool) -> WriterName:
+    """Who writes in a run that has these writers; `asks`: the row ends with the user's turn and has no response."""
+    if drawn in writers:
+        return drawn
+    if asks and writers:
+        return "student" if "student" in writers else "teacher"
+    return "dataset"
 
 
 @dataclass(frozen=True)

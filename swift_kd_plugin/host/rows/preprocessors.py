@@ -33,6 +33,7 @@ class KDPreprocessor:
     """
 
     makes_rows = True  # which need no further check
+    trains: str | None = None  # as of `Builder`; a run sets it
 
     def __init__(self, keys: dict[str, Any]):
         self.node = read_node(keys, type(self).__name__, GIVEN)
@@ -41,7 +42,7 @@ class KDPreprocessor:
         self, dataset: Dataset | IterableDataset, *, strict: bool = False, **kwargs: Any
     ) -> Dataset | IterableDataset:
         """ms-swift's call; its other settings (processes, automatic names of columns) have no meaning here."""
-        builder = Builder(cache_folder(), lambda name: dataset, strict)
+        builder = Builder(cache_folder(), lambda name: dataset, strict, trains=self.trains)
         if isinstance(dataset, IterableDataset):
             return builder.stream(self.node)
         with safe_ddp_context(None, True):

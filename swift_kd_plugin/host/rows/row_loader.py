@@ -6,6 +6,7 @@ behind it. Sampling, splitting, shuffling and mixing stay stock's.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -40,11 +41,13 @@ class Reading:
     Args:
         keep: columns that it needs besides those of a row.
         all_columns: keep every column (`--remove_unused_columns false`).
+        trains: as of `Builder`.
         reports: what became of each dataset's rows, by its name; filled when it is loaded.
     """
 
     keep: tuple[str, ...] = ()
     all_columns: bool = False
+    trains: str | None = None
     reports: dict[str, Report] = field(default_factory=dict)
 
 
@@ -73,7 +76,9 @@ class RowLoader(DatasetLoader):
         meta = dataset_meta or DatasetMeta()
         stock = partial(super().load, dataset_syntax, use_hf=use_hf)
         if hasattr(meta.preprocess_func, "makes_rows"):
-            return stock(meta)
+            preprocess = copy(meta.preprocess_func)
+            preprocess.trains = self.reading.trains
+            return stock(replace(meta, preprocess_func=preprocess))
         label, columns = dataset_syntax.get_raw(), {}
         if type(meta.preprocess_func) is not AutoPreprocessor or self.disable_auto_column_mapping:
             meta = replace(meta, preprocess_func=partial(_name_the_row, meta.preprocess_func, label))
@@ -89,7 +94,7 @@ class RowLoader(DatasetLoader):
         return {"streaming": self.streaming, "hub_token": self.hub_token, "strict": self.strict}
 
     def _build(self, node: DatasetSpec, opener: Callable[[str], Loaded] = no_opener) -> Loaded:
-        builder = Builder(cache_folder(), opener, self.strict, self.reading.keep)
+        builder = Builder(cache_folder(), opener, self.strict, self.reading.keep, self.reading.trains)
         # Outside of the context below: loading an id waits for the other ranks by itself.
         builder.open_sources(node)
         if self.streaming:

@@ -81,11 +81,18 @@ def extend_arguments(stock: type) -> type:
         def _reading(self) -> Reading:
             wanted = (self.kd_ce_column, self.teacher_tag_key, *FURTHER_COLUMNS)
             keep = tuple(column for column in wanted if column not in (None, "dataset"))
-            return Reading(keep, all_columns=not self.remove_unused_columns)
+            trains = None if _somebody_writes(self) else self.loss_scale
+            return Reading(keep, all_columns=not self.remove_unused_columns, trains=trains)
 
     MegatronRLHFArguments.__module__ = stock.__module__
     MegatronRLHFArguments.__qualname__ = stock.__qualname__
     return MegatronRLHFArguments
+
+
+def _somebody_writes(args) -> bool:
+    """Whether the student or the teacher writes responses, so that a row needs none."""
+    student = (args.lmbda > 0 or args.kd_lmbda_final) and (args.use_vllm or args.kd_student_engine)
+    return bool(student or (args.seq_kd and args.kd_seq_kd_prob))
 
 
 def _as_sentence(error: Exception) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform
+from swift_kd_plugin.host.rollout.writer_mix import WriterMix, uniform, who_writes
 from swift_kd_plugin.losses.schedules import Schedule
 from tests.binomial_interval import is_within
 
@@ -72,3 +72,19 @@ def test_a_cycle_may_draw_once_for_all():
 @given(st.integers(), st.text(), st.lists(st.one_of(st.integers(), st.text(), st.none())))
 def test_a_draw_lies_below_one(seed, purpose, key):
     assert 0 <= uniform(seed, purpose, *key) < 1
+
+
+@pytest.mark.parametrize(
+    ("drawn", "writers", "asks", "expected"),
+    [
+        ("student", ["student"], False, "student"),
+        ("dataset", ["student"], False, "dataset"),
+        ("student", ["teacher"], False, "dataset"),
+        ("dataset", ["student", "teacher"], True, "student"),
+        ("dataset", ["teacher"], True, "teacher"),
+        ("student", ["teacher"], True, "teacher"),
+        ("dataset", [], True, "dataset"),
+    ],
+)
+def test_a_row_without_a_response_is_written_by_whoever_writes(drawn, writers, asks, expected):
+    assert who_writes(drawn, writers, asks) == expected

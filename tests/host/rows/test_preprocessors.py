@@ -122,3 +122,11 @@ def test_ranks_build_once_and_have_the_same_rows(folder):
     assert len(mine) == COUNT
     assert first == [0] * 3  # both sides and the pairs
     assert second == []
+
+
+def test_a_run_asks_them_for_responses_too(folder):
+    dataset = Dataset.from_list([*rows("A"), {"id": 9, "query": "9?", "hint": "Add."}])
+    preprocessor = make("thinking")
+    assert len(preprocessor(dataset)) == COUNT + 1
+    preprocessor.trains = "last_round"
+    assert len(preprocessor(dataset)) == COUNT

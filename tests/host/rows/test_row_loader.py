@@ -24,12 +24,12 @@ def load(tmp_path, monkeypatch):
 
     HOST_LEDGER.arm()
 
-    def load_rows(*rows_or_names, strict=True, keep=(), all_columns=False, **kwargs):
+    def load_rows(*rows_or_names, strict=True, keep=(), all_columns=False, trains=None, **kwargs):
         names = rows_or_names
         if not isinstance(names[0], str):
             names = [str(tmp_path / "rows.jsonl")]
             write_json_lines(tmp_path / "rows.jsonl", rows_or_names[0])
-        with rows_read_here(names, Reading(keep, all_columns)):
+        with rows_read_here(names, Reading(keep, all_columns, trains)):
             return load_dataset(list(names), strict=strict, **kwargs)[0]
 
     yield load_rows
@@ -255,3 +255,49 @@ def test_a_bad_row_is_named_by_both_doors_in_the_same_words(load, tmp_path, row,
 
 def test_bad_rows_can_be_dropped(load):
     assert len(load([GOOD, {"messages": []}, GOOD], strict=False)) == 2
+
+
+PROMPT = {"prompt": "say 7"}
+CHOSEN = {"prompt": "say 8", "chosen": "8", "rejected": "9"}
+ASKING = {"messages": [*GOOD["messages"], {"role": "user", "content": "q2"}]}
+MASKED = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a", "loss": False}]}
+WEIGHTLESS = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a", "loss_scale": 0}]}
+FORMER = {"messages": [*GOOD["messages"], {"role": "user", "content": "q2"}, MASKED["messages"][1]]}
+NO_RESPONSE, NOT_TRAINED = "it has no response to distil on", "nothing of its response is trained"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (PROMPT, NO_RESPONSE),
+        (CHOSEN, "name the column that holds it (`gold: chosen` in a data.yaml)"),
+        ({"messages": GOOD["messages"][:1], "response": "a"}, "`gold: response`"),
+        (ASKING, NO_RESPONSE),
+        (MASKED, NOT_TRAINED),
+        (WEIGHTLESS, NOT_TRAINED),
+        (FORMER, NOT_TRAINED),
+    ],
+)
+def test_a_row_without_a_response_is_named_where_nobody_writes_one(load, row, reason, streaming):
+    with pytest.raises(KDError) as caught:
+        list(load([GOOD, row], trains="last_round+ignore_empty_think", streaming=streaming))
+    assert "rows.jsonl, line 2 cannot be used: " in str(caught.value)
+    assert reason in str(caught.value)
+    rows = list(load([GOOD, row], trains="last_round", strict=False, streaming=streaming))
+    assert [row["kd_row"] for row in rows] == [1]
+    assert len(list(load([GOOD, row], streaming=streaming))) == 2
+
+
+def test_rows_that_train_something_are_not_refused(load):
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {}}'}
+    tool = {"messages": [GOOD["messages"][0], call, {"role": "tool", "content": "4"}]}
+    early = {
+        "messages": [
+            {**GOOD["messages"][0]},
+            {"role": "assistant", "content": "a", "loss": True},
+            *FORMER["messages"][2:],
+        ]
+    }
+    assert len(load([GOOD, tool, early], trains="last_round")) == 3
+    assert len(load([GOOD, FORMER, ASKING], trains="default")) == 3
