@@ -21,6 +21,15 @@ Row = dict[str, Any]
 Message = dict[str, Any]
 
 
+class Filler(dict):
+    """A row that fills a batch and counts nothing: a copy of another one, with a response."""
+
+    @classmethod
+    def of(cls, row: Row) -> "Filler":
+        turns = row["messages"]
+        return cls({**row, "messages": turns if response_of(row) else [*turns, {"role": "assistant", "content": "."}]})
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a row stands: its file or dataset, its number there counted from 1, and the text of its column `id`."""

@@ -1,7 +1,7 @@
 """How far a training stage has come, by its log."""
 
 import json
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,13 @@ def step_of_row(row: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def read_divergences(folder: Path, metric: str) -> dict[int, float]:
-    """Validation divergence by step; of a step that was run twice, what the later run says."""
-    rows = read_log(folder)
-    return {step_of_row(row)[0]: row[f"eval_{metric}"] for row in rows if f"eval_{metric}" in row and step_of_row(row)}
+    """Validation divergence by step, without what is no finite number; of a step that was run twice, what the later run
+    says."""
+    name = f"eval_{metric}"
+    values = {step_of_row(row)[0]: row[name] for row in read_log(folder) if name in row and step_of_row(row)}
+    return {step: value for step, value in values.items() if isfinite(value)}
 
 
 def best_step(divergences: dict[int, float]) -> int:
-    """The step of the smallest divergence, the later one of equals, as ms-swift chooses; one that is no number comes
-    last."""
-    return min(divergences, key=lambda step: (isnan(divergences[step]), divergences[step], -step))
+    """The step of the smallest divergence, the later one of equals, as ms-swift chooses."""
+    return min(divergences, key=lambda step: (divergences[step], -step))

@@ -184,7 +184,7 @@ def training_keys(stage: Stage, keys: dict[str, Any]) -> dict[str, Any]:
 def metric_of(keys: dict[str, Any]) -> str:
     """The name of the validation figure that chooses the best checkpoint; less is better."""
     default = "loss" if keys.get("kd_divergence") == "stock" else "divergence"
-    return keys.get("metric_for_best_model") or default
+    return (keys.get("metric_for_best_model") or default).removeprefix("eval_")
 
 
 def result_of(stage: Stage) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
     key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
     source = trainer.kd.mix.source(key, trainer.cycle(), trainer.progress())
     asks = bool(sample.messages) and sample.messages[-1]["role"] == "user"
-    draft.written_by = who_writes(source, trainer.kd.writers, asks)
+    writers = () if sample.fills_batch else trainer.kd.writers
+    draft.written_by = who_writes(source, writers, asks)
     draft.seed = int(uniform(trainer.args.seed, "response", *key) * 2**31)
     thinks = trainer.kd.mix.thinks(key)
     if draft.written_by != "dataset" and thinks is not None:

@@ -32,6 +32,7 @@ class HostTrainer(Protocol):
     steps_per_generation: int
     log_completions: bool
     use_teacher_api: bool
+    call_event: Callable[..., None]
     load_teacher_model_context: Callable[[], AbstractContextManager]
     offload_context: Callable[..., AbstractContextManager]
 

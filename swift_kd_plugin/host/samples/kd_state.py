@@ -21,6 +21,10 @@ class KDState:
     """`WriterMix`: who writes which response."""
     rows: int | None = None
     """Number of training rows; None of a stream."""
+    validation: Any = None
+    """`ValidationRows`: what every evaluation takes."""
+    said: set[str] = field(default_factory=set)
+    """Warnings that need no repetition."""
     source: Any = field(init=False)
     """`TeacherSource`: where what the teacher says comes from, and in which form."""
     objective: Objective = field(init=False)

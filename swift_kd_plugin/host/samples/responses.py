@@ -29,6 +29,7 @@ class Responses:
         dropped: whether it was left out because its two views differ, bool [n].
         length: its number of tokens, trained on or not [n].
         truncated: whether it was written and met the length limit, bool [n].
+        counted: whether it is more than what fills a batch, bool [n].
     """
 
     index: Tensor
@@ -39,6 +40,7 @@ class Responses:
     dropped: Tensor
     length: Tensor
     truncated: Tensor
+    counted: Tensor
 
     def to(self, device) -> "Responses":
         return Responses(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -103,6 +105,7 @@ def describe_responses(
             ]
         ),
         truncated=torch.tensor([sample.written_by != "dataset" and sample.is_truncated for sample in samples]),
+        counted=torch.tensor([not sample.fills_batch for sample in samples]),
     )
 
 

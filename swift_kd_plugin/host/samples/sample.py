@@ -7,7 +7,7 @@ from typing import Any
 
 from swift.rl_core.data import GKDSample
 
-from swift_kd_plugin.data.rows import Message
+from swift_kd_plugin.data.rows import Filler, Message
 from swift_kd_plugin.data.views import has_teacher_view, teachers_own
 from swift_kd_plugin.errors import KDError
 
@@ -24,6 +24,7 @@ class KDSample(GKDSample):
         think_loss: weight of the loss on the response's think block in both views, 0 to 1; None is 1.
         written_by: "dataset", "student" or "teacher".
         left_out: the response has no loss.
+        fills_batch: nothing of it is counted.
         seed: of a written response's draws, where its engine takes one.
 
     Stock's columns `teacher_prompt` and `teacher_images` keep their meaning; `teacher_prompt` and `teacher_messages`
@@ -37,15 +38,17 @@ class KDSample(GKDSample):
     think_loss: float | None = None
     written_by: str = "dataset"
     left_out: bool = False
+    fills_batch: bool = False
     seed: int | None = None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "KDSample":
-        row = dict(row)
+        fills_batch, row = isinstance(row, Filler), dict(row)
         view = row.pop("teacher_messages", None)
-        columns = {name: row.pop(name) for name in ("written_by", "left_out", "seed") if name in row}
+        columns = {name: row.pop(name) for name in ("written_by", "left_out", "fills_batch", "seed") if name in row}
         sample = super().from_row(row)
         sample.extra.update(columns)
+        sample.fills_batch = sample.left_out = fills_batch
         sample.teacher_view = [dict(message) for message in view] if view else None
         if (kwargs := row.get("teacher_chat_template_kwargs")) is not None:
             # Arrow fills the keys that other rows have with null.

@@ -18,10 +18,13 @@ from swift_kd_plugin.host.start.model_checks import (
     check_supported,
     is_plain_folder,
 )
+from swift_kd_plugin.host.start.step_counts import set_step_counts
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
 
 # Columns that ms-swift's trainer reads beside those of a row.
 FURTHER_COLUMNS = ("channel",)
+# In the names of metrics.
+GREATER_IS_BETTER = ("agreement", "overlap")
 
 
 def extend_arguments(stock: type) -> type:
@@ -34,6 +37,9 @@ def extend_arguments(stock: type) -> type:
             if self.rlhf_type == "gkd":
                 check_supported(self)
                 check_sampling(self)
+                if self.greater_is_better is None and self.metric_for_best_model:
+                    # Stock takes every metric for one of these whose name has no "loss".
+                    self.greater_is_better = any(word in self.metric_for_best_model for word in GREATER_IS_BETTER)
             check_length(self)
             check_lora(self)
             check_continued_adapter(self)
@@ -55,7 +61,10 @@ def extend_arguments(stock: type) -> type:
                 check_built_models(self)
 
         def init_iters(self, train_dataset, val_dataset):
-            super().init_iters(train_dataset, val_dataset)
+            if self.rlhf_type == "gkd":
+                set_step_counts(self, super().init_iters, train_dataset, val_dataset)
+            else:
+                super().init_iters(train_dataset, val_dataset)
             check_row_count(self, train_dataset)
 
         def get_dataset_kwargs(self):

@@ -68,6 +68,9 @@ SEAMS = (
     Seam("base", f"{BASE}._sorted_checkpoints", "self output_dir", "folders of the user stay"),
     Seam("base", f"{BASE}.merge_lora_adapters", "self adapter_name", "frozen weights keep every bit"),
     Seam("base", f"{BASE}.unmerge_lora_adapters", "self", "the end of what merge_lora_adapters began"),
+    Seam("base", f"{BASE}._prepare_dataloader", "self train_dataset val_dataset", "every row is used equally often"),
+    Seam("base", f"{BASE}.evaluate", "self val_data_iterator", "the same rows each time, each once"),
+    Seam("base", f"{BASE}._determine_best_metric", "self metrics", "what is no number is not the best"),
     Seam("base", f"{BASE}.train_step", "self train_data_iterator", "peak memory, time of a step"),
     Seam("base", f"{BASE}._log_callback", "self logs n_steps", "metrics of the plugin"),
 )
@@ -77,13 +80,13 @@ ATTRIBUTES = (
     *("gkd_logits_topk", "device", "config", "bridge", "optimizer", "state", "steps_per_generation", "log_completions"),
     *("use_teacher_api", "_step", "_logs", "_is_self_distillation"),
     *("_is_dynamic_self_distillation", "_teacher_use_disable_adapter", "_get_rollout_group", "_prepare_batch"),
-    *("_generate_completions", "load_teacher_model_context", "offload_context"),
+    *("_generate_completions", "load_teacher_model_context", "offload_context", "_aggregated_metrics", "call_event"),
 )
 # What the plugin's trainers read of themselves beside these, or rely on being called.
 OWN_ATTRIBUTES = (
     *("sample_cls", "to_samples", "prepare_model", "offload_teacher_model", "engine", "multi_turn_scheduler"),
     *("_buffered_inputs", "_build_rollout_buffer", "_template_context", "_flush_log_completions", "_start_iteration"),
-    *("_all_reduce_metric", "_on_train_step_batch"),
+    *("_all_reduce_metric", "_on_train_step_batch", "_create_dataloader", "data_collator", "on_log"),
 )
 # What `TeacherVllm`, a rollout of ms-swift's beside the trainer's, is given in place of the student's, and why.
 TEACHER_ROLLOUT = {

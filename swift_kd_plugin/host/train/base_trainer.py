@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from megatron.core import mpu
 from megatron.core.rerun_state_machine import RerunDataIterator
+from swift.megatron.trainers.utils import build_streaming_dataloader
 from swift.megatron.utils import get_padding_to
-from swift.utils import get_logger, is_master, to_device
+from swift.utils import get_logger, is_last_rank, is_master, to_device
 from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
+from swift_kd_plugin.host.rows.row_order import sampler_for
+from swift_kd_plugin.host.rows.row_stream import StreamBatches
 from swift_kd_plugin.host.rows.unfilled_batch import explain_rows_left_out
 from swift_kd_plugin.host.samples.encode_views import encode_views
 from swift_kd_plugin.host.samples.kd_state import KDState
@@ -23,6 +27,7 @@ from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.local_teacher import as_teachers_kind, without_interleaving
 from swift_kd_plugin.host.teacher.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.train import checkpoint_manifest
+from swift_kd_plugin.host.train.evaluation import as_numbers, comparable, sum_metrics, validation_rows
 from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
 from swift_kd_plugin.host.train.window_check import check_windows
@@ -68,12 +73,50 @@ class BaseTrainer(RolloutHooks):
         # Megatron copies into float32 parameters in place, which autograd refuses.
         super()._load_checkpoint()
 
+    def train(self, train_dataset, val_dataset) -> None:
+        self.kd.validation = validation_rows(self.args, self.config, val_dataset)
+        super().train(train_dataset, None)
+
+    def _prepare_dataloader(self, train_dataset, val_dataset=None):
+        used = self.state.consumed_train_samples
+        if self.args.streaming:
+            loader = build_streaming_dataloader(self.args, train_dataset, self.data_collator).base_dataloader
+            return StreamBatches(loader, self.args.micro_batch_size, used), None
+        replica, replicas = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+        sampler = sampler_for(self.args, train_dataset, used, replica, replicas)
+        return self._create_dataloader(train_dataset, sampler), None
+
+    def evaluate(self, val_data_iterator) -> dict:
+        for model in self.wrapped_models:
+            model.eval()
+        self.call_event("on_eval_begin")
+        metrics = sum_metrics(self, self.kd.validation)
+        self.on_log(logs=metrics, prefix="eval_")
+        self.call_event("on_eval_end")
+        return metrics
+
+    def _log_callback(self, logs, n_steps) -> None:
+        if self.unwrapped_models[0].training:
+            super()._log_callback(logs, n_steps)
+        else:
+            # Stock adds what experts were balanced by in training, and takes it from the next log of training.
+            as_numbers(logs)
+
+    def _determine_best_metric(self, metrics) -> bool:
+        metrics, problem = comparable(metrics, self.args.metric_for_best_model)
+        if problem and problem not in self.kd.said and is_last_rank():
+            self.kd.said.add(problem)
+            logger.warning_if(problem, cond=True)
+        return super()._determine_best_metric(metrics)
+
     def _init_resample_data_iterator(self, train_dataset):
         # Stock seeds all random states anew here; in a resumed run they have just been loaded from the checkpoint.
         with keep_random_states() if self.state.iteration else nullcontext():
             return super()._init_resample_data_iterator(train_dataset)
 
     def resample_encode_failed_inputs(self, inputs: list[dict], max_resample_rounds: int = 10) -> list[dict]:
+        if not self.unwrapped_models[0].training:
+            return inputs
         try:
             return super().resample_encode_failed_inputs(inputs, max_resample_rounds)
         except (RuntimeError, StopIteration) as error:

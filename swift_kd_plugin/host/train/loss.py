@@ -49,7 +49,10 @@ def kd_loss(
     """
     assert torch.equal(outputs.token_ids, tokens.labels), "the teacher's rows belong to other tokens"
     vocabularies = trainer.kd.vocabularies.of(student, outputs.columns)
-    overlap = _overlap(student, outputs, tokens, vocabularies) if trainer.args.kd_metrics else {}
+    overlap = {}
+    if trainer.args.kd_metrics:
+        of_all = not trainer.unwrapped_models[0].training
+        overlap = _overlap(student, outputs, tokens, vocabularies, of_all)
     loss, parts = objective_loss(
         settings,
         student,
@@ -70,12 +73,24 @@ def kd_loss(
 
 @torch.no_grad()
 def _overlap(
-    student: Tensor | LMHead, outputs: TeacherOutputs, tokens: Tokens, vocabularies: tuple[int, int | None]
+    student: Tensor | LMHead,
+    outputs: TeacherOutputs,
+    tokens: Tokens,
+    vocabularies: tuple[int, int | None],
+    of_all: bool,
 ) -> dict[str, Tensor]:
-    """The share of the teacher's K most probable tokens that are among the student's, on evenly spread tokens."""
-    step = max(1, -(-len(tokens.student_rows) // OVERLAP_TOKENS))
-    students = student[tokens.student_rows[::step]]
-    shard, of_teacher = shards_of(students, outputs.columns, tensor_group(), *vocabularies)
-    ids = outputs.best_ids(tokens.teacher_rows[::step], OVERLAP_K, of_teacher)
-    shares = topk_overlap(students, ids, shard)
+    """The share of the teacher's K most probable tokens that are among the student's, on evenly spread tokens.
+
+    Args:
+        of_all: on all tokens, so that it does not depend on how they lie in micro-batches.
+    """
+    step = 1 if of_all else max(1, -(-len(tokens.student_rows) // OVERLAP_TOKENS))
+    parts = (rows[::step].split(OVERLAP_TOKENS) for rows in (tokens.student_rows, tokens.teacher_rows))
+    shares = []
+    for student_rows, teacher_rows in zip(*parts, strict=True):
+        students = student[student_rows]
+        shard, of_teacher = shards_of(students, outputs.columns, tensor_group(), *vocabularies)
+        ids = outputs.best_ids(teacher_rows, OVERLAP_K, of_teacher)
+        shares.append(topk_overlap(students, ids, shard))
+    shares = torch.cat(shares)
     return {"topk_overlap": torch.stack([shares.sum(), shares.new_tensor(len(shares))]).float()}

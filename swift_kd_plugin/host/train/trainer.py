@@ -95,7 +95,10 @@ class KDTrainer(BaseTrainer, loss="plugin"):
         return self.kd.objective.at(self.progress(ahead)).temperature
 
     def progress(self, ahead: int = 0) -> float:
-        """The share of training that is done `ahead` steps from now."""
+        """The share of training that is done `ahead` steps from now; in evaluation all of it, so that what moves over
+        training is the same in each."""
+        if not self.unwrapped_models[0].training:
+            return 1.0
         return (self.state.iteration + ahead) / max(self.args.train_iters - 1, 1)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> list[dict[str, torch.Tensor]]:
@@ -166,8 +169,8 @@ class KDTrainer(BaseTrainer, loss="plugin"):
         loss, metrics = kd_loss(self, settings, student, teacher_outputs.load(self.device), tokens, responses)
         count = torch.tensor(len(tokens.labels), dtype=torch.int, device=loss.device)
         if self.args.kd_on_mismatch == "drop":
-            dropped = responses.dropped.float()
-            metrics["dropped_share"] = torch.stack([dropped.sum(), dropped.new_tensor(len(dropped))])
+            dropped = (responses.dropped & responses.counted).float()
+            metrics["dropped_share"] = torch.stack([dropped.sum(), responses.counted.float().sum()])
         if self.kd.writers:
             metrics |= describe_rollout(responses)
         group = mpu.get_data_parallel_group(with_context_parallel=True)

@@ -52,15 +52,15 @@ def _pair(values: Tensor, counted: Tensor) -> Tensor:
 
 def describe_rollout(responses) -> dict[str, Tensor]:
     """[sum, count] over a micro-batch's responses of who wrote them, their lengths, and which met the length limit."""
-    ones = torch.ones_like(responses.source)
+    counted = responses.counted
     metrics = {}
     for index, name in enumerate(SOURCES):
-        inside = responses.source == index
-        metrics[f"{name}_share"] = _pair(inside, ones)
+        inside = (responses.source == index) & counted
+        metrics[f"{name}_share"] = _pair(inside, counted)
         metrics[f"{name}_length"] = _pair(responses.length, inside)
         if name != "dataset":
             metrics[f"{name}_truncated"] = _pair(responses.truncated, inside)
-    metrics["thinking_share"] = _pair(responses.thinking == RESPONSE_MODES.index("thinking"), ones)
+    metrics["thinking_share"] = _pair(responses.thinking == RESPONSE_MODES.index("thinking"), counted)
     return metrics
 
 

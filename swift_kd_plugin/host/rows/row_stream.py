@@ -1,0 +1,56 @@
+"""Training rows of a stream: what fills no batch at its end is not lost, and a resumed run goes on where it was."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from swift.megatron.trainers.utils import MegatronDataLoaderDispatcher
+from swift.utils import get_logger
+
+from swift_kd_plugin.errors import KDError
+
+logger = get_logger()
+
+
+class StreamBatches(MegatronDataLoaderDispatcher):
+    """A replica's micro-batches of one pass through a stream, which the first replica reads for all.
+
+    Args:
+        loader: batches of rows.
+        micro_batch_size: of each replica.
+        used: rows of the stream that the run has used before, of all its passes; they are read again and left out.
+    """
+
+    def __init__(self, loader, micro_batch_size: int, used: int):
+        super().__init__(loader)
+        self.micro_batch_size, self.to_skip = micro_batch_size, used
+        self.rest: list[dict[str, Any]] = []
+        if used:
+            logger.info(f"The stream is read again up to row {used:,}, where the checkpoint was written.")
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        parts = self._parts() if self.rank == 0 else None
+        while True:
+            of_all = None if parts is None else next(parts, [None] * self.world_size)
+            part = self._scatter_object_list(of_all)
+            if part is None:
+                return
+            yield part
+
+    def _parts(self) -> Iterator[list[list[dict[str, Any]]]]:
+        """What the replicas take at once, as often as rows fill it."""
+        size, at_once = self.micro_batch_size, self.micro_batch_size * self.world_size
+        row = None
+        for row in self._rows():
+            if self.to_skip:
+                self.to_skip -= 1
+                continue
+            self.rest.append(row)
+            if len(self.rest) == at_once:
+                full, self.rest = self.rest, []
+                yield [full[start : start + size] for start in range(0, at_once, size)]
+        if row is None:
+            raise KDError("The stream of --dataset has no rows.")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for batch in self.base_dataloader:
+            yield from batch
