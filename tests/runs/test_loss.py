@@ -110,7 +110,6 @@ def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
     write_json_lines(scaled, rows)
     changes = {
         "dataset": scaled,
-        "is_binary_loss_scale": False,
         "kd_divergence": "skew_kl",
         "kd_lambda": 0.3,
         "kd_ce_alpha": 0.2,
@@ -139,7 +138,7 @@ def test_cross_entropy_schedules_and_loss_scale(flags, material, tmp_path):
         for number in range(2):
             scale = step["loss_scale"][(step["labels"] != -100) & (step["index"] == number)]
             assert scale[0] in (0.5, 1.5)
-            assert scale[-1] == 0.5  # the end token has the template's 1, and is the last
+            assert scale[-1] == scale[0] / 2  # the end has the turn's weight, and is the last
             assert scale[1] < scale[0]
     assert_right(ranks, dense("skew_kl", lam=0.3), temperature, weight, alpha)
     assert [step["temperature"] for step in run.steps] == pytest.approx(temperatures, abs=1e-6)
@@ -241,17 +240,17 @@ def test_a_column_chooses_the_rows_with_a_cross_entropy(flags, material, tmp_pat
 
 
 def test_fault_10_stock_drops_loss_scale(flags, material, tmp_path):
-    losses = {"stock": [], "jsd": []}
+    losses = []
     for scale in (0.2, 0.8):
         rows = read_json_lines(material / "sums.jsonl")
         for row in rows:
             row["messages"][-1]["loss_scale"] = scale
         file = tmp_path / f"scaled-{scale}.jsonl"
         write_json_lines(file, rows)
-        changes = {"dataset": file, "is_binary_loss_scale": False, "train_iters": 1}
-        for name, found in losses.items():
-            folder = tmp_path / f"{name}-{scale}"
-            found += megatron_rlhf(folder, {**flags, **changes, "kd_divergence": name}).expect_success().losses
-    assert losses["stock"][0] == losses["stock"][1]
-    # The end token has the template's weight in both.
-    assert 0.25 < losses["jsd"][0] / losses["jsd"][1] < 0.6
+        changes = {**flags, "dataset": file, "train_iters": 1}
+        losses += megatron_rlhf(tmp_path / f"jsd-{scale}", {**changes, "kd_divergence": "jsd"}).expect_success().losses
+    assert losses[0] / losses[1] == pytest.approx(0.25, rel=1e-5)
+    stock = megatron_rlhf(tmp_path / "stock", {**changes, "kd_divergence": "stock"})
+    assert stock.code == 1
+    assert "has a turn with a loss_scale, and ms-swift's own loss has no weights" in stock.log
+    assert "Traceback" not in stock.log
