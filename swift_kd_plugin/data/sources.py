@@ -12,6 +12,7 @@ from swift_kd_plugin.data.files import printable, why_not_opened
 from swift_kd_plugin.data.formats import Raw, check_format, to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
+from swift_kd_plugin.data.turn_keys import is_off
 from swift_kd_plugin.data.turns import UNREAD
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.data.values import check_value, decode_json, kind_of, parse_json
@@ -64,6 +65,8 @@ def check_rows(
         except RowError as error:
             report.leave_out(error, place)
         else:
+            if is_off(row["messages"][-1]):
+                report.note("response that is not trained", "its loss, weight or loss_scale is off", place)
             for key in dict.fromkeys(unread):
                 report.note(f"the key {key!r} of a turn, which is not read", "the row is used without it", place)
             yield row

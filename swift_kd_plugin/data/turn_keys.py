@@ -67,6 +67,11 @@ def read_weights(turn: Message, role: str, name: str) -> Message:
     return weights | ({"loss_scale": factors.pop()} if factors else {})
 
 
+def is_off(turn: Message) -> bool:
+    """Whether nothing of a turn is trained under any strategy."""
+    return turn.get("loss") is False or turn.get("loss_scale") == 0
+
+
 def _weight(value: Any, key: str, name: str) -> float:
     if not isinstance(value, (bool, int, float)) or not isfinite(value) or value < 0:
         raise RowError("format", f"{name} has the {key} {shown(value)}, which is no number of at least 0")

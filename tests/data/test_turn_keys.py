@@ -142,6 +142,14 @@ def test_what_says_nothing_of_the_training_is_no_matter_and_the_rest_is_counted(
     assert to_row(pairs, PLACE)["unread"] == ["vote"]
 
 
+def test_a_response_that_is_off_is_counted():
+    report = Report(strict=True)
+    answers = ({"loss": False}, {"weight": 0}, {"loss_scale": 0}, {"weight": 1}, {})
+    raws = [(PLACE, {"messages": [ASKED, {"role": "assistant", "content": "a", **keys}]}) for keys in answers]
+    assert len(list(check_rows(raws, report))) == 5
+    assert report.notes["response that is not trained"].count == 3
+
+
 REASONED = {"id": 1, "question": "2 + 3?", "answer": "5", "gold": "five", "why": "two and three", "hint": "h"}
 THOUGHT = "<think>\ntwo and three\n</think>\n\n"
 TYPES = {
