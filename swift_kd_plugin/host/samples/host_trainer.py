@@ -21,6 +21,7 @@ class HostTrainer(Protocol):
     config: Any
     bridge: Any
     optimizer: Any
+    opt_param_scheduler: Any
     state: Any
     device: torch.device
     unwrapped_models: list[nn.Module]

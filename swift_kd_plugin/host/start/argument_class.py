@@ -18,8 +18,10 @@ from swift_kd_plugin.host.start.model_checks import (
     check_supported,
     is_plain_folder,
 )
+from swift_kd_plugin.host.start.resume_check import check_resume
 from swift_kd_plugin.host.start.step_counts import set_step_counts
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
+from swift_kd_plugin.host.train.shard_size import bytes_of
 
 # Columns that ms-swift's trainer reads beside those of a row.
 FURTHER_COLUMNS = ("channel",)
@@ -44,6 +46,8 @@ def extend_arguments(stock: type) -> type:
             check_lora(self)
             check_continued_adapter(self)
             check_teacher_adapters(self)
+            check_resume(self)
+            bytes_of(self.max_shard_size)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False

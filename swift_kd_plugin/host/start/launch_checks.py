@@ -29,7 +29,9 @@ from swift_kd_plugin.host.start.model_checks import (
     check_supported,
     too_few_rows,
 )
+from swift_kd_plugin.host.start.resume_check import check_resume
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
+from swift_kd_plugin.host.train.shard_size import bytes_of
 
 # Folders and files of this machine, and what may be the id of a model on a hub, too.
 LOCAL_FOLDERS = ("mcore_model", "mcore_adapter", "mcore_ref_model", "mcore_ref_adapter", "kd_teacher_adapters")
@@ -69,6 +71,8 @@ def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", 
     check_lora(args)
     check_continued_adapter(args)
     check_teacher_adapters(args)
+    check_resume(args)
+    bytes_of(args.max_shard_size)
     check_sizes(args, processes_of(env))
     check_some_row_fits(args)
 

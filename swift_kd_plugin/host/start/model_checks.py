@@ -104,23 +104,41 @@ def _check_folder(flag: str, path: str) -> None:
         return
     if not os.path.exists(os.path.join(path, "config.json")):
         raise KDError(f"--{flag} {path} has no config.json; give the folder of a Hugging Face model.")
+    _check_weights(flag, path)
+
+
+def _check_weights(flag: str, path: str) -> None:
+    index = os.path.join(path, "model.safetensors.index.json")
+    if not (os.path.exists(index) and os.path.exists(os.path.join(path, "model.safetensors"))):
+        return
+    names = set(_read_object(index).get("weight_map", {}).values())
+    if names and "model.safetensors" not in names:
+        raise KDError(
+            f"--{flag} {path} holds two models: model.safetensors, which transformers reads, and {min(names)} with its "
+            "fellows, which Megatron reads by model.safetensors.index.json; remove one of them."
+        )
 
 
 def _read_config(path: str) -> dict | None:
     file = os.path.join(os.path.expanduser(path), "config.json")
     if not os.path.exists(file):
         return None
+    config = _read_object(file)
+    text_config = config.get("text_config", config)
+    return text_config if isinstance(text_config, dict) else config
+
+
+def _read_object(file: str) -> dict:
     try:
         with open(file, encoding="utf-8") as stream:
-            config = json.load(stream)
+            content = json.load(stream)
     except OSError as error:
         raise KDError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise KDError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise KDError(f"{file} holds no object; give the folder of a Hugging Face model.")
-    text_config = config.get("text_config", config)
-    return text_config if isinstance(text_config, dict) else config
+    return content
 
 
 def _check_layout(args, path: str, config: dict) -> None:

@@ -63,7 +63,7 @@ SEAMS = (
     Seam("rollout_mixin", f"{ROLLOUT}._build_log_table", "self", "completions.jsonl"),
     Seam("rollout_mixin", f"{ROLLOUT}._load_teacher_model", "self", "adapters merged into the teacher"),
     Seam("rollout_mixin", f"{ROLLOUT}._offload_teacher_models", "self", "the teacher's output layer stays"),
-    Seam("rlhf_mixin", f"{RLHF}._load_checkpoint", "self", "float32 parameters are loaded"),
+    Seam("rlhf_mixin", f"{RLHF}._load_checkpoint", "self", "float32 parameters are loaded, the schedule is the flags'"),
     Seam("base", f"{BASE}.save_checkpoint", "self", "a checkpoint says whether it is whole"),
     Seam("base", f"{BASE}._sorted_checkpoints", "self output_dir", "folders of the user stay"),
     Seam("base", f"{BASE}.merge_lora_adapters", "self adapter_name", "frozen weights keep every bit"),
@@ -78,7 +78,7 @@ SEAMS = (
 ATTRIBUTES = (
     *("args", "unwrapped_models", "wrapped_models", "peft_models", "teacher_models", "teacher_config", "template"),
     *("gkd_logits_topk", "device", "config", "bridge", "optimizer", "state", "steps_per_generation", "log_completions"),
-    *("use_teacher_api", "_step", "_logs", "_is_self_distillation"),
+    *("opt_param_scheduler", "use_teacher_api", "_step", "_logs", "_is_self_distillation"),
     *("_is_dynamic_self_distillation", "_teacher_use_disable_adapter", "_get_rollout_group", "_prepare_batch"),
     *("_generate_completions", "load_teacher_model_context", "offload_context", "_aggregated_metrics", "call_event"),
 )

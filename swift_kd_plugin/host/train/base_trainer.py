@@ -30,6 +30,8 @@ from swift_kd_plugin.host.train import checkpoint_manifest
 from swift_kd_plugin.host.train.evaluation import as_numbers, comparable, sum_metrics, validation_rows
 from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
+from swift_kd_plugin.host.train.resumed_schedule import schedule_of_flags, warn_if_finished
+from swift_kd_plugin.host.train.shard_size import shards_up_to
 from swift_kd_plugin.host.train.window_check import check_windows
 
 logger = get_logger()
@@ -71,7 +73,9 @@ class BaseTrainer(RolloutHooks):
     @torch.no_grad()
     def _load_checkpoint(self) -> None:
         # Megatron copies into float32 parameters in place, which autograd refuses.
-        super()._load_checkpoint()
+        with schedule_of_flags(self):
+            super()._load_checkpoint()
+        warn_if_finished(self)
 
     def train(self, train_dataset, val_dataset) -> None:
         self.kd.validation = validation_rows(self.args, self.config, val_dataset)
@@ -183,18 +187,23 @@ class BaseTrainer(RolloutHooks):
         owns = is_master() and not self.args.async_save
         began = False
         try:
+            if is_master() and (aside := checkpoint_manifest.make_room(folder)):
+                logger.info(f"What stood in {folder} is now in {aside}.")
             if owns:
-                aside = checkpoint_manifest.begin(folder)
+                checkpoint_manifest.begin(folder)
                 began = True
-                if aside:
-                    logger.info(f"What stood in {folder} is now in {aside}.")
             torch.distributed.barrier()
-            super().save_checkpoint()
+            with self._shards():
+                super().save_checkpoint()
             torch.distributed.barrier()
             if owns:
                 checkpoint_manifest.finish(folder)
         except (Exception, CheckpointException) as error:
             raise checkpoint_manifest.describe_failed_save(error, folder, last_good, began) from error
+
+    def _shards(self):
+        mine = self.args.bridge_backend == "mcore-bridge"
+        return shards_up_to(self.bridge, self.args.max_shard_size) if mine else nullcontext()
 
     def merge_lora_adapters(self, adapter_name: str = ADAPTER) -> None:
         self.kd.merged_export = MergedExport(self.bridge, self.unwrapped_models)

@@ -37,14 +37,16 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def begin(folder: Path) -> Path | None:
-    """Marks a checkpoint as being written. What stands in its place already, which would be mixed in or lost, is moved
-    into the folder that is returned."""
+def make_room(folder: Path) -> Path | None:
+    """Moves what stands in a checkpoint's place, which would be mixed in or lost, into the folder that is returned."""
     old = [place for place in (folder, merged_folder(folder)) if place.is_dir() and any(place.iterdir())]
-    aside = move_aside(folder.parent, old) if old else None
+    return move_aside(folder.parent, old) if old else None
+
+
+def begin(folder: Path) -> None:
+    """Marks a checkpoint as being written."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, None, linked_before=linked(folder.parent) == folder)
-    return aside
 
 
 def finish(folder: Path) -> None:

@@ -379,3 +379,54 @@ def test_a_length_into_which_no_row_fits_is_said(words, tmp_path):
     check_command(rows("a b c d " * 9, "4"), CPU)
     write_json_lines(tmp_path / "rows.jsonl", [{"query": "a b c d " * 9}])
     check_command(words(max_length=8), CPU)  # of rows in another form ranks say it
+
+
+def saved(folder, **changes):
+    """A checkpoint as far as its args.json, saved by one process."""
+    args = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "use_distributed_optimizer": True}
+    folder.mkdir()
+    (folder / "args.json").write_text(json.dumps({**args, "global_batch_size": 8, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "said"),
+    [
+        ({}, {}, "pipeline_model_parallel_size 1, and this run has --tensor_model_parallel_size 2 --pipeline_model"),
+        ({"tensor_model_parallel_size": 2}, {}, None),
+        ({"dist_ckpt_optim_fully_reshardable": True}, {}, None),
+        ({"use_distributed_optimizer": False}, {}, None),
+        ({}, {"no_load_optim": "true", "no_load_rng": "true"}, None),
+        ({}, {"finetune": "true"}, None),
+        ({"no_save_optim": True}, {}, "--no_save_optim true and holds no optimizer; begin a new run"),
+    ],
+)
+def test_an_optimizer_of_another_layout_is_refused(words, tmp_path, settings, flags, said):
+    resume = {"mcore_model": saved(tmp_path / "checkpoint-2", **settings), "finetune": "false"}
+    given = words(**{**resume, "tensor_model_parallel_size": 2, **flags})
+    two = {**CPU, "NPROC_PER_NODE": "2"}
+    if said is None:
+        check_command(given, two)
+    else:
+        with pytest.raises(KDError, match=said):
+            check_command(given, two)
+
+
+def test_a_size_of_files_has_a_unit(words):
+    for size in ("5GB", "500MB", "0.5 GiB", "1000000"):
+        check_command(words(max_shard_size=size), CPU)
+    for size in ("5G", "big", "0MB", "1 2GB"):
+        assert f"--max_shard_size {size} is no size; give one as 5GB or 500MB" in message(words(max_shard_size=size))
+
+
+def test_two_models_in_one_folder_are_refused(words, tmp_path):
+    """An index of an older, sharded export beside one file."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    assert f"--model {folder} holds two models: model.safetensors" in message(words(model=folder))
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    check_command(words(model=folder), CPU)
