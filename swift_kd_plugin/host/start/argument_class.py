@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from swift_kd_plugin.arguments import KDArguments
@@ -35,6 +35,7 @@ def extend_arguments(stock: type) -> type:
     @dataclass
     class MegatronRLHFArguments(KDArguments, stock):
         def __post_init__(self):
+            self._given = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
             check_models(self)
             if self.rlhf_type == "gkd":
                 check_supported(self)
@@ -63,6 +64,15 @@ def extend_arguments(stock: type) -> type:
                 from swift_kd_plugin.host.start.built_models import check_built_models  # needs Megatron
 
                 check_built_models(self)
+
+        def _init_output_dir(self):
+            from swift.utils import init_process_group
+
+            from swift_kd_plugin.host.start.same_arguments import collect, compare
+
+            init_process_group(backend=self.ddp_backend, timeout=self.ddp_timeout)
+            compare(collect(self.__dict__.pop("_given"), os.environ))
+            super()._init_output_dir()
 
         def init_iters(self, train_dataset, val_dataset):
             if self.rlhf_type == "gkd":
