@@ -18,7 +18,7 @@ ROOMS = {
     "host/rollout": "host/teacher host/samples generation serving data teacher losses",
     "host/teacher": "host/samples generation serving data teacher losses",
     "host/samples": "generation data losses",
-    "host/rows": "generation data config",
+    "host/rows": "data config",
     "evaluation": "generation data config",
     "generation": "serving data config",
     "data": "config",

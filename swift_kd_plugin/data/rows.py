@@ -54,6 +54,9 @@ class RowError(ValueError):
         super().__init__(reason)
         self.kind = kind
 
+    def __reduce__(self):
+        return type(self), (self.kind, str(self))
+
 
 def last_user_text(messages: list[Message]) -> str:
     """The text of the last user turn, '' if there is none."""

@@ -51,7 +51,7 @@ def test_a_mistake_is_said_before_a_rank_starts(flags, tmp_path, changes, messag
         ({"fp8_format": "hybrid"}, "fp8 is not available on the CPU backend"),
         (
             {"max_length": 8},
-            "--max_length 8 leaves too few rows for a batch: 0 of 2 that were looked at fit into it, and the",
+            "--max_length 8: none of the 32 rows of --dataset fits into it, the shortest has ",
         ),
     ],
     ids=["fp8", "max_length"],

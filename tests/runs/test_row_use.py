@@ -63,3 +63,17 @@ def test_rows_that_fill_no_step_are_evaluated(still, figures, tmp_path):
     run = megatron_rlhf(tmp_path, still | changes, processes=2).expect_success()
     assert evaluations(run) == [pytest.approx(figures, rel=1e-6)]
     assert "1 steps of 8 rows use each of the 20 rows 0 or 1 times; the last epoch leaves 12 of them out.\n" in run.log
+
+
+def test_a_shuffled_stream_goes_on_where_it_was(still, tmp_path):
+    long = {"messages": [{"role": "user", "content": "1+" * 200}, {"role": "assistant", "content": "1"}]}
+    write_json_lines(tmp_path / "rows.jsonl", [*read_json_lines(still["dataset"]), long])
+    changes = {"dataset": tmp_path / "rows.jsonl", "streaming": True, "shuffle_buffer_size": 3, "val_dataset": None}
+    changes |= {"micro_batch_size": 1, "global_batch_size": 2, "train_iters": 7, "lr": 1e-3, "no_save_optim": None}
+    whole = megatron_rlhf(tmp_path / "whole", still | changes | {"save_steps": 4}, processes=2).expect_success()
+    assert whole.log.count("line 6 is left out: it has ") == 1
+    again = {"mcore_model": whole.output / "checkpoint-4", "finetune": False}
+    resumed = megatron_rlhf(tmp_path / "resumed", still | changes | again, processes=2).expect_success()
+    assert "The stream is read again up to row 8, where the checkpoint was written." in resumed.log
+    assert resumed.losses == whole.losses[4:]
+    assert len(set(whole.losses)) == 7

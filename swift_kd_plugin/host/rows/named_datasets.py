@@ -48,12 +48,17 @@ def check_names(file: str, given: Sequence[str]) -> None:
 
 def log_reports(reports: dict[str, Report], folder: str | None) -> None:
     """Says what became of the inputs of each dataset, and writes it into the output folder, on the master rank."""
-    if not reports or not is_master():
+    add_reports({}, reports, folder)
+
+
+def add_reports(known: dict[str, Report], further: dict[str, Report], folder: str | None) -> None:
+    """Says what further reports say, and writes all of them."""
+    if not further or not is_master():
         return
-    for name, report in reports.items():
+    for name, report in further.items():
         for line in report.lines():
             logger.info(f"{name}: {line}" if not line.startswith(" ") else line)
     if folder:
-        pages = {name: report.as_json() for name, report in reports.items()}
+        pages = {name: report.as_json() for name, report in (known | further).items()}
         write_atomically(Path(folder) / REPORT_FILE, json.dumps(pages, ensure_ascii=False, indent=2) + "\n")
         logger.info(f"what became of every input row: {Path(folder) / REPORT_FILE}")

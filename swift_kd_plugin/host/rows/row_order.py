@@ -62,7 +62,7 @@ class RowOrder:
         while True:
             yield from islice(self.of_epoch(epoch), start, None)
             epoch, start = epoch + 1, 0
-            logger.info(f"Every row has been taken {epoch} times; epoch {epoch} of the rows begins.")
+            logger.info(f"Epoch {epoch} of the training rows begins.")
 
 
 class EvenBatchSampler:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from swift_kd_plugin.data.rows import Filler
+from swift_kd_plugin.host.rows.encoding_check import RowFilter, has_media
 
 Row = dict[str, Any]
 
@@ -59,10 +60,10 @@ class FirstRows(Sequence):
         return self.dataset[number]
 
 
-def read_stream(dataset, count: int, group) -> list[Row]:
-    """The first rows of a stream, or all where it has fewer; one rank of the group reads them for all."""
+def read_stream(dataset, count: int, rows: RowFilter, group) -> list[Row]:
+    """The first rows of a stream that can be used, or all where it has fewer; one rank of the group reads for all."""
     read = [None]
     if torch.distributed.get_rank(group) == 0:
-        read = [list(islice(dataset, count))]
+        read = [list(islice((row for row in dataset if has_media(row) or rows.keeps(row)), count))]
     torch.distributed.broadcast_object_list(read, torch.distributed.get_global_rank(group, 0), group=group)
     return read[0]

@@ -4,6 +4,7 @@ from typing import Any
 
 from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
 
+from swift_kd_plugin.data.row_report import shorten
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.tool_text import say_other_tool_text
 from swift_kd_plugin.host.samples.message_weights import encode_weighted, has_weights, refuse_weights_of_jinja
@@ -17,6 +18,19 @@ from swift_kd_plugin.host.samples.think_tokens import (
     train_block,
     written_turns,
 )
+
+
+class EncodingError(KDError):
+    """A sample that the template cannot encode.
+
+    Args:
+        what: the sentence without what to do.
+    """
+
+    def __init__(self, sample: KDSample, error: Exception):
+        reason = shorten(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+        self.what = f"{sample.name} cannot be encoded: {reason}"
+        super().__init__(f"{self.what}; mend the row.")
 
 
 def encode_views(samples: list[KDSample], template) -> tuple[list[Encoded], list[Encoded] | None]:
@@ -85,7 +99,10 @@ def _encode(sample: KDSample, row: dict[str, Any], template, thought: str | None
     def encode(trained: str) -> Encoded:
         messages = turns(sample, row["messages"], template, thought, trained)
         made = {**row, "messages": messages}
-        encoded = encode_weighted(made, template) if weighted else template.encode(made, return_length=True)
+        try:
+            encoded = encode_weighted(made, template) if weighted else template.encode(made, return_length=True)
+        except Exception as error:  # of any kind, as each template and each reader of media has its own
+            raise EncodingError(sample, error) from error
         encoded.pop("_extra_kwargs", None)
         return encoded
 

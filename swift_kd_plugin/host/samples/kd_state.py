@@ -21,6 +21,8 @@ class KDState:
     """`WriterMix`: who writes which response."""
     rows: int | None = None
     """Number of training rows; None of a stream."""
+    rows_filter: Any = None
+    """`RowFilter`: which rows cannot be encoded, where that is not known before their step."""
     validation: Any = None
     """`ValidationRows`: what every evaluation takes."""
     said: set[str] = field(default_factory=set)

@@ -7,11 +7,10 @@ from typing import Any
 
 from swift.template import get_template
 
-from swift_kd_plugin.data.row_report import shorten
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import load_processor
 from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
-from swift_kd_plugin.host.samples.encode_views import encode_views
+from swift_kd_plugin.host.samples.encode_views import EncodingError, encode_views
 from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of
 from swift_kd_plugin.host.samples.sample import KDSample
 
@@ -63,11 +62,8 @@ def preview(row: dict[str, Any], template) -> dict[str, list[Piece]]:
     sample = KDSample.from_row(row)
     try:
         (student,), teachers = encode_views([sample], template)
-    except KDError:
-        raise
-    except Exception as error:  # of any kind, as each template and each reader of media has its own
-        reason = shorten(" ".join(f"{type(error).__name__}: {error}".split()), 500)
-        raise KDError(f"{sample.name} cannot be encoded: {reason}; without --model it is shown as text.") from error
+    except EncodingError as error:
+        raise KDError(f"{error.what}; without --model it is shown as text.") from error
     if teachers is None:
         return {"student and teacher": _pieces(student, [False] * len(student["input_ids"]), template.tokenizer)}
     (teacher,) = teachers

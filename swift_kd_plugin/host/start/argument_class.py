@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from swift_kd_plugin.arguments import KDArguments
+from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rows.named_datasets import check_names, log_reports, register_named_datasets
 from swift_kd_plugin.host.rows.row_loader import Reading, rows_read_here
@@ -99,6 +100,11 @@ def extend_arguments(stock: type) -> type:
         def _register_datasets(self):
             register_named_datasets(self.kd_datasets, self._reading)
             check_names(self.kd_datasets, [*self.dataset, *self.val_dataset])
+
+        @property
+        def row_reports(self) -> dict[str, Report]:
+            """What became of the rows of each dataset."""
+            return self._reading.reports
 
         @cached_property
         def _reading(self) -> Reading:

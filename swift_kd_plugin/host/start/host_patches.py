@@ -82,6 +82,24 @@ def mark_vocabulary_shards(module: ModuleType) -> Undo:
     return replace_attribute(module, "_ensure_fsdp_tensor_parallel_attributes", ensure)
 
 
+def check_that_rows_can_be_encoded(module: ModuleType) -> Undo:
+    from swift_kd_plugin.host.rows.encoding_check import check_datasets
+    from swift_kd_plugin.host.rows.named_datasets import add_reports
+
+    stock = module.MegatronRLHF._get_dataset
+
+    @wraps(stock)
+    def _get_dataset(self):
+        datasets = stock(self)
+        if self.args.rlhf_type != "gkd":
+            return datasets
+        datasets, reports = check_datasets(self.args, self.template, datasets)
+        add_reports(self.args.row_reports, reports, self.args.output_dir)
+        return datasets
+
+    return replace_attribute(module.MegatronRLHF, "_get_dataset", _get_dataset)
+
+
 BASE_ARGUMENTS = "swift.arguments.base_args.base_args"
 PLUGIN_LISTS = ("external_plugins", "custom_register_path")
 PREPROCESSORS = "swift.dataset.preprocessor.core"
@@ -107,6 +125,13 @@ HOST_LEDGER = Ledger(
             why="the pipeline looks its trainer up here by name and has no registry for trainers",
             remove_when="ms-swift has a trainer registry for Megatron",
             apply=install_trainer,
+        ),
+        Patch(
+            symbol="swift.megatron.pipelines.train.rlhf.MegatronRLHF._get_dataset",
+            module="swift.megatron.pipelines.train.rlhf",
+            why="a row is encoded when its step is made, and where that fails, of whatever cause, another row is used",
+            remove_when="ms-swift leaves such rows out before training, and says which",
+            apply=check_that_rows_can_be_encoded,
         ),
         Patch(
             symbol=f"{BASE_ARGUMENTS}.BaseArguments.save_args",

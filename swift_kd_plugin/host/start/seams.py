@@ -48,7 +48,7 @@ SEAMS = (
     Seam("gkd_trainer", f"{GKD}._init_resample_data_iterator", "self train_dataset", "random states of a resumed run"),
     Seam(
         *("gkd_trainer", f"{GKD}.resample_encode_failed_inputs", "self inputs max_resample_rounds"),
-        "why a batch could not be filled",
+        "no row is replaced by another",
     ),
     Seam("rollout_mixin", f"{ROLLOUT}._init_rollout_engine", "self", "the engine of each side"),
     Seam("rollout_mixin", f"{ROLLOUT}._prepare_vllm_engine", "self", "vLLM's errors as a sentence"),

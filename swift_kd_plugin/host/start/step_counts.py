@@ -14,8 +14,9 @@ def set_step_counts(args, stock: Callable, train_dataset, val_dataset) -> None:
         stock: `init_iters` of ms-swift, for streams, of which no number of rows is known.
     """
     rows, val_rows = _count(train_dataset), _count(val_dataset)
-    if val_rows is not None and args.eval_iters < 0:
-        args.eval_iters = -(-val_rows // args.global_batch_size)
+    if val_rows is not None:
+        of_all = -(-val_rows // args.global_batch_size)
+        args.eval_iters = of_all if args.eval_iters < 0 else min(args.eval_iters, of_all)
     eval_iters = args.eval_iters
     stock(train_dataset, val_dataset)
     if val_dataset is not None and val_rows != 0:

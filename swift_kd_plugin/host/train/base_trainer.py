@@ -16,9 +16,9 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
+from swift_kd_plugin.host.rows.encoding_check import LengthRule, RowFilter, log_left_out
 from swift_kd_plugin.host.rows.row_order import sampler_for
-from swift_kd_plugin.host.rows.row_stream import StreamBatches
-from swift_kd_plugin.host.rows.unfilled_batch import explain_rows_left_out
+from swift_kd_plugin.host.rows.row_stream import JudgedBatch, StreamBatches
 from swift_kd_plugin.host.samples.encode_views import encode_views
 from swift_kd_plugin.host.samples.kd_state import KDState
 from swift_kd_plugin.host.samples.match_views import match_views
@@ -78,14 +78,17 @@ class BaseTrainer(RolloutHooks):
         warn_if_finished(self)
 
     def train(self, train_dataset, val_dataset) -> None:
-        self.kd.validation = validation_rows(self.args, self.config, val_dataset)
+        self.kd.rows_filter = RowFilter(self.template, LengthRule.of(self.args))
+        self.kd.validation = validation_rows(self, val_dataset)
         super().train(train_dataset, None)
+        log_left_out(self.kd.rows_filter)
 
     def _prepare_dataloader(self, train_dataset, val_dataset=None):
         used = self.state.consumed_train_samples
         if self.args.streaming:
-            loader = build_streaming_dataloader(self.args, train_dataset, self.data_collator).base_dataloader
-            return StreamBatches(loader, self.args.micro_batch_size, used), None
+            rows = self.kd.rows_filter
+            loader = build_streaming_dataloader(self.args, train_dataset, JudgedBatch(rows.judge)).base_dataloader
+            return StreamBatches(loader, rows, self.args.micro_batch_size, used), None
         replica, replicas = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
         sampler = sampler_for(self.args, train_dataset, used, replica, replicas)
         return self._create_dataloader(train_dataset, sampler), None
@@ -119,12 +122,8 @@ class BaseTrainer(RolloutHooks):
             return super()._init_resample_data_iterator(train_dataset)
 
     def resample_encode_failed_inputs(self, inputs: list[dict], max_resample_rounds: int = 10) -> list[dict]:
-        if not self.unwrapped_models[0].training:
-            return inputs
-        try:
-            return super().resample_encode_failed_inputs(inputs, max_resample_rounds)
-        except (RuntimeError, StopIteration) as error:
-            raise explain_rows_left_out(self.template, inputs) from error
+        # Rows of text have been judged before; in the place of one with media that fails stands what counts nothing.
+        return self.kd.rows_filter.fill(inputs)
 
     def _load_teacher_model(self) -> None:
         offload, self.offload_teacher_model = self.offload_teacher_model, False

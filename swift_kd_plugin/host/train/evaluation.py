@@ -14,13 +14,16 @@ from swift_kd_plugin.host.rows.validation_rows import FirstRows, ValidationRows,
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 
 
-def validation_rows(args, config, dataset) -> ValidationRows | None:
+def validation_rows(trainer: HostTrainer, dataset) -> ValidationRows | None:
     """What every evaluation of a run takes; None where nothing is evaluated."""
+    args = trainer.args
     count = args.eval_iters * args.global_batch_size
     if dataset is None or count <= 0:
         return None
-    streams = not hasattr(dataset, "__len__")
-    rows = read_stream(dataset, count, mpu.get_data_parallel_group()) if streams else FirstRows(dataset, count)
+    if not hasattr(dataset, "__len__"):
+        rows = read_stream(dataset, count, trainer.kd.rows_filter, mpu.get_data_parallel_group())
+    else:
+        rows = FirstRows(dataset, count)
     interleaved = args.virtual_pipeline_model_parallel_size is not None
     return ValidationRows(
         rows,
@@ -28,7 +31,7 @@ def validation_rows(args, config, dataset) -> ValidationRows | None:
         args.micro_batch_size,
         mpu.get_data_parallel_rank(),
         mpu.get_data_parallel_world_size(),
-        groups_of=config.microbatch_group_size_per_vp_stage if interleaved else 1,
+        groups_of=trainer.config.microbatch_group_size_per_vp_stage if interleaved else 1,
     )
 
 

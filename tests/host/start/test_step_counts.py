@@ -50,7 +50,7 @@ def test_epochs_are_counted_in_rows(caplog, rows, epochs, steps, said):
         (3, -1, 1, "Every evaluation takes each of the 3 validation rows once."),
         (10, -1, 3, "Every evaluation takes each of the 10 validation rows once."),
         (10, 2, 2, "--eval_iters 2: every evaluation takes the first 8 of 10 validation rows."),
-        (10, 9, 9, "Every evaluation takes each of the 10 validation rows once."),
+        (10, 9, 3, "Every evaluation takes each of the 10 validation rows once."),
         (10, 0, 0, None),
         (0, -1, 0, None),
     ],
