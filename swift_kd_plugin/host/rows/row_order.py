@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
-from swift.utils import get_logger
-
-logger = get_logger()
 
 
 class RowOrder:
@@ -62,7 +59,6 @@ class RowOrder:
         while True:
             yield from islice(self.of_epoch(epoch), start, None)
             epoch, start = epoch + 1, 0
-            logger.info(f"Epoch {epoch} of the training rows begins.")
 
 
 class EvenBatchSampler:
