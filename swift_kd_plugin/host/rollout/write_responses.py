@@ -117,12 +117,14 @@ def place_truncated(draft: KDSample, given: KDSample, truncated: str) -> KDSampl
 
 @contextmanager
 def _seeded(trainer: HostTrainer, name: str):
-    """Draws depend on seed, step and rank; those of training go on as if nothing had been drawn.
+    """Draws depend on seed, step and rank, in evaluation not on the step; those of training go on as if nothing had
+    been drawn.
 
     Ranks of one tensor-parallel vLLM engine must draw the same.
     """
     part = dist.get_rank() // max(trainer.args.vllm_tensor_parallel_size, 1)
     training = trainer.unwrapped_models[0].training
+    step = trainer.state.iteration if training else 0
     with keep_random_states():
-        torch.manual_seed(int(uniform(trainer.args.seed, name, trainer.state.iteration, part, training) * 2**53))
+        torch.manual_seed(int(uniform(trainer.args.seed, name, step, part, training) * 2**53))
         yield
