@@ -35,3 +35,17 @@ def test_a_metric_that_there_is_not_is_said():
     assert problem == (
         "--metric_for_best_model divergance: no checkpoint is the best, as the evaluation has but divergence, loss."
     )
+
+
+@pytest.mark.parametrize(("training", "share"), [(True, 0.5), (False, 1.0)])
+def test_what_moves_over_training_stands_at_its_end_in_evaluation(training, share):
+    from types import SimpleNamespace
+
+    from swift_kd_plugin.host.train.trainer import KDTrainer
+
+    trainer = SimpleNamespace(
+        unwrapped_models=[SimpleNamespace(training=training)],
+        state=SimpleNamespace(iteration=2),
+        args=SimpleNamespace(train_iters=5),
+    )
+    assert KDTrainer.progress(trainer) == share
