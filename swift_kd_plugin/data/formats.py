@@ -67,7 +67,8 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
             raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")
         row["teacher_messages"] = _prompted(row["messages"], prompt)
     for column in ("messages", "teacher_messages"):
-        _take_from_turns(row, column)
+        if column in row and row[column] and max(map(len, row[column])) > 2:
+            _take_from_turns(row, column)
     own_columns = {name: value for name, value in own_columns.items() if value is not None}
     if own_columns:
         row["columns"] = own_columns
@@ -234,10 +235,10 @@ def _add_column(row: Row, column: str, value: Any) -> None:
 
 def _take_from_turns(row: Row, column: str) -> None:
     """Tools of a system turn become the row's, and keys of turns that were not read its UNREAD."""
-    given, unread = take_from_turns(row.get(column, ()))
+    given, unread = take_from_turns(row[column])
     if unread:
         row[UNREAD] = [*row.get(UNREAD, ()), *unread]
-    tools = to_tools(given, f"the system turn of {column}")
+    tools = given and to_tools(given, f"the system turn of {column}")
     name = "tools" if column == "messages" else TEACHER_COLUMN_OF["tools"]
     if tools and row.setdefault(name, tools) != tools:
         raise RowError("format", f"its column {name!r} and the tools of a system turn differ; keep one of them")

@@ -65,7 +65,8 @@ def check_rows(
         except RowError as error:
             report.leave_out(error, place)
         else:
-            if is_off(row["messages"][-1]):
+            last = row["messages"][-1]
+            if len(last) > 2 and is_off(last):
                 report.note("response that is not trained", "its loss, weight or loss_scale is off", place)
             for key in dict.fromkeys(unread):
                 report.note(f"the key {key!r} of a turn, which is not read", "the row is used without it", place)

@@ -48,13 +48,14 @@ MEANINGLESS = frozenset(
         *("redacted", "annotations", "metadata", "meta", "markdown", "emojis", "cache_control", "prefix", "partial"),
     }
 )
+READ = {role: MEANINGLESS | keys for role, keys in BY_ROLE.items()}
 
 
 def read_weights(turn: Message, role: str, name: str) -> Message:
     """`loss` and `loss_scale` of a turn of the assistant, whatever its keys are called. Raises RowError."""
-    keys = turn.keys() & WEIGHTS
-    if not keys or role not in ("assistant", "tool_call"):
+    if WEIGHTS.isdisjoint(turn) or role not in ("assistant", "tool_call"):
         return {}
+    keys = turn.keys() & WEIGHTS
     given = {key: _weight(turn[key], key, name) for key in sorted(keys)}
     scale = given.pop("loss_scale", None)
     meant = {key: float(not weight) if key in MASKED else weight for key, weight in given.items()}
@@ -80,10 +81,12 @@ def _weight(value: Any, key: str, name: str) -> float:
 
 def unread_keys(turn: Message, role: str, name: str) -> list[str]:
     """Keys of a turn that say something and are not read. Raises RowError for one that is refused."""
-    known = BY_ROLE.get(role, frozenset())
+    known = READ.get(role, MEANINGLESS)
+    if known.issuperset(turn):
+        return []
     unread = []
     for key, value in turn.items():
-        if key in MEANINGLESS or key in known or _says_nothing(key, value):
+        if key in known or _says_nothing(key, value):
             continue
         if key in REFUSED:
             raise RowError("format", f"{name} has the key {key!r}, which {REFUSED[key]}")

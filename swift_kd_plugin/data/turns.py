@@ -11,6 +11,7 @@ from swift_kd_plugin.data.values import kind_of, parse_json, parse_text, shown
 
 TOOL_ROLES = ("tool", "tool_response")
 ROLES = frozenset({"system", "user", "assistant", "tool_call", *TOOL_ROLES})
+PLAIN_ROLES = ROLES.difference(TOOL_ROLES)
 ROLE_ALIASES = {
     **{role: role for role in ROLES},
     "developer": "system",
@@ -77,9 +78,9 @@ def _is_plain(turn: Any) -> bool:
     if type(turn) is not dict or len(turn) != 2:
         return False
     role, content = turn.get("role"), turn.get("content")
-    if type(role) is not str or role not in ROLES or type(content) is not str:
+    if type(role) is not str or type(content) is not str:
         return False
-    return role not in TOOL_ROLES or RESULT_OPEN not in content
+    return role in PLAIN_ROLES or (role in TOOL_ROLES and RESULT_OPEN not in content)
 
 
 def _standard(turn: Any, name: str) -> list[Message]:
@@ -121,7 +122,9 @@ def _said(content: Any, turn: Message, name: str) -> Message:
 
 def _unwrapped(content: Any) -> list[Any]:
     """A tool's result without the tags that the template puts around it; several results in one turn are several."""
-    text = content.strip() if isinstance(content, str) else ""
+    if not isinstance(content, str) or RESULT_OPEN not in content:
+        return [content]
+    text = content.strip()
     if not (text.startswith(RESULT_OPEN) and text.endswith(RESULT_CLOSE)):
         return [content]
     results = [part.partition(RESULT_CLOSE) for part in text.split(RESULT_OPEN)[1:]]
