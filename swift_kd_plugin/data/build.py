@@ -26,6 +26,7 @@ from swift_kd_plugin.data.dataset_specs import (
 )
 from swift_kd_plugin.data.experience import experienced_rows
 from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.data.leaks import with_two_views
 from swift_kd_plugin.data.mixing import Part, mix
 from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, paired_rows, with_response
 from swift_kd_plugin.data.row_report import Report
@@ -190,7 +191,8 @@ class Builder:
         unmatched = report.but(strict=None if node.unmatched is None else node.unmatched == "error")
         pairs = join_sides(exp, noexp, node.on, node.duplicates, report, unmatched)
         report.state(node.name, joined=len(pairs))
-        yield from paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
+        rows = paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
+        yield from with_two_views(rows, exp.name, noexp.name, report)
 
     def _mix(self, node: MixSpec, report: Report) -> Dataset:
         parts = {}

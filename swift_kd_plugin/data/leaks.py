@@ -1,14 +1,17 @@
-"""Finds what a pair should not have: the experience in the student's view, and responses that speak of it."""
+"""Finds what a pair should not have: the experience in the student's view, responses that speak of it, equal views."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from swift_kd_plugin.data.row_report import Report, shorten
 from swift_kd_plugin.data.rows import Place, Row, RowError, last_user_text, response_of, text_of, without_response
+from swift_kd_plugin.data.views import teachers_own
+from swift_kd_plugin.errors import KDError
 
+SAME, MORE = "same views", "student sees more"
 # A shorter piece of the experience proves nothing (bytes of UTF-8, so that a Chinese character counts three).
 LEAST_BYTES = 24
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]+")
@@ -107,3 +110,45 @@ def _sentences(text: str) -> tuple[str, ...]:
 
 def _flat(texts: Iterable[str]) -> str:
     return " ".join(" ".join(texts).casefold().split())
+
+
+def with_two_views(rows: Iterable[Row], exp: str, noexp: str, report: Report) -> Iterator[Row]:
+    """The rows as they are; those in which the teacher sees nothing of its own are noted.
+
+    Args:
+        exp, noexp: what messages call the two sources.
+
+    Raises:
+        KDError: both see the same in every row.
+    """
+    count = alike = 0
+    for row in rows:
+        if finding := find_no_experience(row):
+            report.note(finding.kind, str(finding), Place.of(row))
+            alike += finding.kind == SAME
+        count += 1
+        yield row
+    if count and alike == count:
+        raise KDError(
+            f"teacher and student see the same in all {count:,} rows of {exp} and {noexp}, so that there is no "
+            "experience to learn; give the rows with the experience as exp and those without it as noexp."
+        )
+
+
+def find_no_experience(row: Row) -> RowError | None:
+    """Whether teacher and student see the same, or the student all that the teacher sees, and more."""
+    own = teachers_own(row)
+    teacher = own.pop("messages", None) or []
+    student = without_response(row["messages"])
+    if own or row.get("teacher_thought") is not None:
+        return None
+    if teacher == student:
+        return RowError(SAME, "teacher and student see the same")
+    texts = [(turn["role"], text_of(turn["content"])) for turn in student]
+    if all(_is_part(turn["role"], text_of(turn["content"]), texts) for turn in teacher):
+        return RowError(MORE, "the student sees all that the teacher sees, and more; are exp and noexp exchanged?")
+    return None
+
+
+def _is_part(role: str, text: str, turns: list[tuple[str, str]]) -> bool:
+    return any(role == other and text in longer for other, longer in turns)

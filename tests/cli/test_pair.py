@@ -96,8 +96,8 @@ def test_what_it_writes_loads_in_stock_ms_swift(folder):
         (["--exp", "empty.json"], "empty.json cannot be used: it is not JSON"),
         (["--exp", "empty.csv"], "empty.csv has no header"),
         (
-            ["--exp", "i.parquet", "--noexp", "i.parquet"],
-            "i.parquet, row 1 (id '1') holds an image as bytes",
+            ["--exp", "i.parquet", "--noexp", "j.parquet"],
+            "j.parquet, row 1 (id '1') holds an image as bytes",
         ),
     ],
 )
@@ -108,7 +108,8 @@ def test_files_that_cannot_be_used_are_one_sentence(folder, arguments, message):
         (folder / f"empty.{suffix}").touch()
     turns = [turn("user", "<image>What?"), turn("assistant", "A cat.")]
     image = {"id": 1, "messages": turns, "images": [{"bytes": b"cat", "path": None}]}
-    pq.write_table(pa.Table.from_pylist([image]), folder / "i.parquet")
+    pq.write_table(pa.Table.from_pylist([image]), folder / "j.parquet")
+    pq.write_table(pa.Table.from_pylist([{**image, "system": "A zoo."}]), folder / "i.parquet")
     before = {file: file.read_bytes() for file in folder.glob("*.jsonl") if file.is_file()}
     code, log = swift_kd(folder, "pair", *FILES, *arguments)
     assert code == 1
@@ -159,3 +160,18 @@ def test_other_kinds_of_files_are_paired(folder):
     assert swift_kd(folder, "pair", "--exp", "exp.parquet", "--noexp", "noexp.csv", "-o", "other.jsonl")[0] == 0
     first, second = (read_json_lines(folder / name) for name in ("out/pairs.jsonl", "other.jsonl"))
     assert [{**row, "id": int(row["id"])} for row in second] == first
+
+
+def test_files_without_an_experience_between_them(folder):
+    """One file twice is refused; exchanged files are made, with a note."""
+    code, log = swift_kd(folder, "pair", "--exp", "exp.jsonl", "--noexp", "exp.jsonl", "-o", "out/pairs.jsonl")
+    assert code == 1
+    said = "swift-kd pair: error: teacher and student see the same in all 5 rows of exp.jsonl and exp.jsonl, so that"
+    assert said in log
+    assert "Traceback" not in log
+    assert not (folder / "out").exists()
+    exchanged = ("--exp", "noexp.jsonl", "--noexp", "exp.jsonl", "--response", "none", "-o", "out/pairs.jsonl")
+    code, log = swift_kd(folder, "pair", *exchanged)
+    assert code == 0, log
+    assert "note: 4 x student sees more" in log
+    assert "the student sees all that the teacher sees, and more; are exp and noexp exchanged?" in log
