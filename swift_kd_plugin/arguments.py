@@ -118,8 +118,8 @@ class ObjectiveFlags:
     kd_position_final: float = _flag(0.5, "Weight of a response's last token under the policy position, at least 0.")
     kd_metrics: bool = _flag(
         True,
-        "Log both KLs, entropies, agreement, overlap and tail mass next to the loss, also by who wrote the response "
-        "and by thinking mode; false leaves them out and is faster.",
+        "Log both KLs, entropies, agreement, overlap, tail mass and both sides' cross-entropy on the responses next to "
+        "the loss, also by who wrote the response and by thinking mode; false leaves them out and is faster.",
     )
     kd_kernels: bool = _flag(
         True, "Use Triton kernels for the loss on a GPU where they know the divergence; false computes it in PyTorch."

@@ -6,6 +6,7 @@ from torch import Tensor
 from swift_kd_plugin.losses.distribution_stats import finish_entropies, top1_agreement
 from swift_kd_plugin.losses.distributions import Pair
 from swift_kd_plugin.losses.divergences import DIVERGENCES, Terms
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE, label_ce
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.softmax import cross_entropy
 
@@ -39,14 +40,32 @@ def dense_parts(
 
     Args:
         sums: over the ranks: `label_logit`, and for the statistics both KLs and mean logits.
-        lse: logsumexp over the ranks of `p`, `q`, `ce` and what was removed of either side.
-        gathered: what every rank found, [ranks, C] each: the largest logits.
+        lse: logsumexp over the ranks of `p`, `q`, `ce` and what was removed of either side, and, where the temperature
+            is not 1, of each side's logits as they are.
+        gathered: what every rank found, [ranks, C] each: the largest logits, and the label's.
     """
     parts = parts_of(request, tokens, divergence, lse, sums.get("label_logit"))
     if request.statistics:
         parts |= finish_entropies(sums, lse["p"], lse["q"])
         parts["top1_agreement"] = top1_agreement(gathered)
+        if request.labels is not None:
+            parts |= _label_ces(request, tokens, lse, gathered)
     return parts | {name: torch.sigmoid(lse[name] - lse[side]) for name, side in REMOVED_FROM.items() if name in lse}
+
+
+def _label_ces(
+    request: Request, tokens: slice, lse: dict[str, Tensor], gathered: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    labels, found = request.labels[tokens], {}
+    for name, side, shard, removed in (
+        (STUDENT_CE, "q", request.student, "removed_student_mass"),
+        (TEACHER_CE, "p", request.teacher, "removed_teacher_mass"),
+    ):
+        whole = lse.get("ce", lse.get(name)) if name == STUDENT_CE else lse.get(name)
+        if whole is None:  # at temperature 1 that of the softmax, and of what was left out of it
+            whole = torch.logaddexp(lse[side], lse[removed]) if removed in lse else lse[side]
+        found[name] = label_ce(labels, shard.vocab, whole, gathered[f"label_{name}"])
+    return found
 
 
 class MeasuredChunk:

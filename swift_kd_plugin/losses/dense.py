@@ -13,6 +13,7 @@ from swift_kd_plugin.losses.assemble import MeasuredChunk, dense_parts
 from swift_kd_plugin.losses.chunked import LossRows, losses_by_chunks, working_dtype
 from swift_kd_plugin.losses.distribution_stats import entropy_sums, peaks
 from swift_kd_plugin.losses.distributions import Pair
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE, local_label_logit
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.shards import move_columns
 from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, logsumexp
@@ -44,6 +45,11 @@ class _Chunk:
         }
         if request.student.vocab == request.teacher.vocab:
             self.removed = {}
+        self.label_logits = {}
+        if request.statistics and request.labels is not None:
+            sides = ((STUDENT_CE, student, request.student), (TEACHER_CE, teacher, request.teacher))
+            labels = request.labels[tokens]
+            self.label_logits = {f"label_{name}": local_label_logit(*side, labels) for name, *side in sides}
         if request.student.widths != request.teacher.widths:
             teacher = move_columns(teacher, request.teacher, self.shard)
         self.q = self._side(student[:, : self.shard.width])
@@ -84,12 +90,28 @@ class _Chunk:
     def _normalise(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """logsumexp over all ranks of everything that needs one, and what each rank gave to it and its peaks."""
         sides = {"p": self.p, "q": self.q, **self.removed} | ({"ce": self.ce.side} if self.ce else {})
-        local = {name: side.local_lse() for name, side in sides.items()}
+        names, local = list(sides), {name: side.local_lse() for name, side in sides.items()}
         if self.request.statistics:
             local |= peaks(self.p, self.q)
+        if self.label_logits:
+            plain = self._plain_lses()
+            names, local = [*sides, *plain], local | plain | self.label_logits
         everyone = self.shard.gather(torch.stack(list(local.values())))
         gathered = dict(zip(local, everyone.unbind(1), strict=True))
-        return {name: logsumexp(gathered[name]) for name in sides}, gathered
+        return {name: logsumexp(gathered[name]) for name in names}, gathered
+
+    def _plain_lses(self) -> dict[str, Tensor]:
+        """logsumexp over this rank's columns of either side's logits as they are, where no other is that."""
+        found = {}
+        for name, side, removed in (
+            (STUDENT_CE, self.q, self.removed.get("removed_student_mass")),
+            (TEACHER_CE, self.p, self.removed.get("removed_teacher_mass")),
+        ):
+            if self.request.temperature == 1.0 or (name == STUDENT_CE and self.ce):
+                continue
+            lses = [one.plain_lse(self.request.temperature) for one in (side, removed) if one is not None]
+            found[name] = lses[0] if removed is None else torch.logaddexp(*lses)
+        return found
 
     def gradient(self) -> Tensor:
         """This rank's gradient of the chunk's losses in the student's logits [C, v]."""

@@ -78,7 +78,7 @@ def objective_loss(
         teacher_vocab=teacher_vocab,
         chunk_size=chunk_size,
         weight=settings.weight,
-        labels=tokens.labels if with_ce else None,
+        labels=tokens.labels,
         ce_weights=settings.ce_weight * tokens.ce.double() if with_ce else None,
         student_rows=tokens.student_rows,
         teacher_rows=tokens.teacher_rows,

@@ -34,6 +34,13 @@ class SoftmaxSide:
         """logsumexp over this rank's columns, float64 [C]; -inf where it has none."""
         return torch.where(self._mass > 0, self.peak.double() + self._mass.double().log(), -torch.inf)
 
+    def plain_lse(self, temperature: float) -> Tensor:
+        """`local_lse` of the logits before they were divided by the temperature. Called before `probabilities`."""
+        if temperature == 1.0:
+            return self.local_lse()
+        mass = self._exps.pow(temperature).sum(-1).double()
+        return torch.where(self._mass > 0, self.peak.double() * temperature + mass.log(), -torch.inf)
+
     def mean_logit(self, lse: Tensor) -> Tensor:
         """This rank's part of sum softmax(logits) * logits for the logsumexp over all ranks, float64 [C]."""
         factor = torch.where(self._mass > 0, (self.peak.double() - lse).exp(), 0.0)

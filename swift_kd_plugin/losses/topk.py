@@ -12,6 +12,7 @@ from swift_kd_plugin.losses.assemble import MeasuredChunk, parts_of
 from swift_kd_plugin.losses.chunked import LossRows, Window, losses_by_chunks, slices, working_dtype
 from swift_kd_plugin.losses.distribution_stats import entropy_sums
 from swift_kd_plugin.losses.distributions import Pair
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE, label_ce, listed_ce, local_label_logit
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
 from swift_kd_plugin.losses.shards import VocabShard
@@ -88,12 +89,18 @@ class _Chunk:
         if request.ce_weights is not None:
             labels, weights = request.labels[tokens], request.ce_weights[tokens]
             self.ce = CrossEntropy(student, labels, weights, request.student, self.dtype)
+        self.label_logit = self.plain = None
+        if request.statistics and request.labels is not None:
+            self.label_logit = local_label_logit(student, request.student, request.labels[tokens])
+            if self.ce is None and (self.early != 1.0 or self.shard.vocab != request.student.vocab):
+                self.plain = SoftmaxSide(student[:, : request.student.width], 1.0, self.dtype)
 
     def _read_teacher(self, log_probs: Tensor, ids: Tensor) -> None:
         """The teacher over the ids that both sides have, float64: log-probabilities [C, K], tail [C], removed [C]."""
         finite_mask = torch.isfinite(log_probs)
         self.present = finite_mask & (ids < self.shard.vocab)
         exact = log_probs.double().masked_fill(~finite_mask, -torch.inf)
+        self.exact, self.ids = exact, ids
         self.removed = exact.masked_fill(self.present, -torch.inf).exp().sum(-1)
         # Log-probabilities in fp32 add up to one no closer than this.
         rounding = torch.finfo(log_probs.dtype).eps / 2
@@ -130,11 +137,14 @@ class _Chunk:
     def _reduce(self) -> tuple[dict[str, Tensor], Tensor]:
         """Normalisers over all ranks, and the sums over ranks; fills in the student's K logits and tail."""
         sides = {"rest": self.rest} | ({"ce": self.ce.side} if self.ce else {})
+        sides |= {} if self.plain is None else {STUDENT_CE: self.plain}
         local = {name: side.local_lse() for name, side in sides.items()} | {"peak": self.rest.peak.double()}
+        local |= {} if self.label_logit is None else {"label": self.label_logit}
         everyone = self.shard.gather(torch.stack(list(local.values())))
         gathered = dict(zip(local, everyone.unbind(1), strict=True))
         lse = {name: logsumexp(gathered[name]) for name in sides}
         self.rest_peak, self.lse_rest = gathered["peak"].amax(0), lse["rest"]
+        self.label_logits = gathered.get("label")
         extra = [self._mean_of_rest()]
         if self.ce:
             extra.append(self.ce.label_logit())
@@ -166,7 +176,18 @@ class _Chunk:
             "teacher_tail_mass": self.log_tail.exp(),
             "student_tail_mass": tail,
             "removed_teacher_mass": self.removed,
-        }
+        } | self._label_ces(lse, log_total)
+
+    def _label_ces(self, lse: dict[str, Tensor], log_total: Tensor) -> dict[str, Tensor]:
+        """The student's cross-entropy with the labels, and the teacher's if it was not tempered [C]."""
+        if self.label_logits is None:
+            return {}
+        labels, vocab = self.request.labels[self.tokens], self.request.student.vocab
+        whole = lse.get("ce", lse.get(STUDENT_CE, log_total))
+        found = {STUDENT_CE: label_ce(labels, vocab, whole, self.label_logits)}
+        if self.request.teacher_temperature == 1.0:
+            found[TEACHER_CE] = listed_ce(labels, self.exact, self.ids)
+        return found
 
     def gradient(self) -> Tensor:
         """This rank's gradient of the chunk's losses in the student's logits [C, v]."""

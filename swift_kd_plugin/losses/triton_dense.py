@@ -23,6 +23,7 @@ from torch import Tensor
 
 from swift_kd_plugin.losses.assemble import dense_parts
 from swift_kd_plugin.losses.chunked import LossRows
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.softmax import find_columns, logsumexp
 
@@ -85,6 +86,7 @@ class _Losses:
             column, here = find_columns(request.labels, request.student)
             self.label = torch.where(here, column, -1).to(torch.int32)
             self.ce_weights = torch.where(request.labels >= 0, request.ce_weights, 0.0).double()
+        self.labelled = request.statistics and request.labels is not None
 
     def values(self) -> dict[str, Tensor]:
         """What each token's loss is made of; writes the gradient on the way."""
@@ -109,7 +111,8 @@ class _Losses:
         self._launch(
             self.kernels.normalise, *self._sides(), found, self.tokens,
             self.shard.width, request.student.width, request.teacher.width, LOG2_OF_E / request.temperature,
-            CE_APART=self.ce and self.tempered, RATIO=self.gradient is not None and self.kind == "reverse_kl",
+            CE_APART=(self.ce or self.labelled) and self.tempered, PLAIN_P=self.labelled and self.tempered,
+            RATIO=self.gradient is not None and self.kind == "reverse_kl",
             FAVOURITE=request.statistics, RESTS=self.removes,
         )  # fmt: skip
         return dict(zip(names, found.double(), strict=True))
@@ -120,12 +123,13 @@ class _Losses:
         if self.removes:
             local["removed_student_mass"] = self._lse(found, "rest_peak_q", "rest_mass_q")
             local["removed_teacher_mass"] = self._lse(found, "rest_peak_p", "rest_mass_p")
-        if self.ce:
-            local["ce"] = found["peak_q"] + found["ce_mass" if self.tempered else "mass_q"].log()
-            if self.removes:
-                rest = found["rest_peak_q"] + found["rest_ce_mass"].log()
-                local["ce"] = torch.logaddexp(local["ce"], rest)
+        if self.ce or (self.labelled and self.tempered):
+            local["ce"] = self._plain_lse(found, "q", "ce_mass" if self.tempered else "mass_q", "rest_ce_mass")
+        if self.labelled and self.tempered:
+            local[TEACHER_CE] = self._plain_lse(found, "p", "plain_mass_p", "rest_plain_mass_p")
         names = list(local)
+        if self.labelled:
+            local |= self._label_logits()
         if self.request.statistics:
             local |= {name: found[name] for name in ("peak_p", "peak_q", "q_at_peak_p")}
         if self.kind == "reverse_kl":
@@ -134,6 +138,28 @@ class _Losses:
         everyone = self.shard.gather(torch.stack(list(local.values())))
         gathered = dict(zip(local, everyone.unbind(1), strict=True))
         return {name: logsumexp(gathered[name]) for name in names}, gathered
+
+    def _plain_lse(self, found: dict[str, Tensor], side: str, mass: str, rest_mass: str) -> Tensor:
+        """logsumexp of all of a side's logits at temperature 1 over this rank's columns."""
+        plain = found[f"peak_{side}"] + found[mass].log()
+        if not self.removes:
+            return plain
+        return torch.logaddexp(plain, found[f"rest_peak_{side}"] + found[rest_mass].log())
+
+    def _label_logits(self) -> dict[str, Tensor]:
+        """This rank's part of both sides' logits of the label; read before a gradient may take their place."""
+        request, found = self.request, {}
+        for name, logits, shard, rows in (
+            (STUDENT_CE, self.student, request.student, self.rows[0]),
+            (TEACHER_CE, self.teacher, request.teacher, self.rows[1]),
+        ):
+            column, here = find_columns(request.labels, shard)
+            empty = logits.shape[1] == 0
+            logit = (
+                torch.zeros(self.tokens, device=logits.device) if empty else logits[rows, torch.where(here, column, 0)]
+            )
+            found[f"label_{name}"] = torch.where(here, logit.double(), 0.0)
+        return found
 
     def _lse(self, found: dict[str, Tensor], peak: str, mass: str) -> Tensor:
         """logsumexp over this rank's columns; -inf where it has none."""

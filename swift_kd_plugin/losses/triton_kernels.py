@@ -16,7 +16,7 @@ import triton.language as tl
 
 NORMALISERS = (
     "peak_q", "mass_q", "peak_p", "mass_p", "ce_mass", "ratio", "offset", "q_at_peak_p",
-    "rest_peak_q", "rest_mass_q", "rest_ce_mass", "rest_peak_p", "rest_mass_p",
+    "rest_peak_q", "rest_mass_q", "rest_ce_mass", "rest_peak_p", "rest_mass_p", "plain_mass_p", "rest_plain_mass_p",
 )  # fmt: skip
 SCALARS = (
     "peak_q", "factor_q", "peak_p", "factor_p", "shift", "shift_rest", "total", "ce_peak", "ce_factor", "ce_weight",
@@ -99,7 +99,8 @@ def _mass_beyond(row, begin, stop, base2, BLOCK: tl.constexpr):
 def normalise(
     student, student_rows, student_stride, teacher, teacher_rows, teacher_stride, out, tokens,
     width, student_width, teacher_width, base2,
-    CE_APART: tl.constexpr, RATIO: tl.constexpr, FAVOURITE: tl.constexpr, RESTS: tl.constexpr, BLOCK: tl.constexpr,
+    CE_APART: tl.constexpr, PLAIN_P: tl.constexpr, RATIO: tl.constexpr, FAVOURITE: tl.constexpr, RESTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Peaks and masses sum exp((x - peak) / temperature) of both sides over columns [0, width) -> `NORMALISERS`.
 
@@ -108,6 +109,7 @@ def normalise(
         student_width, teacher_width: how many columns of either side are real ids.
         base2: log2(e) / temperature.
         CE_APART: also the student's mass at temperature 1.
+        PLAIN_P: also the teacher's.
         RATIO: also sum exp((x_q - peak_q) / temperature) (x_q - x_p - offset). The offset, any of the differences,
             takes off what two models' logits differ by throughout, so that the sum is rounded without it.
         FAVOURITE: also the student's logit where the teacher's is largest.
@@ -122,6 +124,7 @@ def normalise(
     mass_q = tl.zeros([BLOCK], tl.float32)
     mass_p = tl.zeros([BLOCK], tl.float32)
     ce_mass = tl.zeros([BLOCK], tl.float32)
+    plain_p = tl.zeros([BLOCK], tl.float32)
     ratio = tl.zeros([BLOCK], tl.float32)
     favourite = tl.zeros([BLOCK], tl.int32)
     if RATIO:
@@ -139,6 +142,9 @@ def normalise(
             ce_mass = tl.fma(ce_mass, keep, join)
         keep, join = _shares(x_p, peak_p, base2)
         mass_p = tl.fma(mass_p, keep, join)
+        if PLAIN_P:
+            keep, join = _shares(x_p, peak_p, LOG2E)
+            plain_p = tl.fma(plain_p, keep, join)
         if FAVOURITE:
             favourite = tl.where(x_p > peak_p, start + lanes, favourite)
         peak_q = tl.maximum(peak_q, x_q)
@@ -167,6 +173,9 @@ def normalise(
         peak, mass, plain = _mass_beyond(p_row, width, teacher_width, base2, BLOCK)
         _put(out, tokens, token, peak, 11)
         _put(out, tokens, token, mass, 12)
+        _put(out, tokens, token, plain, 14)
+    if PLAIN_P:
+        _put(out, tokens, token, tl.sum(plain_p * tl.exp2((peak_p - top_p) * LOG2E)), 13)
 
 
 @triton.jit

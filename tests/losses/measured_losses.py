@@ -42,19 +42,19 @@ def sparse(
 def _measure(student, teacher, student_vocab, teacher_vocab, group, chunk_size, inplace=False, **more):
     count = len(more["student_rows"]) if "student_rows" in more else len(student)
     labels, weights = labels_and_weights(count, student_vocab)
-    options = LossOptions(
-        divergence="jsd",
-        temperature=TEMPERATURE,
-        group=group,
-        student_vocab=student_vocab,
-        teacher_vocab=teacher_vocab,
-        chunk_size=chunk_size,
-        weight=WEIGHT,
-        labels=labels,
-        ce_weights=weights,
-        statistics=True,
-        **more,
-    )
+    options = {
+        "divergence": "jsd",
+        "temperature": TEMPERATURE,
+        "group": group,
+        "student_vocab": student_vocab,
+        "teacher_vocab": teacher_vocab,
+        "chunk_size": chunk_size,
+        "weight": WEIGHT,
+        "labels": labels,
+        "ce_weights": weights,
+        "statistics": True,
+    }
+    options = LossOptions(**options | more)
     task, *sides = prepare_loss(student, teacher, options, inplace=inplace)
     return run_loss(task, *sides), task.parts
 
@@ -78,11 +78,35 @@ def naive_statistics(student, teacher, student_vocab, teacher_vocab) -> dict[str
         "teacher_entropy": -(p * p.log()).sum(-1),
         "student_entropy": -(q * q.log()).sum(-1),
         "top1_agreement": (p.argmax(-1) == q.argmax(-1)).to(F64),
+        "student_ce": naive_label_ce(student, student_vocab, student_vocab),
+        "teacher_ce": naive_label_ce(teacher, teacher_vocab, student_vocab),
     }
     if student_vocab != teacher_vocab:
         found["removed_student_mass"] = q_all[:, both:].sum(-1)
         found["removed_teacher_mass"] = p_all[:, both:].sum(-1)
     return found
+
+
+def naive_label_ce(logits, vocab, student_vocab):
+    """At temperature 1 over all ids of a side; infinite for a label that it does not have."""
+    labels = labels_and_weights(len(logits), student_vocab)[0]
+    log_probs = logits[:, :vocab].double().log_softmax(-1)
+    return torch.stack(
+        [
+            -row[label] if 0 <= label < vocab else row.new_tensor(torch.inf)
+            for row, label in zip(log_probs, labels, strict=True)
+        ]
+    )
+
+
+def naive_listed_ce(log_probs, ids, student_vocab):
+    """Exact where the label is listed; else no entry can be more probable than the last listed and the rest."""
+    labels = labels_and_weights(len(log_probs), student_vocab)[0].tolist()
+    found = []
+    for row, row_ids, label in zip(log_probs.double(), ids.tolist(), labels, strict=True):
+        known = row[row_ids.index(label)] if label in row_ids else min(row.min(), (1 - row.exp().sum()).log())
+        found.append(-known if label >= 0 else row.new_tensor(torch.inf))
+    return torch.stack(found)
 
 
 def naive_sparse_statistics(student, log_probs, ids, vocab, teacher_temperature) -> dict[str, torch.Tensor]:

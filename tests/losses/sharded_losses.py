@@ -1,7 +1,7 @@
 """What each rank of a tensor-parallel group does in the tests, and what one rank alone makes of the same logits."""
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 
 import torch
 from torch import distributed as dist
@@ -139,14 +139,18 @@ def sparse(layout: Layout, case, tail, student, group=None):
     )  # fmt: skip
 
 
-def statistics(layout: Layout, student, teacher, group=None) -> tuple[dict, dict]:
-    """The loss with cross-entropy and everything that is measured beside it, of a dense and of a top-k teacher."""
-    found = []
-    for loss, other in ((measured_losses.dense, (teacher,)), (measured_losses.sparse, layout.entries())):
+def statistics(layout: Layout, student, teacher, group=None) -> tuple[dict, ...]:
+    """The loss with cross-entropy and everything that is measured beside it, of a dense and of a top-k teacher.
+
+    Of each once more at temperature 1 and without a cross-entropy in the loss.
+    """
+    found, plain = [], {"temperature": 1.0, "ce_weights": None}
+    sides = ((measured_losses.dense, (teacher,)), (measured_losses.sparse, layout.entries()))
+    for (loss, other), changes in product(sides, ({}, plain)):
         sizes = (layout.student_vocab, layout.teacher_vocab)
 
-        def measured(logits, loss=loss, other=other, sizes=sizes):
-            value, parts = loss(logits, *other, *sizes, group=group, chunk_size=2)
+        def measured(logits, loss=loss, other=other, sizes=sizes, changes=changes):
+            value, parts = loss(logits, *other, *sizes, group=group, chunk_size=2, **changes)
             found.append(parts)
             return value
 

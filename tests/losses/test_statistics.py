@@ -81,6 +81,9 @@ def test_sparse(vocabularies, teacher_temperature):
     weights = measured_losses.labels_and_weights(TOKENS, vocabularies[0])[1]
     expected = measured_losses.naive_sparse_statistics(student, log_probs, ids, min(vocabularies), teacher_temperature)
     assert 0 < expected["top1_agreement"].mean() < 1
+    expected["student_ce"] = measured_losses.naive_label_ce(student, vocabularies[0], vocabularies[0])
+    if teacher_temperature == 1:
+        expected["teacher_ce"] = measured_losses.naive_listed_ce(log_probs, ids, vocabularies[0])
     expected["divergence"] = (loss - weights * ce) / measured_losses.WEIGHT
     compare_parts(ours(student)[1], expected, ce, vocabularies[0])
 
@@ -129,3 +132,24 @@ def test_fp32_statistics():
     for name, value in measured_losses.dense(student.float(), teacher.float(), *VOCABULARIES[1])[1].items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.to(F64), exact[name], rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_the_loss", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("vocabularies", VOCABULARIES)
+def test_what_both_sides_know_of_the_labels(vocabularies, temperature, in_the_loss):
+    """At temperature 1 whatever the loss's is; of a top-k teacher at least what it says of each label."""
+    student, teacher, _ = correlated(vocabularies)
+    more = {"temperature": temperature} | ({} if in_the_loss else {"ce_weights": None})
+    expected = {
+        "student_ce": measured_losses.naive_label_ce(student, vocabularies[0], vocabularies[0]),
+        "teacher_ce": measured_losses.naive_label_ce(teacher, vocabularies[1], vocabularies[0]),
+    }
+    parts = measured_losses.dense(student, teacher, *vocabularies, chunk_size=3, **more)[1]
+    for name, value in expected.items():
+        assert_close(parts[name], value, note=name)
+    log_probs, ids = teacher[:, : vocabularies[1]].log_softmax(-1).topk(ENTRIES, dim=-1)
+    parts = measured_losses.sparse(student, log_probs, ids, *vocabularies, **more)[1]
+    assert_close(parts["student_ce"], expected["student_ce"])
+    assert_close(parts["teacher_ce"], measured_losses.naive_listed_ce(log_probs, ids, vocabularies[0]))
+    assert (parts["teacher_ce"] <= expected["teacher_ce"] + 1e-9).all()

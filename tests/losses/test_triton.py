@@ -175,6 +175,8 @@ def interpreted_ids_that_one_side_lacks(case, vocabs):
     fields["labels"][2] = vocabs[0] - 1
     for temperature in (1.0, 2.0):
         compare(request_of(student, teacher, case, temperature, vocabs=vocabs, **fields), student, teacher)
+        without = fields | {"ce_weights": None}
+        compare(request_of(student, teacher, case, temperature, vocabs=vocabs, **without), student, teacher)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from swift.utils import is_master
+
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.errors import KDError
@@ -20,6 +22,7 @@ from swift_kd_plugin.host.start.model_checks import (
     is_plain_folder,
 )
 from swift_kd_plugin.host.start.resume_check import check_resume
+from swift_kd_plugin.host.start.same_teacher import warn_of_same_teacher
 from swift_kd_plugin.host.start.step_counts import set_step_counts
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
 from swift_kd_plugin.host.train.shard_size import bytes_of
@@ -95,6 +98,8 @@ def extend_arguments(stock: type) -> type:
             with rows_read_here([*self.dataset, *self.val_dataset], reading):
                 datasets = super().load_dataset()
             log_reports(reading.reports, self.output_dir)
+            if is_master():
+                warn_of_same_teacher(self, datasets[0])
             return datasets
 
         def _register_datasets(self):

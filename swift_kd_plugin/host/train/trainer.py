@@ -25,12 +25,14 @@ from swift_kd_plugin.host.train.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.train.loss_inputs import loss_is_fused
 from swift_kd_plugin.host.train.memory_report import MemoryReport
 from swift_kd_plugin.host.train.objective_flags import make_objective
+from swift_kd_plugin.host.train.teacher_report import warn_of_bad_teacher
 from swift_kd_plugin.host.train.training_metrics import (
     check_removed_mass,
     describe_rollout,
     drop_lonely_groups,
     metric_names,
 )
+from swift_kd_plugin.losses.objective import NEVER
 
 logger = get_logger()
 
@@ -195,6 +197,8 @@ class KDTrainer(BaseTrainer, loss="plugin"):
                 logs["generation_seconds"] = self.kd.generation_seconds / n_steps
                 logs |= {"lmbda": self.kd.mix.lmbda.at(self.progress(-1))} if self.kd.mix.lmbda.moves else {}
             self.kd.train_seconds = self.kd.generation_seconds = 0.0
+            if self.state.iteration == 1:
+                warn_of_bad_teacher(logs, self.kd.vocabularies.student, self.kd.objective.ce_alpha != NEVER)
         check_removed_mass(logs, self.args.kd_allow_removed_mass)
         drop_lonely_groups(logs)
         super()._log_callback(logs, n_steps)

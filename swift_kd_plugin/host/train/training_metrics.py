@@ -5,11 +5,13 @@ from torch import Tensor
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.responses import RESPONSE_MODES, SOURCES
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE
 
 REMOVED = ("removed_teacher_mass", "removed_student_mass")
 REMOVED_LIMIT = 1e-3
 BASIC = ("loss", "divergence", "ce")
-EXTENDED = ("forward_kl", "reverse_kl", "teacher_entropy", "student_entropy", "top1_agreement")
+LABEL_CES = (TEACHER_CE, STUDENT_CE)
+EXTENDED = ("forward_kl", "reverse_kl", "teacher_entropy", "student_entropy", "top1_agreement", *LABEL_CES)
 
 
 def metric_names(of_outputs: tuple[str, ...], extended: bool) -> tuple[str, ...]:
@@ -40,6 +42,9 @@ def make_metrics(
             values = torch.zeros(0, device=device)
         counted = ce if name == "ce" else torch.ones_like(ce)
         counted = counted[: len(values)]
+        if name in LABEL_CES:  # without the labels that a side does not have
+            counted = counted & torch.isfinite(values)
+            values = torch.where(counted, values, 0.0)
         metrics[name] = _pair(values, counted)
         for group, inside in groups.items():
             metrics[f"{name}_{group}"] = _pair(values, counted & inside[: len(values)])
