@@ -6,7 +6,8 @@
     register_dataset(DatasetMeta(
         dataset_name="hints", dataset_path="hints.jsonl", preprocess_func=ExperiencePreprocessor(experience="hint")))
 
-Each takes the keys that its type has in a data.yaml; paths are relative to the current folder.
+Each takes the keys that its type has in a data.yaml; paths are relative to the current folder. Making one installs the
+plugin, as naming it on a command line does: ms-swift removes columns that it does not know.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from swift.utils import get_logger, safe_ddp_context
 
+from swift_kd_plugin import install
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_node
 from swift_kd_plugin.host.rows.row_loader import cache_folder, without_unused_columns
@@ -36,6 +38,7 @@ class KDPreprocessor:
     trains: str | None = None  # as of `Builder`; a run sets it
 
     def __init__(self, keys: dict[str, Any]):
+        install()
         self.node = read_node(keys, type(self).__name__, GIVEN)
 
     def __call__(

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import subprocess
+import sys
 import time
 from copy import deepcopy
 
@@ -10,10 +13,20 @@ from datasets import Dataset
 
 from tests.gloo_ranks import run_distributed
 from tests.json_lines import write_json_lines
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 COUNT = 6
 THOUGHT = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.fixture(autouse=True)
+def disarmed():
+    """Making a preprocessor installs the plugin."""
+    yield
+    from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
+
+    HOST_LEDGER.disarm()
 
 
 @pytest.fixture
@@ -27,7 +40,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def rows(answer: str) -> list[dict]:
-    return [{"id": n, "query": f"{n}?", "hint": "Add.", "response": f"{THOUGHT}{answer}{n}"} for n in range(COUNT)]
+    shared = {"system": "Be brief.", "hint": "Add."}
+    return [{"id": n, "query": f"{n}?", "response": f"{THOUGHT}{answer}{n}", **shared} for n in range(COUNT)]
 
 
 def make(name: str):
@@ -130,3 +144,22 @@ def test_a_run_asks_them_for_responses_too(folder):
     assert len(preprocessor(dataset)) == COUNT + 1
     preprocessor.trains = "last_round"
     assert len(preprocessor(dataset)) == COUNT
+
+
+def test_the_example_of_the_readme_is_a_plain_script(folder):
+    """The teacher's columns survive although no command line names the plugin, also of the CPU backend and a stream."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(from swift.dataset import.*?)```", readme, re.DOTALL)
+    script = example + (
+        "from swift.dataset import load_dataset\n"
+        "for streaming in (False, True):\n"
+        '    row = next(iter(load_dataset(["hints"], streaming=streaming)[0]))\n'
+        '    print("SEEN", row["teacher_messages"][-1]["content"].splitlines())\n'
+    )
+    (folder / "script.py").write_text(script, encoding="utf-8")
+    write_json_lines(folder / "hints.jsonl", rows("A"))
+    for device in ({}, {"SWIFT_KD_DEVICE": "cpu"}):
+        env = {name: value for name, value in os.environ.items() if name != "SWIFT_KD_DEVICE"} | device
+        run = subprocess.run([sys.executable, "script.py"], cwd=folder, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.stdout.count("SEEN ['Use this: Add.', '', '0?']") == 2, run.stdout
