@@ -39,7 +39,7 @@ def imported_rooms(file: Path) -> set[str]:
         parts = name.split(".")
         if parts[0] == "swift_kd_plugin" and len(parts) > 1:
             room = "/".join(parts[1 : 3 if parts[1] == "host" else 2])
-            found |= {room} - {"host", "__version__", room_of(file)}
+            found |= {room} - {"host", "__version__", "install", room_of(file)}
     return found
 
 

@@ -20,7 +20,7 @@ from swift_kd_plugin.evaluation.models import read_models
 from swift_kd_plugin.evaluation.run_cells import CELLS, CellResult, EvalModel, Measurement
 from swift_kd_plugin.evaluation.scoring import answers, check_gold, score, table, tags_of
 from swift_kd_plugin.generation.engines import Sampling
-from swift_kd_plugin.generation.model_setup import ModelOptions, describe_rows, open_rows
+from swift_kd_plugin.generation.model_setup import ModelOptions, describe_rows, open_rows, say_mode
 from swift_kd_plugin.generation.shard_store import MANIFEST, put_aside, read_manifest, refuse_another, refuse_unknown
 from swift_kd_plugin.generation.verifiers import Gold
 
@@ -67,6 +67,7 @@ def run_evaluation(options: ModelOptions, opener: Callable[[str], Any]) -> tuple
     dataset, digest, notes = open_rows(options, opener)
     inputs = check(options, dataset, digest, gold, metrics, notes)
     subjects = [EvalModel.find(name, model_options) for name, model_options in models.items()]
+    any(say_mode(subject.template, dataset, options.thinking, notes) for subject in subjects)  # once
     with locked(options.output):
         claim(options, {"command": "swift-kd eval", **describe_rows(dataset, digest)})
         likelihoods = any(isinstance(metric, Perplexity) for metric in metrics)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
 from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.sources import READERS
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, mode_of
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import check_adapter
 from swift_kd_plugin.generation.engines import Engine
@@ -90,6 +93,26 @@ def make_template(options: ModelOptions) -> Any:
     get_logger().setLevel(logging.ERROR)
     dtype = getattr(torch, options.torch_dtype) if options.torch_dtype else None
     return load_template(options.model, options.template, options.model_type, dtype, default_system=options.system)
+
+
+def say_mode(template: Any, dataset: Dataset, thinking: str, report: Report) -> bool:
+    """Says at once, and in the report, in which mode a model that has both is asked by rows that name none.
+
+    It is the mode in which training and rollouts write such rows; the model's own chat template may have another.
+
+    Returns:
+        Whether there was something to say.
+    """
+    if thinking != "row" or not template.template_meta.non_thinking_prefix:
+        return False
+    settings = (row.get("chat_template_kwargs") for row in to_rows(dataset))
+    count = sum(mode_of(kwargs) is None for kwargs in settings)
+    if count:
+        mode = THINKING if template.enable_thinking else NON_THINKING
+        text = f"{mode}, as in training (--thinking on asks for thoughts)"
+        report.state("prompts", **{"rows without a mode": count, "asked as": text})
+        print(f"{count:,} rows name no thinking mode and are asked as {text}", file=sys.stderr, flush=True)
+    return bool(count)
 
 
 def make_engine(options: ModelOptions, template: Any, name: str) -> Engine:

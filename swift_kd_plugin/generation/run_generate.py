@@ -24,6 +24,7 @@ from swift_kd_plugin.generation.model_setup import (
     make_engine,
     make_template,
     open_rows,
+    say_mode,
 )
 from swift_kd_plugin.generation.shard_store import PAGE, REPORT, Store
 from swift_kd_plugin.generation.verifiers import BUILT_IN, Gold, Scorer
@@ -77,6 +78,7 @@ def generate_rows(options: Options, opener: Callable[[str], Any]) -> Tally:
     if options.verifier in BUILT_IN:
         check_gold_column(dataset, options.gold)
     template = make_template(options)
+    say_mode(template, dataset, options.thinking, report)
     folder = Path(template.processor.model_info.model_dir)
     sampling = options.sampling(folder)
     if engine_name == "vllm" and sampling.temperature > VLLM_HOTTEST:
