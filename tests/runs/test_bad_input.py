@@ -90,12 +90,19 @@ def test_a_model_that_is_not_supported(flags, material, tmp_path):
     assert "Traceback" not in run.log
 
 
-def test_a_row_without_messages(flags, material, tmp_path):
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"note": "what?"}', "it has the columns 'note', and needs messages"),
+        ('{"prompt": "say 8", "chosen": "8", "rejected": "9"}', "it has no response to distil on, and no model writes"),
+    ],
+)
+def test_a_row_that_cannot_be_used(flags, material, tmp_path, row, reason):
     data = tmp_path / "rows.jsonl"
-    data.write_text((material / "sums.jsonl").read_text() + '{"note": "what?"}\n')
+    data.write_text(f"{(material / 'sums.jsonl').read_text()}{row}\n")
     run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90, literal=True)
     assert run.code == 1
-    said = f"{data}, line 33 cannot be used: it has the columns 'note', and needs messages"
+    said = f"{data}, line 33 cannot be used: {reason}"
     assert any(said in line for line in sentences(run.log)), run.log[-3000:]
     assert "Traceback" not in run.log
 
