@@ -77,9 +77,6 @@ def test_the_report_has_every_count(whole):
     assert report["sources"] == {str(QUESTIONS): {"prompts": 120, "samples": 360, "accepted": len(rows)}}
     assert report["tokens_per_second"] == pytest.approx(report["tokens"] / report["seconds"], rel=0.01)
     assert report["input"]["read"] == {str(QUESTIONS): 384}
-    asked = report["input"]["facts"]["prompts"]
-    assert asked["asked as"].startswith("non_thinking, as in training")
-    assert f"{asked['rows without a mode']:,} rows name no thinking mode and are asked as non_thinking" in log
     assert f"120 prompts, 360 samples, {len(rows)} accepted" in log
     assert f"refused: {refused['duplicate']} x duplicate" in log
 
