@@ -114,7 +114,7 @@ def _built_slides(built: Any, window: int, layers: int) -> list[bool]:
 def _window(model: Described, longest: int | None) -> Iterator[str]:
     window = window_of(model)
     if window is not None and (longest is None or longest > window):
-        bound = "whose length nothing bounds" if longest is None else f"of up to {longest:,} tokens"
+        bound = "whose length nothing bounds (give --max_length)" if longest is None else f"of up to {longest:,} tokens"
         yield f"sliding_window {window:,} is left out, and attention goes over all of a sequence {bound}"
 
 
