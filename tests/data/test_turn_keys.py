@@ -164,7 +164,7 @@ TYPES = {
 
 def rows_of(folder: Path, keys: dict) -> list[dict]:
     write_json_lines(folder / "r.jsonl", [REASONED])
-    write_json_lines(folder / "n.jsonl", [{"id": 1, "question": "2 + 3?"}])
+    write_json_lines(folder / "n.jsonl", [{"id": 1, "question": "What?"}])
     (folder / "data.yaml").write_text(json.dumps({"it": keys}))
     return list(to_rows(Builder(folder / "store").dataset(read_data_yaml(folder / "data.yaml")["it"])[0]))
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swift_kd_plugin.host.train.checkpoint_manifest import begin, finish, merged_folder
+from swift_kd_plugin.host.train.checkpoint_manifest import begin, finish, make_room, merged_folder
 from tests.json_lines import write_json_lines
 
 
@@ -15,6 +15,7 @@ def write_checkpoint(folder: Path, step: int, *, adapter: bool = False, whole: b
     """As the trainer does it, to the end or not, or as ms-swift alone does."""
     made = folder / f"checkpoint-{step}"
     if says_itself:
+        make_room(made)
         begin(made)
     for place in (made, merged_folder(made)) if adapter else (made,):
         (place / f"iter_{step:07d}").mkdir(parents=True)

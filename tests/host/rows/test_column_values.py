@@ -19,7 +19,7 @@ TEXTS = ["007", "1.50", "null", "true", "NaN", "1e5", "[1,2]", '"q"', " 2 ", "-0
 MIXED = [*TEXTS, 5, 2.5, True, None, {"a": None, "b": "1"}, ["1", 1, None]]
 TYPES = {
     "rows": {"type": "rows", "source": "gold.jsonl"},
-    "pairs": {"type": "exp_noexp", "exp": "gold.jsonl", "noexp": "gold.jsonl"},
+    "pairs": {"type": "exp_noexp", "exp": "told.jsonl", "noexp": "gold.jsonl"},
     "hints": {"type": "exp_noexp", "source": "gold.jsonl", "experience": "hint"},
     "modes": {"type": "thinking_mix", "source": "gold.jsonl"},
     "mix": {"type": "mix", "sources": {"gold.jsonl": 1.0}},
@@ -35,6 +35,7 @@ def rows_of(golds: list) -> list[dict]:
 @pytest.fixture
 def folder(tmp_path):
     write_json_lines(tmp_path / "gold.jsonl", rows_of(MIXED))
+    write_json_lines(tmp_path / "told.jsonl", [{**row, "system": "h"} for row in rows_of(MIXED)])
     (tmp_path / "gold.json").write_text(json.dumps(rows_of(MIXED)))
     with open(tmp_path / "gold.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["id", "query", "hint", "response", "gold"])

@@ -1,6 +1,5 @@
 """How many steps training and evaluation take, without a launch."""
 
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
-def counted(caplog, rows: int | None, val_rows: int | None, **changes) -> tuple[SimpleNamespace, list[str]]:
+def counted(monkeypatch, rows: int | None, val_rows: int | None, **changes) -> tuple[SimpleNamespace, list[str]]:
     """The flags after counting, and what was said. ms-swift's own part leaves no evaluation of few rows."""
     from swift_kd_plugin.host.start import step_counts
 
@@ -20,13 +19,10 @@ def counted(caplog, rows: int | None, val_rows: int | None, **changes) -> tuple[
             args.eval_iters = 0
 
     data = [None if count is None else [0] * count for count in (rows, val_rows)]
-    step_counts.logger.addHandler(caplog.handler)
-    try:
-        with caplog.at_level(logging.INFO):
-            step_counts.set_step_counts(args, stock, *data)
-    finally:
-        step_counts.logger.removeHandler(caplog.handler)
-    return args, [record.getMessage() for record in caplog.records]
+    lines = []
+    monkeypatch.setattr(step_counts.logger, "info", lines.append)
+    step_counts.set_step_counts(args, stock, *data)
+    return args, lines
 
 
 @pytest.mark.parametrize(
@@ -37,8 +33,8 @@ def counted(caplog, rows: int | None, val_rows: int | None, **changes) -> tuple[
         (12, 1, 3, "3 steps of 4 rows use each of the 12 rows 1 times."),
     ],
 )
-def test_epochs_are_counted_in_rows(caplog, rows, epochs, steps, said):
-    args, lines = counted(caplog, rows, None, num_train_epochs=epochs)
+def test_epochs_are_counted_in_rows(monkeypatch, rows, epochs, steps, said):
+    args, lines = counted(monkeypatch, rows, None, num_train_epochs=epochs)
     assert args.train_iters == steps
     assert said in lines
     assert args.eval_iters == 0
@@ -55,12 +51,12 @@ def test_epochs_are_counted_in_rows(caplog, rows, epochs, steps, said):
         (0, -1, 0, None),
     ],
 )
-def test_an_evaluation_takes_each_row(caplog, val_rows, given, steps, said):
-    args, lines = counted(caplog, 12, val_rows, eval_iters=given)
+def test_an_evaluation_takes_each_row(monkeypatch, val_rows, given, steps, said):
+    args, lines = counted(monkeypatch, 12, val_rows, eval_iters=given)
     assert args.eval_iters == steps
     assert said is None or said in lines
 
 
-def test_an_epoch_that_is_saved_is_counted_in_rows(caplog):
-    args, _ = counted(caplog, 11, None, save_strategy="epoch")
+def test_an_epoch_that_is_saved_is_counted_in_rows(monkeypatch):
+    args, _ = counted(monkeypatch, 11, None, save_strategy="epoch")
     assert (args.save_steps, args.eval_steps) == (2, 2)
