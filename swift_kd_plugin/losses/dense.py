@@ -13,10 +13,10 @@ from swift_kd_plugin.losses.assemble import MeasuredChunk, dense_parts
 from swift_kd_plugin.losses.chunked import LossRows, losses_by_chunks, working_dtype
 from swift_kd_plugin.losses.distribution_stats import entropy_sums, peaks
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE, local_label_logit
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE
 from swift_kd_plugin.losses.request import Request
 from swift_kd_plugin.losses.shards import move_columns
-from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, logsumexp
+from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, local_label_logit, logsumexp
 from swift_kd_plugin.losses.triton_dense import kernel_losses, kernels_apply
 
 RULED_OUT = -1e30

@@ -6,19 +6,7 @@ C tokens of a chunk, v this rank's columns.
 import torch
 from torch import Tensor
 
-from swift_kd_plugin.losses.shards import VocabShard
-from swift_kd_plugin.losses.softmax import find_columns
-
 STUDENT_CE, TEACHER_CE = "student_ce", "teacher_ce"
-
-
-def local_label_logit(logits: Tensor, shard: VocabShard, labels: Tensor) -> Tensor:
-    """The label's logit where this rank holds it, else 0: float64 [C], of which the ranks' sum is the logit."""
-    column, here = find_columns(labels, shard)
-    if logits.shape[1] == 0:
-        return torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
-    logit = logits.gather(1, torch.where(here, column, 0)[:, None])[:, 0].double()
-    return torch.where(here, logit, 0.0)
 
 
 def label_ce(labels: Tensor, vocab: int, lse: Tensor, label_logits: Tensor) -> Tensor:

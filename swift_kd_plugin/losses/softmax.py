@@ -74,11 +74,8 @@ class CrossEntropy:
         self._column = torch.where(self._here, column, 0)
 
     def label_logit(self) -> Tensor:
-        """This rank's part of the label's logit: the logit where it holds the label, else 0. float64 [C]."""
-        if self.side.logits.shape[1] == 0:
-            return self.weights.new_zeros(len(self.weights))
-        logit = self.side.logits.gather(1, self._column[:, None])[:, 0]
-        return torch.where(self._here, logit, 0.0).double()
+        """As of `local_label_logit`."""
+        return _logit_of(self.side.logits, self._column, self._here)
 
     def add_gradient(self, lse: Tensor, other: Tensor) -> Tensor:
         """weights * (softmax - onehot(label)) [C, v], and `other` added to its first columns. Used once."""
@@ -94,6 +91,23 @@ def find_columns(ids: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """The columns of global ids on this rank, and where it holds them."""
     column = ids - shard.start
     return column, (column >= 0) & (column < shard.width)
+
+
+def local_label_logit(logits: Tensor, shard: VocabShard, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+    """The label's logit where this rank holds it, else 0: float64 [C], of which the ranks' sum is the logit.
+
+    Args:
+        rows: the row of `logits` that each label is about; None: one row each, in order.
+    """
+    column, here = find_columns(labels, shard)
+    return _logit_of(logits, torch.where(here, column, 0), here, rows)
+
+
+def _logit_of(logits: Tensor, column: Tensor, here: Tensor, rows: Tensor | None = None) -> Tensor:
+    if logits.shape[1] == 0:
+        return torch.zeros(len(here), dtype=torch.float64, device=logits.device)
+    logit = logits.gather(1, column[:, None])[:, 0] if rows is None else logits[rows, column]
+    return torch.where(here, logit.double(), 0.0)
 
 
 def cross_entropy(labels: Tensor, lse: Tensor, label_logit: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from swift_kd_plugin.losses.assemble import MeasuredChunk, parts_of
 from swift_kd_plugin.losses.chunked import LossRows, Window, losses_by_chunks, slices, working_dtype
 from swift_kd_plugin.losses.distribution_stats import entropy_sums
 from swift_kd_plugin.losses.distributions import Pair
-from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE, label_ce, listed_ce, local_label_logit
+from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE, label_ce, listed_ce
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.request import Request, block_tokens, chunk_tokens
 from swift_kd_plugin.losses.shards import VocabShard
-from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, find_columns, logsumexp
+from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, find_columns, local_label_logit, logsumexp
 
 
 @torch.no_grad()

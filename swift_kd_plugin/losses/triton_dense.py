@@ -25,7 +25,7 @@ from swift_kd_plugin.losses.assemble import dense_parts
 from swift_kd_plugin.losses.chunked import LossRows
 from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE
 from swift_kd_plugin.losses.request import Request
-from swift_kd_plugin.losses.softmax import find_columns, logsumexp
+from swift_kd_plugin.losses.softmax import find_columns, local_label_logit, logsumexp
 
 KERNEL_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "tvd")
 SUM_OF_SLOPES_IN_PASS_1 = ("forward_kl", "reverse_kl")
@@ -148,18 +148,11 @@ class _Losses:
 
     def _label_logits(self) -> dict[str, Tensor]:
         """This rank's part of both sides' logits of the label; read before a gradient may take their place."""
-        request, found = self.request, {}
-        for name, logits, shard, rows in (
-            (STUDENT_CE, self.student, request.student, self.rows[0]),
-            (TEACHER_CE, self.teacher, request.teacher, self.rows[1]),
-        ):
-            column, here = find_columns(request.labels, shard)
-            empty = logits.shape[1] == 0
-            logit = (
-                torch.zeros(self.tokens, device=logits.device) if empty else logits[rows, torch.where(here, column, 0)]
-            )
-            found[f"label_{name}"] = torch.where(here, logit.double(), 0.0)
-        return found
+        request, (student_rows, teacher_rows) = self.request, self.rows
+        return {
+            f"label_{STUDENT_CE}": local_label_logit(self.student, request.student, request.labels, student_rows),
+            f"label_{TEACHER_CE}": local_label_logit(self.teacher, request.teacher, request.labels, teacher_rows),
+        }
 
     def _lse(self, found: dict[str, Tensor], peak: str, mass: str) -> Tensor:
         """logsumexp over this rank's columns; -inf where it has none."""
@@ -214,11 +207,10 @@ class _Losses:
         return sums
 
     def _label_logit(self) -> Tensor:
-        """This rank's part of the label's logit: the logit where it holds the label, else 0."""
-        if not self.ce or self.student.shape[1] == 0:
+        """This rank's part of the label's logit for the loss; 0 without a cross-entropy in it."""
+        if not self.ce:
             return torch.zeros(self.tokens, dtype=torch.float64, device=self.student.device)
-        logit = self.student[self.rows[0], self.label.clamp_min(0)].double()
-        return torch.where(self.label >= 0, logit, 0.0)
+        return local_label_logit(self.student, self.request.student, self.request.labels, self.rows[0])
 
     def _sides(self) -> tuple:
         student_rows, teacher_rows = self.rows
