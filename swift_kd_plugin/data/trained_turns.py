@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from swift_kd_plugin.data.column_names import RESPONSE
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError
+from swift_kd_plugin.data.turn_keys import is_off
 from swift_kd_plugin.data.validate import SPEAKS
 
 GOLD = ("chosen", "chosen_response", *RESPONSE)
@@ -29,7 +30,7 @@ def answered_rows(rows: Iterable[Row], strategy: str, report: Report) -> Iterato
 def check_answered(row: Row, strategy: str) -> None:
     """Raises RowError for a row of which nothing would be trained."""
     messages = row["messages"]
-    if messages[-1]["role"] in SPEAKS and _trained(messages[-1]):
+    if messages[-1]["role"] in SPEAKS and not is_off(messages[-1]):
         return
     spoken = [turn for turn in messages if turn["role"] in SPEAKS]
     turns = _last_round(messages) if strategy.startswith(LAST_ROUND) else spoken
@@ -41,12 +42,8 @@ def check_answered(row: Row, strategy: str) -> None:
             f"holds it (`gold: {gold}` in a data.yaml), or let the student (--lmbda 1 --use_vllm true) or the teacher "
             "(--seq_kd true) write it",
         )
-    if not any(map(_trained, turns)) and not any(turn.get("loss") for turn in spoken):
+    if all(map(is_off, turns)) and not any(turn.get("loss") for turn in spoken):
         raise RowError("no response", "nothing of its response is trained: its turns have loss false or loss_scale 0")
-
-
-def _trained(turn: Message) -> bool:
-    return bool(turn.get("loss", True)) and turn.get("loss_scale") != 0
 
 
 def _last_round(messages: list[Message]) -> list[Message]:

@@ -18,7 +18,6 @@ from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
 from swift_kd_plugin.data.row_report import Report
-from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.sources import READERS
 from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, mode_of
 from swift_kd_plugin.errors import KDError
@@ -105,8 +104,7 @@ def say_mode(template: Any, dataset: Dataset, thinking: str, report: Report) -> 
     """
     if thinking != "row" or not template.template_meta.non_thinking_prefix:
         return False
-    settings = (row.get("chat_template_kwargs") for row in to_rows(dataset))
-    count = sum(mode_of(kwargs) is None for kwargs in settings)
+    count = sum(mode_of(kwargs) is None for kwargs in dataset["chat_template_kwargs"])
     if count:
         mode = THINKING if template.enable_thinking else NON_THINKING
         text = f"{mode}, as in training (--thinking on asks for thoughts)"

@@ -14,11 +14,11 @@ from swift.utils import get_logger
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
+from swift_kd_plugin.data.columns import MEDIA_COLUMNS
 from swift_kd_plugin.data.row_report import ROW_EXAMPLES, Report, shorten
 from swift_kd_plugin.data.rows import Filler, Place, Row, RowError
 from swift_kd_plugin.errors import KDError
 
-MEDIA = ("images", "videos", "audios")
 TOO_LONG = "longer than --max_length"
 # From as many rows on processes help to encode them.
 ROWS_FOR_WORKERS = 2000
@@ -63,7 +63,7 @@ class Judge:
         turns = row["messages"]
         first = 1 if turns and turns[0]["role"] == "system" else 0
         roles = ["system"] * first + ["user", "assistant"] * len(turns)
-        if any(row.get(name) for name in (*MEDIA, "objects", "tools")) or len(turns) == first:
+        if any(row.get(name) for name in (*MEDIA_COLUMNS, "objects", "tools")) or len(turns) == first:
             return False
         for turn, role in zip(turns, roles, strict=False):
             if turn["role"] != role or not isinstance(turn["content"], str):
@@ -83,7 +83,7 @@ class Judge:
 
 def has_media(row: Row) -> bool:
     """Its encoding takes long, so that it is judged when its step is made."""
-    return any(row.get(name) for name in MEDIA)
+    return any(row.get(name) for name in MEDIA_COLUMNS)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rows.named_datasets import check_names, log_reports, register_named_datasets
 from swift_kd_plugin.host.rows.row_loader import Reading, rows_read_here
-from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
+from swift_kd_plugin.host.start.launch_checks import check_weights_flags
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
     check_models,
@@ -21,11 +21,8 @@ from swift_kd_plugin.host.start.model_checks import (
     check_supported,
     is_plain_folder,
 )
-from swift_kd_plugin.host.start.resume_check import check_resume
 from swift_kd_plugin.host.start.same_teacher import warn_of_same_teacher
 from swift_kd_plugin.host.start.step_counts import set_step_counts
-from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
-from swift_kd_plugin.host.train.shard_size import bytes_of
 
 # Columns that ms-swift's trainer reads beside those of a row.
 FURTHER_COLUMNS = ("channel",)
@@ -48,11 +45,7 @@ def extend_arguments(stock: type) -> type:
                     # Stock takes every metric for one of these whose name has no "loss".
                     self.greater_is_better = any(word in self.metric_for_best_model for word in GREATER_IS_BETTER)
             check_length(self)
-            check_lora(self)
-            check_continued_adapter(self)
-            check_teacher_adapters(self)
-            check_resume(self)
-            bytes_of(self.max_shard_size)
+            check_weights_flags(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False

@@ -68,13 +68,18 @@ def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", 
     check_files(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
+    check_weights_flags(args)
+    check_sizes(args, processes_of(env))
+    check_some_row_fits(args)
+
+
+def check_weights_flags(args) -> None:
+    """Raises KDError for adapters, checkpoints and sizes of files of weights that a run cannot go on from or write."""
     check_lora(args)
     check_continued_adapter(args)
     check_teacher_adapters(args)
     check_resume(args)
     bytes_of(args.max_shard_size)
-    check_sizes(args, processes_of(env))
-    check_some_row_fits(args)
 
 
 def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> argparse.Namespace:
@@ -161,12 +166,12 @@ def check_files(args: argparse.Namespace) -> None:
             if dataset.rpartition("#")[0] not in names and dataset not in names:
                 _check_dataset(flag, dataset)
     for flag in (*LOCAL_FOLDERS, *FOLDERS_OR_IDS):
-        for folder in _as_list(getattr(args, flag)):
+        for folder in as_list(getattr(args, flag)):
             path = Path(folder if os.path.isdir(folder) else folder.partition("#")[0]).expanduser()
             if (flag in LOCAL_FOLDERS or is_local(folder)) and not path.is_dir():
                 raise KDError(f"--{flag} {folder} does not exist; give an existing folder.")
     for flag in LOCAL_FILES:
-        for file in _as_list(getattr(args, flag)):
+        for file in as_list(getattr(args, flag)):
             if file != NAME and file.endswith((".py", ".json")) and not Path(file).expanduser().is_file():
                 raise _missing(flag, file)
 
@@ -204,7 +209,7 @@ def _missing(flag: str, file: str) -> KDError:
     return KDError(f"--{flag} {why_not_opened(Path(file).expanduser(), FileNotFoundError())}")
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 

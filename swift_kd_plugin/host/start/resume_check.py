@@ -1,10 +1,10 @@
 """Whether the checkpoint that a run goes on from can be loaded in the run's layout, told by its args.json alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.train.checkpoint_manifest import read_saved_args
 
 LAYOUT = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
 
@@ -15,7 +15,7 @@ def check_resume(args) -> None:
     if flag is None or not getattr(args, flag) or args.finetune or args.no_load_optim:
         return
     folder = Path(getattr(args, flag)).expanduser()
-    saved = _saved_args(folder / "args.json")
+    saved = read_saved_args(folder)
     if saved.get("no_save_optim"):
         weights = (
             f"--{'adapters' if args.mcore_adapter else 'model'} {folder} and without --{flag} and --finetune false"
@@ -42,14 +42,3 @@ def _check_layout(args, flag: str, folder: Path, saved: dict[str, Any]) -> None:
 
 def _layout(sizes: list[int]) -> str:
     return " ".join(f"--{name} {size}" for name, size in zip(LAYOUT, sizes, strict=True))
-
-
-def _saved_args(file: Path) -> dict[str, Any]:
-    """Empty for a checkpoint of another program."""
-    if not file.is_file():
-        return {}
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise KDError(f"{file} is not valid JSON: {error}.") from error
-    return saved if isinstance(saved, dict) else {}

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.start.launch_checks import as_list
 
 # They are a process's own, or change nothing that is trained.
 OF_A_PROCESS = (
@@ -42,7 +43,7 @@ def collect(flags: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]:
         for name, value in env.items()
         if (name.startswith(PREFIXES) or name in VARIABLES) and name not in HARMLESS
     }
-    for file in (file for name in FILES for file in _as_list(flags.get(name))):
+    for file in (file for name in FILES for file in as_list(flags.get(name))):
         if Path(file).is_file():
             said[f"the size of {file}"] = f"{Path(file).stat().st_size:,} bytes"
     return said | {f"the version of {name}": version(name) for name in PACKAGES}
@@ -109,7 +110,3 @@ def _wait(store: dist.Store, keys: list[str], who: str) -> None:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
-
-
-def _as_list(value: Any) -> list[str]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

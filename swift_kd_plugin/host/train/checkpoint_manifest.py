@@ -37,6 +37,18 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def read_saved_args(folder: Path) -> dict[str, Any]:
+    """The flags of the run that wrote a checkpoint; empty for one of another program."""
+    file = folder / "args.json"
+    if not file.is_file():
+        return {}
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KDError(f"{file} is not valid JSON: {error}.") from error
+    return saved if isinstance(saved, dict) else {}
+
+
 def make_room(folder: Path) -> Path | None:
     """Moves what stands in a checkpoint's place, which would be mixed in or lost, into the folder that is returned."""
     old = [place for place in (folder, merged_folder(folder)) if place.is_dir() and any(place.iterdir())]

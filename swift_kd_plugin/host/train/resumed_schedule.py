@@ -3,7 +3,6 @@
 Megatron takes the checkpoint's, which ends where the old run did: with more iterations the rest is trained at rate 0.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from swift.utils import get_logger
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
+from swift_kd_plugin.host.train.checkpoint_manifest import read_saved_args
 
 logger = get_logger()
 # The flag behind each setting of OptimizerParamScheduler; those in samples are said in iterations.
@@ -64,10 +64,8 @@ def _flags_of(group: dict[str, Any]) -> dict[str, Any]:
 
 def _saved_batch_size(args) -> int:
     """Samples of an iteration of the run that wrote the checkpoint."""
-    file = Path(args.mcore_adapter or args.mcore_model) / "args.json"
-    if not file.is_file():
-        return args.global_batch_size
-    return json.loads(file.read_text(encoding="utf-8"))["global_batch_size"]
+    saved = read_saved_args(Path(args.mcore_adapter or args.mcore_model))
+    return saved.get("global_batch_size", args.global_batch_size)
 
 
 def _say(asked: dict[str, Any], loaded: dict[str, Any], batch: int, saved_batch: int) -> None:
