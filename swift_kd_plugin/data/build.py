@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
 from swift_kd_plugin.data.arrow_values import ANY_JSON, mixed_columns, without_padding
+from swift_kd_plugin.data.asked_columns import Asked
 from swift_kd_plugin.data.columns import FEATURES
 from swift_kd_plugin.data.dataset_specs import (
     DatasetId,
@@ -23,24 +24,24 @@ from swift_kd_plugin.data.dataset_specs import (
     PairsSpec,
     RowsSpec,
     ThinkingMixSpec,
+    with_asked,
 )
 from swift_kd_plugin.data.experience import experienced_rows
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.leaks import with_two_views
 from swift_kd_plugin.data.mixing import Part, mix
-from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, paired_rows, with_response
+from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, paired_rows, told_thoughts, with_response
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import copy_rows, read_dataset, to_rows, write_rows
-from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
+from swift_kd_plugin.data.rows import Place, Row
 from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, place_of, read_rows
-from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.data.thinking import rows_in_modes
 from swift_kd_plugin.data.trained_turns import answered_rows
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.version import __version__
 
 # Raise it when stored rows change in form or meaning.
-STORE_VERSION = 2
+STORE_VERSION = 3
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Builder:
 
     def dataset(self, node: DatasetSpec) -> tuple[Dataset, Report]:
         """The node's rows with the columns of FEATURES and the kept ones, and what became of its inputs."""
-        keep = self._keep(node)
+        node, keep = with_asked(node, Asked(keep=self.keep)), self._keep(node)
         file = self.folder / f"{self._fingerprint(node, keep)}.arrow"
         page = file.with_suffix(".json")
         if stored := read_stored(file, page):
@@ -98,8 +99,10 @@ class Builder:
 
     def _stream(self, node: DatasetSpec) -> Iterator[Row]:
         keep, empty = self._keep(node), dict.fromkeys(FEATURES)
-        report = Report(strict=self.strict)
+        report, kinds = Report(strict=self.strict), set()
         for row in self.rows(node, report):
+            if len(report.left_out) + len(report.notes) > len(kinds):
+                kinds = _say_new_kinds(report, kinds)
             columns = row.get("columns", {})
             # A text of its own would be taken for JSON that is encoded already.
             texts = {name: json.dumps(columns[name], ensure_ascii=False) for name in keep if name in columns}
@@ -110,7 +113,7 @@ class Builder:
     def rows(self, node: DatasetSpec, report: Report) -> Iterator[Row]:
         """The node's rows, made on the way; what cannot be used goes into the report."""
         report = report.but(strict=node.strict)
-        rows = self._made(node, report)
+        rows = self._made(with_asked(node, Asked(keep=self.keep)), report)
         if self.trains is None or isinstance(node, MixSpec | ThinkingMixSpec):  # their sources are checked
             return rows
         return answered_rows(rows, self.trains, report)
@@ -119,24 +122,26 @@ class Builder:
         match node:
             case RowsSpec():
                 rows = self._read(node, report)
-                return checked_for_thoughts(node, with_response(rows, node.response, report) if node.response else rows)
+                return self._answered(node, rows, node.response, report) if node.response else rows
             case ExperienceSpec():
                 rows = replace(self, trains=None).rows(node.source, report)
-                rows = experienced_rows(rows, node.placement, node.response, node.suspicions, report)
-                return checked_for_thoughts(node, rows)
+                rows = told_thoughts(rows, node.response, node.name) if node.thought else rows
+                return experienced_rows(rows, node.placement, node.response, node.suspicions, report)
             case ThinkingMixSpec():
                 return rows_in_modes(self._thinking_rows(node, report), node.modes, node.name, report)
             case PairsSpec():
-                return checked_for_thoughts(node, self._pair(node, report))
+                return self._pair(node, report)
             case MixSpec():
                 return to_rows(self._mix(node, report))
         raise TypeError(node)
 
     def _thinking_rows(self, node: ThinkingMixSpec, report: Report) -> Iterator[Row]:
         rows = self.rows(node.source, report)
-        if node.thought is None:
-            return rows
-        return checked_for_thoughts(node, with_response(rows, ResponseRule(thought=node.thought), report))
+        rule = ResponseRule(thought=node.thought)
+        return rows if node.thought is None else self._answered(node, rows, rule, report)
+
+    def _answered(self, node: DatasetSpec, rows: Iterator[Row], rule: ResponseRule, report: Report) -> Iterator[Row]:
+        return with_response(told_thoughts(rows, rule, node.name) if node.thought else rows, rule, report)
 
     def _keep(self, node: DatasetSpec) -> tuple[str, ...]:
         """Names of the columns to keep, without our own, which every dataset has."""
@@ -151,9 +156,10 @@ class Builder:
                 name=node.source.label,
                 columns=columns,
                 format=node.format,
+                asked=node.asked,
                 max_line_bytes=self.max_line_bytes,
             )
-        return check_rows(self._numbered(node.source.label, report), report, columns, node.format)
+        return check_rows(self._numbered(node.source.label, report), report, columns, node.format, node.asked)
 
     def _numbered(self, label: str, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
         report.read.setdefault(label, 0)
@@ -188,6 +194,10 @@ class Builder:
 
     def _pair(self, node: PairsSpec, report: Report) -> Iterator[Row]:
         exp, noexp = (PairSide(self._child(child, report)[0], label_of(child)) for child in (node.exp, node.noexp))
+        if node.thought:
+            sides = (exp, noexp) if node.response.kind == "gold" else (exp,)
+            rows = (row for side in sides for row in to_rows(side.rows))
+            any(node.response.has_thought(row) for row in told_thoughts(rows, node.response, node.name))
         unmatched = report.but(strict=None if node.unmatched is None else node.unmatched == "error")
         pairs = join_sides(exp, noexp, node.on, node.duplicates, report, unmatched)
         report.state(node.name, joined=len(pairs))
@@ -228,18 +238,6 @@ def read_stored(file: Path, page: Path) -> tuple[Dataset, Report] | None:
         return None
 
 
-def checked_for_thoughts(node: DatasetSpec, rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows. Raises KDError at their end if none has got a thought from the column that should hold them."""
-    count = thoughts = 0
-    for row in rows:
-        response = response_of(row) if node.thought else None
-        count += response is not None
-        thoughts += response is not None and text_of(response["content"]).startswith(OPEN)
-        yield row
-    if count and not thoughts:
-        raise KDError(f"{node.name}: no row has text in its column {node.thought!r}, which is to hold the thoughts.")
-
-
 def children_of(node: DatasetSpec) -> list[DatasetSpec]:
     """The datasets that a dataset is made of."""
     match node:
@@ -262,3 +260,16 @@ def sources_of(node: DatasetSpec) -> list[File | DatasetId]:
 def label_of(node: DatasetSpec) -> str:
     """What messages call a dataset: its file or id if it is nothing but that, else its name."""
     return node.source.label if isinstance(node, RowsSpec) else node.name
+
+
+def _say_new_kinds(report: Report, kinds: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Says of a stream the first row of each kind at once, as its pass may never end. Returns all that were said."""
+    entries = {
+        (verb, kind): entry
+        for verb, part in (("left out", report.left_out), ("note", report.notes))
+        for kind, entry in part.items()
+    }
+    for verb, kind in entries.keys() - kinds:
+        first = entries[verb, kind].examples[0]
+        logger.warning(f"{verb}: {kind}, first {first['place']}: {first['text']}")
+    return set(entries)

@@ -1,44 +1,13 @@
-"""What a row has beside its turns, in the one form of it: tools, media, objects, template settings, numbers."""
+"""What a row has beside its turns and tools, in the one form of it: media, objects, template settings, numbers."""
 
+from contextlib import suppress
 from typing import Any
 
 from swift_kd_plugin.data.rows import RowError
 from swift_kd_plugin.data.values import kind_of, parse_json, shown
 
-TOOL_NAMES = frozenset({"name", "name_for_model", "type"})
 # The order matters to ms-swift.
 OBJECT_KEYS = ("ref", "bbox", "bbox_type", "image_id")
-
-
-def to_tools(value: Any, column: str) -> list[Any]:
-    """A list of tools from a list, a single tool, or the JSON text of either; what is empty is no tool."""
-    tools = _parsed(value)
-    tools = [_parsed(tool) for tool in (tools if isinstance(tools, list) else [tools])]
-    tools = [tool for tool in tools if tool and not (isinstance(tool, str) and tool.isspace())]
-    for number, tool in enumerate(tools, start=1):
-        if isinstance(tool, str):
-            raise RowError("format", f"tool {number} of {column} is the text {shown(tool)}, not an object with a name")
-        if not isinstance(tool, dict):
-            raise RowError("format", f"tool {number} of {column} is {kind_of(tool)}, not an object")
-        if not (isinstance(tool.get("function"), dict) or tool.keys() & TOOL_NAMES):
-            raise RowError("format", f"tool {number} of {column} has no name; its keys are {shown(list(tool))}")
-    return tools
-
-
-def are_tools(value: Any) -> bool:
-    """Whether a column holds tools, as the older `functions` of OpenAI does, and not something else of that name."""
-    value = _parsed(value)
-    items = value if isinstance(value, list) else []
-    return bool(items) and all(isinstance(item, dict) and "name" in item for item in items)
-
-
-def _parsed(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return parse_json(value)
-        except RowError:
-            return value
-    return value
 
 
 def to_images(value: Any, column: str) -> list[dict[str, Any]]:
@@ -64,7 +33,8 @@ def to_paths(value: Any, column: str) -> list[str]:
 
 def _media_list(value: Any) -> list[Any]:
     if isinstance(value, str) and value.startswith("["):
-        value = _parsed(value)
+        with suppress(RowError):  # what is not JSON is a path
+            value = parse_json(value)
     if value == "":
         return []
     return value if isinstance(value, list) else [value]

@@ -18,8 +18,8 @@ from swift_kd_plugin.data.column_readers import (
     to_paths,
     to_settings,
     to_text,
-    to_tools,
 )
+from swift_kd_plugin.data.tool_columns import to_tools
 from swift_kd_plugin.data.turns import to_turns
 
 Reader = Callable[[Any, str], Any]
@@ -57,21 +57,24 @@ def _view(feature: Any, read: Reader | None, *aliases: str, **more: Any) -> Colu
     return Column(feature=feature, role="view", read=read, aliases=aliases, **more)
 
 
-def _teacher(stands_for: str, feature: Any, read: Reader, nothing: list | dict | None = None, **more: Any) -> Column:
-    return Column(feature=feature, role="teacher", read=read, stands_for=stands_for, nothing=nothing, **more)
+def _teacher(
+    stands_for: str, feature: Any, read: Reader, nothing: list | dict | None = None, *aliases: str, **more: Any
+) -> Column:
+    names = {"stands_for": stands_for, "aliases": aliases}
+    return Column(feature=feature, role="teacher", read=read, nothing=nothing, **names, **more)
 
 
 COLUMNS: Mapping[str, Column] = MappingProxyType(
     {
         "messages": _view(TURNS, None),
-        "tools": _view(TOOLS, to_tools),
+        "tools": _view(TOOLS, to_tools, "functions"),
         "images": _view(IMAGES, to_images, "image", medium="image"),
         "videos": _view(PATHS, to_paths, "video", medium="video"),
         "audios": _view(PATHS, to_paths, "audio", medium="audio"),
         "objects": _view(Json(), to_objects),
         "chat_template_kwargs": _view(SETTINGS, to_settings),
         "teacher_messages": _teacher("messages", TURNS, to_turns),
-        "teacher_tools": _teacher("tools", TOOLS, to_tools, []),
+        "teacher_tools": _teacher("tools", TOOLS, to_tools, [], "teacher_functions"),
         "teacher_images": _teacher("images", IMAGES, to_images, [], medium="image"),
         "teacher_chat_template_kwargs": _teacher("chat_template_kwargs", SETTINGS, to_settings, {}),
         "teacher_thought": Column(feature=Value("string"), role="response", read=to_text, nothing=""),

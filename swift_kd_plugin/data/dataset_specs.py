@@ -1,9 +1,10 @@
 """What a data.yaml can say: one class for each `type`, and the sources that they read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from swift_kd_plugin.data.asked_columns import NOTHING_ASKED, Asked
 from swift_kd_plugin.data.experience import Placement
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.pairing import ResponseRule
@@ -49,12 +50,16 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class RowsSpec(DatasetSpec):
-    """`type: rows`, and every source that is no dataset of the YAML: rows in any usual form."""
+    """`type: rows`, and every source that is no dataset of the YAML: rows in any usual form.
+
+    `asked` are the columns that it and the datasets made of it name, see `with_asked`.
+    """
 
     source: File | DatasetId
     columns: tuple[tuple[str, str], ...] = ()
     format: str = "auto"
     response: ResponseRule | None = None
+    asked: Asked = NOTHING_ASKED
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,24 @@ class MixSpec(DatasetSpec):
     total: int | None = None
     replacement: bool = False
     seed: int = 42
+
+
+def with_asked(node: DatasetSpec, asked: Asked) -> DatasetSpec:
+    """The dataset, whose sources are read with the columns that are asked for by it and by what is made of it."""
+    asked |= _asked_by(node)
+    match node:
+        case RowsSpec():
+            return replace(node, asked=node.asked | asked)
+        case PairsSpec():
+            return replace(node, exp=with_asked(node.exp, asked), noexp=with_asked(node.noexp, asked))
+        case MixSpec():
+            parts = (replace(part, source=with_asked(part.source, asked)) for part in node.parts)
+            return replace(node, parts=tuple(parts))
+    return replace(node, source=with_asked(node.source, asked))
+
+
+def _asked_by(node: DatasetSpec) -> Asked:
+    rule = getattr(node, "response", None)
+    beside = [node.thought, node.placement.column if isinstance(node, ExperienceSpec) else None]
+    gold = (rule.gold,) if rule and rule.kind == "gold" else ()
+    return Asked(gold, tuple(filter(None, beside)), node.keep)

@@ -69,7 +69,7 @@ def experienced_rows(
         except RowError as error:
             report.leave_out(error, Place.of(row))
             continue
-        row["messages"] = [*without_response(row["messages"]), *([response] if response else [])]
+        row["messages"] = [*without_response(row["messages"]), *response]
         if finding := suspicions.sift(row, report):
             report.but(strict=False).leave_out(finding, Place.of(row))
         else:

@@ -21,20 +21,36 @@ that is nearly a known one is refused.
 
 from typing import Any
 
+from swift_kd_plugin.data.asked_columns import NOTHING_ASKED, Asked
 from swift_kd_plugin.data.column_names import KNOWN, MESSAGES, PLACE_NAMES, QUERY, RESPONSE, SYSTEM, why_misspelt
-from swift_kd_plugin.data.column_readers import are_tools, to_tools
 from swift_kd_plugin.data.columns import COLUMNS, READ_AS, TEACHER_COLUMN_OF
+from swift_kd_plugin.data.gold_answers import PREFERRED, find_conversation
+from swift_kd_plugin.data.padding_nulls import (
+    arguments_schema,
+    has_null,
+    without_nulls_of_call,
+    without_nulls_of_schemas,
+)
 from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
+from swift_kd_plugin.data.tool_columns import FUNCTIONS, TOOL_COLUMNS, are_meant_as_tools, same_tools, to_tools
 from swift_kd_plugin.data.turns import UNREAD, take_from_turns, to_turns
 from swift_kd_plugin.data.values import SCALAR_TYPES, as_json, kind_of, parse_json, parse_text, shown
 from swift_kd_plugin.errors import KDError
 
 COLUMNS_SHOWN = 8
+NULLS = "nulls"
+TURNS = frozenset({*SYSTEM, *QUERY, *RESPONSE})
+# Columns with the gold answer, and columns that stand beside the turns.
+Claims = tuple[frozenset[str], frozenset[str]]
+NO_CLAIMS: Claims = (frozenset(), frozenset())
+VIEWS = ("messages", "teacher_messages")
 
 Raw = dict[str, Any]
 
 
-def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format: str = "auto") -> Row:
+def to_row(
+    raw: Raw, place: Place, columns: dict[str, str] | None = None, format: str = "auto", asked: Asked = NOTHING_ASKED
+) -> Row:
     """The row of the one row type that a row of a source is; its turns are still to be checked by `check_row`.
 
     Args:
@@ -42,35 +58,38 @@ def to_row(raw: Raw, place: Place, columns: dict[str, str] | None = None, format
         place: where it stands, unless it has kd_source and kd_row, as rows that were written by this package have.
         columns: new names of columns by their old ones. Names are told apart by case only where both are there.
         format: read it as this one of `FORMATS`; "auto": as the first whose columns it has.
+        asked: columns that are asked for by name, and so are columns of the row whatever else they are.
 
     Returns:
-        The row; UNREAD in it are names of keys of its turns that are not read, for the report.
+        The row; for the report are UNREAD in it, names of keys of its turns that are not read, and NULLS, which nulls
+        in tools and calls have stayed.
 
     Raises:
         RowError: of the kinds unreadable, format, messages, empty, think or media.
     """
     rest = _named(raw, columns)
-    if "functions" in rest and "tools" not in rest and are_tools(rest["functions"]):
-        rest["tools"] = rest.pop("functions")
-    row: Row = {"messages": _with_system(_messages(rest, format), rest)}
+    copies, claims = _asked_for(rest, asked, columns) if asked is not NOTHING_ASKED else ({}, NO_CLAIMS)
+    row: Row = {"messages": _with_system(_messages(rest, format, claims, asked), rest, claims)}
     prompt = rest.pop("teacher_prompt", None)
-    own_columns = _own_columns(rest)
+    own_columns = copies | _own_columns(rest) if copies else _own_columns(rest)
     for name, value in rest.items():
-        if name in READ_AS:
+        if name in READ_AS and (name not in FUNCTIONS or are_meant_as_tools(value)):
             _add_column(row, name, value)
         elif name not in PLACE_NAMES:
-            if name not in KNOWN and (reason := why_misspelt(name)):
+            if name not in KNOWN and (reason := why_misspelt(name)) and name not in asked.names:
                 raise RowError("format", f"its column {shown(name)} is not known ({reason}); rename it")
             own_columns[name] = value if type(value) in SCALAR_TYPES else as_json(value)
     if prompt:
         if "teacher_messages" in row:
             raise RowError("format", "it has both teacher_messages and teacher_prompt; keep one of the two columns")
         row["teacher_messages"] = _prompted(row["messages"], prompt)
-    for column in ("messages", "teacher_messages"):
-        if column in row and row[column] and max(map(len, row[column])) > 2:
+    for column in VIEWS:
+        if (turns := row.get(column)) and max(map(len, turns)) > 2:
             _take_from_turns(row, column)
-    own_columns = {name: value for name, value in own_columns.items() if value is not None}
-    if own_columns:
+    for column in TOOL_COLUMNS:
+        if (tools := row.get(column)) and has_null(tools):
+            _drop_nulls(row, column)
+    if own_columns := {name: value for name, value in own_columns.items() if value is not None}:
         row["columns"] = own_columns
     return row | _place(rest, place)
 
@@ -105,11 +124,38 @@ def _renamed(raw: Raw, columns: dict[str, str]) -> Raw:
     return renamed
 
 
-def _take(rest: Raw, names: tuple[str, ...]) -> tuple[str, Any]:
-    """Name and value of the column that has one of the names, which is taken out; a value of None if there is none."""
+def _asked_for(rest: Raw, asked: Asked, columns: dict[str, str] | None) -> tuple[Raw, Claims]:
+    """The columns that are asked for and would be turns, by the name that they are asked by; and who claims which."""
+    new_names = {old.lower(): new for old, new in (columns or {}).items()}
+    copies: Raw = {}
+
+    def found(names: tuple[str, ...]) -> frozenset[str]:
+        keys = set()
+        for name in names:
+            choices = (name, new_names.get(name.lower()), name.lower())
+            key = next((choice for choice in choices if choice in rest and choice in TURNS), None)
+            if key is not None:
+                keys.add(key)
+                copies[name] = as_json(rest[key])
+        return frozenset(keys)
+
+    claims = found(asked.gold), found(asked.beside)
+    found(asked.keep)
+    return copies, claims
+
+
+def _take(rest: Raw, names: tuple[str, ...], claims: Claims = NO_CLAIMS) -> tuple[str, Any]:
+    """Name and value of the column that has one of the names, which is taken out; a value of None if there is none.
+
+    What is claimed stands for something else; what holds the gold answer is taken where there is no other column.
+    """
     matches = [name for name in names if name in rest]
+    if claims is not NO_CLAIMS:
+        gold, beside = claims
+        matches = [name for name in matches if name not in beside]
+        matches = [name for name in matches if name not in gold] or matches[:1]
     if not matches or matches[0] == names[0]:
-        return names[0], rest.pop(names[0], None)
+        return names[0], rest.pop(names[0]) if matches else None
     different = [name for name in matches if rest[name] != rest[matches[0]]]
     if different:
         raise RowError(
@@ -122,32 +168,45 @@ def _take(rest: Raw, names: tuple[str, ...]) -> tuple[str, Any]:
     return matches[0], value
 
 
-def _messages(rest: Raw, format: str) -> list[Message]:
+def _messages(rest: Raw, format: str, claims: Claims, asked: Asked) -> list[Message]:
     for name, read in FORMATS.items():
         if format in ("auto", name):
-            messages = read(rest)
+            messages = read(rest, claims)
             if messages is not None:
                 return messages
+    for name in asked.gold:  # a file of preferences may have the prompt there alone
+        if format == "auto" and (turns := find_conversation(rest.get(name))) and len(turns) > 1:
+            return to_turns(turns, name)
     names = ", ".join(shown(name) for name in list(rest)[:COLUMNS_SHOWN]) or "none"
     more = ", ..." if len(rest) > COLUMNS_SHOWN else ""
+    if format == "auto":
+        for name in rest:
+            if name not in KNOWN and name not in asked.names and (reason := why_misspelt(name)):
+                raise RowError("format", f"its column {shown(name)} is not known ({reason}); rename it")
+        if answer := next((name for name in PREFERRED if find_conversation(rest.get(name))), None):
+            raise RowError(
+                "format",
+                f"its column {answer!r} holds a conversation; say `gold: {answer}` in a data.yaml to train on it",
+            )
     wanted = "messages, or a prompt with or without a response" if format == "auto" else f"those of the format {format}"
     raise RowError("format", f"it has the columns {names}{more}, and needs {wanted}")
 
 
-def _from_messages(rest: Raw) -> list[Message] | None:
+def _from_messages(rest: Raw, claims: Claims) -> list[Message] | None:
     name, value = _take(rest, MESSAGES)
     return None if value is None else to_turns(value, name)
 
 
-def _from_alpaca(rest: Raw) -> list[Message] | None:
+def _from_alpaca(rest: Raw, claims: Claims) -> list[Message] | None:
+    claimed = claims[0] | claims[1]
     if "instruction" not in rest or not ("input" in rest or "output" in rest):
         return None
-    if "input" in rest:
+    if "input" in rest and "input" not in claimed:
         parts = [_text(rest.pop(name), name) for name in ("instruction", "input")]
         _put(rest, "query", "\n".join(filter(None, parts)), "instruction")
-    if "output" in rest:
+    if "output" in rest and "output" not in claimed:
         _put(rest, "response", rest.pop("output"), "output")
-    return _from_response(rest)
+    return _from_response(rest, claims)
 
 
 def _put(rest: Raw, name: str, value: Any, column: str) -> None:
@@ -155,9 +214,9 @@ def _put(rest: Raw, name: str, value: Any, column: str) -> None:
         raise RowError("format", f"its columns {column!r} and {name!r} differ and each could be its {name}; rename one")
 
 
-def _from_response(rest: Raw) -> list[Message] | None:
-    query_name, query = _take(rest, QUERY)
-    response_name, response = _take(rest, RESPONSE)
+def _from_response(rest: Raw, claims: Claims) -> list[Message] | None:
+    query_name, query = _take(rest, QUERY, claims)
+    response_name, response = _take(rest, RESPONSE, claims)
     history = rest.pop("history", None)
     if query is None and response is None and not history:
         return None
@@ -201,11 +260,13 @@ def _history(history: Any) -> list[Message]:
     return turns
 
 
-def _with_system(messages: list[Message], rest: Raw) -> list[Message]:
-    name, system = _take(rest, SYSTEM)
+def _with_system(messages: list[Message], rest: Raw, claims: Claims) -> list[Message]:
+    name, system = _take(rest, SYSTEM, claims)
     if system is None:
         return messages
     system = _text(system, name)
+    if messages and messages[0]["role"] == "system" and messages[0]["content"] is None:
+        return [{**messages[0], "content": system}, *messages[1:]]
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]
     if system not in ("", messages[0]["content"]):
@@ -228,20 +289,41 @@ def _add_column(row: Row, column: str, value: Any) -> None:
     made = COLUMNS[name].read(value, column)
     if made is None or (made in ([], {}, "") and COLUMNS[name].nothing is None):
         return
-    if name in row and row[name] != made:
+    if name in row and not same_tools(row[name], made):
         raise RowError("format", f"its column {column!r} and another that means {name} differ; keep one of them")
-    row[name] = made
+    row.setdefault(name, made)
 
 
 def _take_from_turns(row: Row, column: str) -> None:
     """Tools of a system turn become the row's, and keys of turns that were not read its UNREAD."""
-    given, unread = take_from_turns(row[column])
+    first = row[column][0]
+    if first["role"] == "system" and first["content"] is None and "tools" in first:  # it says no more than the tools
+        row[column], unsaid = row[column][1:], [first]
+    else:
+        unsaid = []
+    given, unread, padded = take_from_turns([*unsaid, *row[column]])
     if unread:
         row[UNREAD] = [*row.get(UNREAD, ()), *unread]
-    tools = given and to_tools(given, f"the system turn of {column}")
     name = "tools" if column == "messages" else TEACHER_COLUMN_OF["tools"]
-    if tools and row.setdefault(name, tools) != tools:
+    for value in given:
+        tools = to_tools(value, f"the system turn of {column}")
+        if not tools or same_tools(row.setdefault(name, tools), tools):
+            continue
         raise RowError("format", f"its column {name!r} and the tools of a system turn differ; keep one of them")
+
+    for turn in padded:
+        call, left = turn["content"], row.setdefault(NULLS, [])
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        schema = arguments_schema(row.get(name) or row.get("tools") or [], function.get("name"))
+        arguments = without_nulls_of_call(function.get("arguments"), schema, f"{function.get('name')}", left)
+        turn["content"] = call if arguments is None else {**call, "arguments": arguments}
+
+
+def _drop_nulls(row: Row, column: str) -> None:
+    left = row.setdefault(NULLS, [])
+    row[column] = [
+        without_nulls_of_schemas(tool, f"{column}.{number}", left) for number, tool in enumerate(row[column], start=1)
+    ]
 
 
 def _own_columns(rest: Raw) -> Raw:

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from swift_kd_plugin.data.row_report import Report, shorten
-from swift_kd_plugin.data.rows import Place, Row, RowError, last_user_text, response_of, text_of, without_response
+from swift_kd_plugin.data.rows import Place, Row, RowError, last_user_text, response_text, text_of, without_response
 from swift_kd_plugin.data.views import teachers_own
 from swift_kd_plugin.errors import KDError
 
@@ -66,10 +66,9 @@ class Suspicions:
         return None
 
     def find_quote(self, row: Row) -> str | None:
-        response = response_of(row)
-        if response is None:
+        text = response_text(row)
+        if text is None:
             return None
-        text = text_of(response["content"])
         match = self._own.search(text) if self._own else None
         if not match and any(sign in text.lower() for sign in _SIGNS):
             match = _QUOTE.search(text)

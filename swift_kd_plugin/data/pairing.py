@@ -17,11 +17,13 @@ from datasets import Dataset
 
 from swift_kd_plugin.data.column_names import QUERY
 from swift_kd_plugin.data.columns import COLUMNS, RESPONSE_COLUMNS, SHARED_COLUMNS, TEACHER_COLUMNS
+from swift_kd_plugin.data.gold_answers import gold_answer, gold_text
 from swift_kd_plugin.data.joining import JoinKeys, join
 from swift_kd_plugin.data.leaks import Suspicions
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import (
+    SPEAKS,
     Message,
     Place,
     Row,
@@ -29,11 +31,15 @@ from swift_kd_plugin.data.rows import (
     digest,
     last_user_text,
     response_of,
+    response_text,
+    split_response,
     text_of,
     without_response,
 )
 from swift_kd_plugin.data.think_block import split_thought
+from swift_kd_plugin.data.turn_keys import weights_of
 from swift_kd_plugin.data.turns import put_thought
+from swift_kd_plugin.errors import KDError
 
 LAST_USER_MESSAGE, ORDER = "last_user_message", "order"
 
@@ -43,9 +49,10 @@ class ResponseRule:
     """Where the shared response comes from.
 
     Args:
-        kind: "exp" the final assistant turn of the row with the experience, "gold" the text of a column, "none" nothing
+        kind: "exp" that of the row with the experience, "gold" what a column holds, "none" nothing
             (the student will write it).
-        gold: that column; of the row without the experience if it has one, else of the other.
+        gold: that column, with a text or a conversation; of the row without the experience if it has one, else of the
+            other.
         thought: a column with the response's thought, of the row that has the response.
     """
 
@@ -53,37 +60,46 @@ class ResponseRule:
     gold: str = "gold"
     thought: str | None = None
 
-    def choose(self, answer: Message | None, *rows: Row) -> Message | None:
-        """The response. Raises RowError if there is none where there should be one.
+    def choose(self, response: list[Message], *rows: Row) -> list[Message]:
+        """The turns of the response. Raises RowError if there are none where there should be some.
 
         Args:
-            rows: where columns are looked for; the row of the answer is the last.
+            rows: where columns are looked for; the row of the response is the last.
         """
         if self.kind == "none":
-            return None
+            return []
         if self.kind == "gold":
-            answer, rows_of_thought = {"role": "assistant", "content": self._gold_text(rows)}, rows
-        elif answer is None:
-            raise RowError("no response", "its messages do not end with an answer (an assistant turn)")
-        else:
-            rows_of_thought = rows[-1:]
-        return self._with_thought(answer, rows_of_thought)
+            return [self._with_thought(self._gold_answer(rows), rows)]
+        if not response:
+            raise RowError("no response", "its messages do not end with an answer (a turn of the assistant)")
+        return self._in_front(response, rows[-1:])
 
-    def _with_thought(self, answer: Message, rows: Sequence[Row]) -> Message:
+    def _in_front(self, response: list[Message], rows: Sequence[Row]) -> list[Message]:
+        """The turns of a response with the thought at their start; calls may stand there alone."""
+        if not self.has_thought(*rows):
+            return response
+        said, rest = response[0], response[1:]
+        if said["role"] == "tool_call":
+            said, rest = {"role": "assistant", "content": "", **weights_of(said)}, response
+        return [self._with_thought(said, rows, bool(rest)), *rest]
+
+    def _with_thought(self, answer: Message, rows: Sequence[Row], calls_tools: bool = False) -> Message:
         thought = _first_value(rows, self.thought)
         if thought in (None, ""):
             return answer
-        what = f"the column {self.thought!r}"
-        return {**answer, "content": put_thought(answer["content"], thought, what, False, "its response")}
+        what = f"thought in the column {self.thought!r}"
+        return {**answer, "content": put_thought(answer["content"], thought, what, calls_tools, "its response")}
+
+    def has_thought(self, *rows: Row) -> bool:
+        """Whether the column that is to hold the thought has something."""
+        return _first_value(rows, self.thought) not in (None, "")
 
     def gold_of(self, *rows: Row) -> Any:
         return _first_value(rows, self.gold)
 
-    def _gold_text(self, rows: Iterable[Row]) -> str:
-        gold = self.gold_of(*rows)
-        if not isinstance(gold, str) or not gold:
-            raise RowError("no response", f"its column {self.gold!r} has no text")
-        return gold
+    def _gold_answer(self, rows: Sequence[Row]) -> Message:
+        row = next((row for row in rows if _first_value([row], self.gold) is not None), rows[0])
+        return gold_answer(_first_value([row], self.gold), self.gold, row)
 
 
 def _first_value(rows: Iterable[Row], column: str | None) -> Any:
@@ -94,15 +110,28 @@ def _first_value(rows: Iterable[Row], column: str | None) -> Any:
 def with_response(rows: Iterable[Row], rule: ResponseRule, report: Report) -> Iterator[Row]:
     """Rows with the response of a rule; a row that has none of its own stays without one."""
     for row in rows:
-        if rule.kind == "exp" and response_of(row) is None:
-            yield row
-            continue
         try:
-            response = rule.choose(response_of(row), row)
+            prompt, response = split_response(row["messages"])
+            if rule.kind == "exp" and not response:
+                made = row
+            else:
+                made = {**row, "messages": [*prompt, *rule.choose(response, row)]}
         except RowError as error:
             report.leave_out(error, Place.of(row))
-            continue
-        yield {**row, "messages": [*without_response(row["messages"]), response]}
+        else:
+            yield made
+
+
+def told_thoughts(rows: Iterable[Row], rule: ResponseRule, name: str) -> Iterator[Row]:
+    """The rows. Raises KDError at their end if none of those that answer has a thought in the rule's column."""
+    answers = thoughts = False
+    for row in rows:
+        if not thoughts:
+            answers = answers or row["messages"][-1]["role"] in SPEAKS
+            thoughts = rule.has_thought(row)
+        yield row
+    if answers and not thoughts:
+        raise KDError(f"{name}: no row has text in its column {rule.thought!r}, which is to hold the thoughts.")
 
 
 def key_of(row: Row, on: str) -> str | None:
@@ -244,7 +273,7 @@ def merge_rows(exp: Row, noexp: Row, rule: ResponseRule) -> Row:
             raise RowError("views", f"its two rows differ in {column!r}, which both views must share")
     response = rule.choose(response_of(exp), noexp, exp)
     views = {
-        "messages": [*without_response(noexp["messages"]), *([response] if response else [])],
+        "messages": [*without_response(noexp["messages"]), *response],
         "teacher_messages": without_response(exp["messages"]),
     }
     merged = {key: value for key, value in noexp.items() if key not in RESPONSE_COLUMNS}
@@ -264,12 +293,10 @@ def _own_columns(exp: Row, noexp: Row) -> Row:
 
 
 def _note_conflict(exp: Row, noexp: Row, row: Row, rule: ResponseRule, report: Report) -> None:
-    response = response_of(row)
-    if response is None:
+    taken = response_text(row)
+    if taken is None:
         return
-    taken = response["content"]
-    others = [answer["content"] for answer in (response_of(exp), response_of(noexp)) if answer]
-    for other in (*others, rule.gold_of(noexp, exp)):
+    for other in (response_text(exp), response_text(noexp), gold_text(rule.gold_of(noexp, exp))):
         if isinstance(other, str) and other != taken and normalised_answer(other) != normalised_answer(taken):
             text = f"{normalised_answer(taken)!r} is used, another says {normalised_answer(other)!r}"
             report.note("conflicting answers", text, Place.of(row))

@@ -118,6 +118,11 @@ class Report:
         return lines
 
 
+def no_row_left(name: str, report: Report) -> KDError:
+    """The error for a dataset of which no row is left."""
+    return KDError(f"{name} has no row that can be used ({report.first_reason() or 'it is empty'}).")
+
+
 def row_refusal(place: str, reason: str) -> KDError:
     """The error for a row that may not be left out."""
     return KDError(

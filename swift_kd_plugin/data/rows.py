@@ -19,6 +19,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Message = dict[str, Any]
+SPEAKS = ("assistant", "tool_call")
 
 
 class Filler(dict):
@@ -73,14 +74,27 @@ def text_of(content: Any) -> str:
 
 
 def without_response(messages: list[Message]) -> list[Message]:
-    """The turns before the final assistant turn, or all of them if they do not end with one."""
-    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    """The turns before the response."""
+    return split_response(messages)[0]
 
 
-def response_of(row: Row) -> Message | None:
-    """The final assistant turn, if the messages end with one."""
-    messages = row["messages"]
-    return messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+def split_response(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The turns before the response, and its own: all of the assistant's at the end, answers and calls of tools."""
+    start = len(messages)
+    while start and messages[start - 1]["role"] in SPEAKS:
+        start -= 1
+    return messages[:start], messages[start:]
+
+
+def response_of(row: Row) -> list[Message]:
+    """The turns of the response; none if the row has none."""
+    return split_response(row["messages"])[1]
+
+
+def response_text(row: Row) -> str | None:
+    """What the response says, without its calls of tools; None if it only calls, or there is none."""
+    said = [text_of(turn["content"]) for turn in response_of(row) if turn["role"] == "assistant"]
+    return "".join(said) if said else None
 
 
 def digest(value: Any) -> bytes:

@@ -8,12 +8,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from swift_kd_plugin.data.asked_columns import NOTHING_ASKED, Asked
 from swift_kd_plugin.data.files import printable, why_not_opened
-from swift_kd_plugin.data.formats import Raw, check_format, to_row
+from swift_kd_plugin.data.formats import NULLS, Raw, check_format, to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
 from swift_kd_plugin.data.turn_keys import is_off
 from swift_kd_plugin.data.turns import UNREAD
+from swift_kd_plugin.data.unread_columns import notes_of
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.data.values import check_value, decode_json, kind_of, parse_json
 from swift_kd_plugin.errors import KDError
@@ -34,6 +36,7 @@ def read_rows(
     name: str | None = None,
     columns: dict[str, str] | None = None,
     format: str = "auto",
+    asked: Asked = NOTHING_ASKED,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Iterator[Row]:
     """The checked rows of a file, in its order; every other row of it is in the report.
@@ -42,7 +45,7 @@ def read_rows(
         path: a file as `read_file` takes it.
         report: gets the number of rows read, and those left out with the reason.
         name: what places call the file; its path if None.
-        columns: new names of columns by their old ones, see `to_row`.
+        columns, asked: see `to_row`.
         format: one of `FORMATS` to read only that form, or "auto".
         max_line_bytes: see `read_file`.
 
@@ -50,26 +53,39 @@ def read_rows(
         KDError: as `read_file`, or the format is unknown.
     """
     check_format(format)
-    return check_rows(read_file(path, report, name=name, max_line_bytes=max_line_bytes), report, columns, format)
+    raws = read_file(path, report, name=name, max_line_bytes=max_line_bytes)
+    return check_rows(raws, report, columns, format, asked)
 
 
 def check_rows(
-    raws: Iterable[tuple[Place, Raw]], report: Report, columns: dict[str, str] | None = None, format: str = "auto"
+    raws: Iterable[tuple[Place, Raw]],
+    report: Report,
+    columns: dict[str, str] | None = None,
+    format: str = "auto",
+    asked: Asked = NOTHING_ASKED,
 ) -> Iterator[Row]:
     """Raw rows as checked rows of the one row type; the others go into the report."""
+    names = asked.names
     for place, raw in raws:
         try:
-            row = to_row(raw, place, columns, format)
-            unread = row.pop(UNREAD, ())
+            row = to_row(raw, place, columns, format, asked)
+            unread, nulls = row.pop(UNREAD, ()), row.pop(NULLS, ())
             check_row(row)
+            for name in asked.keep:
+                check_value(row.get("columns", {}).get(name), f"its column {name!r}", stored=True)
         except RowError as error:
             report.leave_out(error, place)
         else:
             last = row["messages"][-1]
-            if len(last) > 2 and is_off(last):
+            if len(last) > 2 and is_off(last) and not asked.gold:
                 report.note("response that is not trained", "its loss, weight or loss_scale is off", place)
-            for key in dict.fromkeys(unread):
+            for key in dict.fromkeys(unread) if unread else ():
                 report.note(f"the key {key!r} of a turn, which is not read", "the row is used without it", place)
+            if nulls:
+                where = f"{', '.join(nulls)}; if it is padding of a file that datasets wrote, take it out"
+                report.note("null in tools or calls, which stays", where, place)
+            for kind, text in notes_of(row, names):
+                report.note(kind, text, place)
             yield row
 
 

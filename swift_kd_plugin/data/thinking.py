@@ -18,7 +18,8 @@ from swift_kd_plugin.data.rows import (
     digest,
     last_user_text,
     response_of,
-    without_response,
+    response_text,
+    split_response,
 )
 from swift_kd_plugin.data.think_block import NON_THINKING, SWITCH, THINKING, mode_of, place_thought, split_thought
 
@@ -87,15 +88,22 @@ class Modes:
 
     def _split_response(self, row: Row) -> tuple[str | None, str | None]:
         response = response_of(row)
-        if response is None:
+        if not response:
             return None, None
-        if not isinstance(response["content"], str):
+        said = response[0]
+        if said["role"] == "tool_call":
+            return None, ""
+        if not isinstance(said["content"], str):
             raise RowError("format", "its response is not a text, so that its think block cannot be told")
-        return split_thought(response["content"])
+        return split_thought(said["content"])
 
     def _with_response(self, row: Row, thought: str | None, answer: str, student: str, teacher: str) -> Row:
         content, teacher_thought = place_thought(thought, answer, teacher, student)
-        row["messages"] = [*without_response(row["messages"]), {**response_of(row), "content": content}]
+        turns, response = split_response(row["messages"])
+        if response[0]["role"] == "assistant":
+            said, rest = response[0], response[1:]
+            response = [{**said, "content": content}, *rest] if content or not rest else rest
+        row["messages"] = [*turns, *response]
         if teacher_thought is not None:
             row["teacher_thought"] = teacher_thought
         elif self.think_loss is not None:
@@ -104,8 +112,7 @@ class Modes:
 
     def _with_views(self, row: Row, student: str, teacher: str) -> Row:
         """The row with the thoughts of earlier turns removed, as the chat template does, and the switches set."""
-        response = [response] if (response := response_of(row)) else []
-        turns = _without_old_thoughts(without_response(row["messages"]), student)
+        turns, response = split_response(_without_old_thoughts(row["messages"], student))
         view = row.get("teacher_messages")
         teacher_turns = _without_old_thoughts(view, teacher) if view else None
         if self.switch:
@@ -125,9 +132,9 @@ def own_mode(row: Row) -> str | None:
     if switch := _SWITCH_AT_END.search(last_user_text(row["messages"])):
         return NON_THINKING if switch[1] else THINKING
     response = response_of(row)
-    if response is None or not isinstance(response["content"], str):
+    if not response or (response[0]["role"] == "assistant" and not isinstance(response[0]["content"], str)):
         return None
-    return THINKING if split_thought(response["content"])[0] else NON_THINKING
+    return THINKING if split_thought(response_text(row) or "")[0] else NON_THINKING
 
 
 def rows_in_modes(rows: Iterable[Row], modes: Modes, name: str, report: Report) -> Iterator[Row]:

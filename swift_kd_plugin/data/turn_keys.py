@@ -3,9 +3,11 @@
 A key with a value that is in no set here is not read: its row is used, and the report counts it by name.
 """
 
+from functools import cache
 from math import isfinite
 from typing import Any
 
+from swift_kd_plugin.data.near_names import one_slip, plain_name
 from swift_kd_plugin.data.rows import Message, RowError
 from swift_kd_plugin.data.values import shown
 
@@ -68,6 +70,17 @@ def read_weights(turn: Message, role: str, name: str) -> Message:
     return weights | ({"loss_scale": factors.pop()} if factors else {})
 
 
+def weights_of(turn: Message) -> Message:
+    """The keys of a turn that say what it counts."""
+    return {key: turn[key] for key in ("loss", "loss_scale") if key in turn}
+
+
+def new_weights(response: list[Message]) -> Message:
+    """What a response counts that is written in the place of this one, whose being off says nothing of another."""
+    scale = response[0].get("loss_scale") if response else None
+    return {"loss_scale": scale} if scale and not is_off(response[0]) else {}
+
+
 def is_off(turn: Message) -> bool:
     """Whether nothing of a turn is trained under any strategy."""
     return turn.get("loss") is False or turn.get("loss_scale") == 0
@@ -90,8 +103,20 @@ def unread_keys(turn: Message, role: str, name: str) -> list[str]:
             continue
         if key in REFUSED:
             raise RowError("format", f"{name} has the key {key!r}, which {REFUSED[key]}")
+        if near := _nearest_key(key, role):
+            raise RowError(
+                "format", f"{name} has the key {key!r}, which is not known (did you mean {near!r}?); rename it"
+            )
         unread.append(key)
     return unread
+
+
+@cache
+def _nearest_key(key: str, role: str) -> str | None:
+    """The key with a meaning that is meant, where a letter is wrong, too much or missing, or two are exchanged."""
+    plain = plain_name(key)
+    known = sorted(BY_ROLE.get(role, ()))
+    return plain if plain in known else next((name for name in known if one_slip(plain, name)), None)
 
 
 def _says_nothing(key: str, value: Any) -> bool:

@@ -1,17 +1,19 @@
 """Turns of a conversation in any usual form, as ms-swift's own: a role that it knows, a content, a loss."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from swift_kd_plugin.data.padding_nulls import has_null
 from swift_kd_plugin.data.rows import Message, RowError
-from swift_kd_plugin.data.think_block import CLOSE, OPEN
-from swift_kd_plugin.data.turn_keys import REASONING, SPEAKERS, read_weights, unread_keys
+from swift_kd_plugin.data.think_block import CLOSE, OPEN, join_thought
+from swift_kd_plugin.data.turn_keys import REASONING, SPEAKERS, read_weights, unread_keys, weights_of
 from swift_kd_plugin.data.values import kind_of, parse_json, parse_text, shown
 
 TOOL_ROLES = ("tool", "tool_response")
 ROLES = frozenset({"system", "user", "assistant", "tool_call", *TOOL_ROLES})
-PLAIN_ROLES = ROLES.difference(TOOL_ROLES)
+PLAIN_ROLES = ROLES.difference(TOOL_ROLES, ("tool_call",))
 ROLE_ALIASES = {
     **{role: role for role in ROLES},
     "developer": "system",
@@ -29,9 +31,19 @@ ROLE_ALIASES = {
 # A turn of ShareGPT's older form has the question and its answer under the names of the speakers.
 ASKED = ("user", "human")
 ANSWERED = ("assistant", "gpt", "bot")
+PAIR = (("user", ASKED), ("assistant", ANSWERED))
 # What some tools put around a result that the template puts around it, too.
 RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"
-UNREAD = "unread"
+RESULT_TAG = re.compile(f"{RESULT_OPEN}|{RESULT_CLOSE}")
+# A call as hermes models write it, which the template makes of a call by itself.
+CALL_OPEN = "<tool_call>"
+WRITTEN_CALL = re.compile(rf"\s*{CALL_OPEN}(.*?)</tool_call>", re.DOTALL)
+# What a call's arguments are called: OpenAI and Hermes; Llama; LangChain. And what else a call has, which is not read.
+ARGUMENTS = ("arguments", "parameters", "args")
+ARGUMENTS_OF_CALLS = frozenset(ARGUMENTS)
+BESIDE_ARGUMENTS = frozenset({"name", "function", "type", "id", "index", "call_id", "strict", "extra_content"})
+KEYS_OF_CALLS = BESIDE_ARGUMENTS.union(ARGUMENTS)
+UNREAD, PADDED = "unread", "padded"
 MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio", "audio_url")
 
 
@@ -50,7 +62,8 @@ def to_turns(value: Any, column: str = "messages") -> list[Message]:
     Returns:
         Turns of the keys role, content, loss, loss_scale and, on a tool's turn, name. A content is text, a list of
         parts with media among them, or on turns of tools any JSON. A missing content is None, which `check_row`
-        refuses. For `take_from_turns` they may also have tools (a system turn's) and UNREAD, names of other keys.
+        refuses. For `take_from_turns` they may also have tools (a system turn's), PADDED and UNREAD, names of other
+        keys.
 
     Raises:
         RowError: what stands there is no list of turns, or a turn has a form that is not known.
@@ -80,7 +93,7 @@ def _is_plain(turn: Any) -> bool:
     role, content = turn.get("role"), turn.get("content")
     if type(role) is not str or type(content) is not str:
         return False
-    return role in PLAIN_ROLES or (role in TOOL_ROLES and RESULT_OPEN not in content)
+    return role in PLAIN_ROLES or (role in ROLES and RESULT_OPEN not in content and CALL_OPEN not in content)
 
 
 def _standard(turn: Any, name: str) -> list[Message]:
@@ -96,17 +109,21 @@ def _standard(turn: Any, name: str) -> list[Message]:
     if not isinstance(role, str) or (known := ROLE_ALIASES.get(role.lower().replace("-", "_"))) is None:
         raise RowError("messages", f"{name} has {'no role' if role is None else f'the unknown role {shown(role)}'}")
     name = f"{name} ({known})"
-    standard = {"role": known, "content": _content(turn.get("content", turn.get("value")), known, name)}
+    content = _content(turn.get("content", turn.get("value")), known, name)
+    standard = {"role": known, "content": content}
     if unread := unread_keys(turn, known, name):
         standard[UNREAD] = unread
     if known == "assistant":
-        standard |= _said(standard["content"], turn, name)
-    if known == "system" and (tools := turn.get("tools") or turn.get("functions")):
+        standard |= _said(content, turn, name)
+    if known == "system" and (tools := [turn[key] for key in ("tools", "functions") if turn.get(key)]):
         standard["tools"] = tools
+    if known == "tool_call" and has_null(content):
+        standard[PADDED] = True
     if known not in TOOL_ROLES:
-        return [standard | read_weights(turn, known, name)]
+        standard |= read_weights(turn, known, name)
+        return [standard] if known != "tool_call" else [standard | {"content": c} for c in _bare_calls(content)]
     standard |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
-    return [standard | {"content": content} for content in _unwrapped(standard["content"])]
+    return [standard | {"content": content} for content in _unwrapped(content)]
 
 
 def _said(content: Any, turn: Message, name: str) -> Message:
@@ -116,8 +133,16 @@ def _said(content: Any, turn: Message, name: str) -> Message:
         if content or not isinstance(refusal, str):
             raise RowError("format", f"{name} has a refusal beside its content; keep one of them")
         content = refusal
+    if calls and isinstance(content, str):
+        content = _without_calls(content, calls, name)
     said = {"content": _with_reasoning(content, turn, bool(calls), name)}
     return said | {"tool_calls": calls} if calls else said
+
+
+def _bare_calls(content: Any) -> list[Any]:
+    """A call without the tags that the template puts around it; several calls in one turn are several."""
+    written = WRITTEN_CALL.findall(content) if isinstance(content, str) else []
+    return [call.strip() for call in written] if written and not WRITTEN_CALL.sub("", content).strip() else [content]
 
 
 def _unwrapped(content: Any) -> list[Any]:
@@ -127,21 +152,38 @@ def _unwrapped(content: Any) -> list[Any]:
     text = content.strip()
     if not (text.startswith(RESULT_OPEN) and text.endswith(RESULT_CLOSE)):
         return [content]
-    results = [part.partition(RESULT_CLOSE) for part in text.split(RESULT_OPEN)[1:]]
-    if not all(end and not rest.strip() for _, end, rest in results):
-        return [content]  # tags within a result
-    return [result.removeprefix("\n").removesuffix("\n") for result, _, _ in results]
+    results = _top_results(text)
+    return [content] if results is None else [inner for result in results for inner in _unwrapped(result)]
+
+
+def _top_results(text: str) -> list[str] | None:
+    """What stands between the outermost tags; None if text stands beside them.
+
+    Where the tags do not pair, the first and the last are taken for the outermost ones, and others for text of a tool.
+    """
+    results, depth, start, end = [], 0, 0, 0
+    for tag in RESULT_TAG.finditer(text):
+        if tag[0] == RESULT_OPEN:
+            if not depth and text[end : tag.start()].strip():
+                return None
+            start, depth = start if depth else tag.end(), depth + 1
+        else:
+            depth, end = depth - 1, tag.end()
+            if not depth:
+                results.append(text[start : tag.start()])
+        if depth < 0:
+            return None
+    results = [text[len(RESULT_OPEN) : -len(RESULT_CLOSE)]] if depth else results
+    return [result.removeprefix("\n").removesuffix("\n") for result in results]
 
 
 def _pair(turn: Message, name: str) -> list[Message]:
-    turns = []
-    for role, keys in (("user", ASKED), ("assistant", ANSWERED)):
-        key = next((key for key in keys if key in turn), None)
-        if key is not None:
-            turns.append({"role": role, "content": _content(turn[key], role, f"{name} ({role})")})
-    unread = [key for key in unread_keys(turn, "", name) if key not in SPEAKERS]
-    if turns and unread:
-        turns[-1][UNREAD] = unread
+    others = {key: value for key, value in turn.items() if key not in SPEAKERS}
+    said = [(role, next((key for key in keys if key in turn), None)) for role, keys in PAIR]
+    said = [(role, turn[key]) for role, key in said if key is not None]
+    turns: list[Message] = []
+    for number, (role, content) in enumerate(said, start=1):
+        turns += _standard({"role": role, "content": content, **(others if number == len(said) else {})}, name)
     if not turns:
         raise RowError("format", f"{name} has neither a role nor a content; its keys are {shown(list(turn))}")
     return turns
@@ -183,9 +225,13 @@ def _with_reasoning(content: Any, turn: Message, calls_tools: bool, name: str) -
     keys = [key for key in REASONING if turn.get(key)]
     if not keys:
         return content
-    if other := next((other for other in keys if turn[other] != turn[keys[0]]), None):
+    if other := next((other for other in keys if _bare(turn[other]) != _bare(turn[keys[0]])), None):
         raise RowError("think", f"{name} has {keys[0]} and {other}, which differ; keep one of them")
     return put_thought(content, turn[keys[0]], keys[0], calls_tools, name)
+
+
+def _bare(thought: Any) -> Any:
+    return thought.strip() if isinstance(thought, str) else thought
 
 
 def put_thought(content: Any, reasoning: Any, key: str, calls_tools: bool, name: str) -> str:
@@ -196,16 +242,31 @@ def put_thought(content: Any, reasoning: Any, key: str, calls_tools: bool, name:
         raise RowError("think", f"{name} has {key} beside a content of parts")
     if not content and not calls_tools:
         raise RowError("empty", f"{name} has {key} and no content")
-    content = content or ""
-    if content.startswith(OPEN):
-        if content[len(OPEN) :].partition(CLOSE)[0].strip() != reasoning.strip():
-            raise RowError("think", f"{name} has another {key} than the think block in its content")
+    content, thought = content or "", _bare_thought(reasoning, key, name)
+    if content.lstrip().startswith(OPEN):
+        if content.lstrip()[len(OPEN) :].partition(CLOSE)[0].strip() != thought.strip():
+            raise RowError("think", f"{name} has another {key} than the think block in its content; keep one")
         return content
-    return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{content}"
+    return join_thought(thought if thought.strip() else "", content.lstrip("\n"))
+
+
+def _bare_thought(text: str, key: str, name: str) -> str:
+    """A thought without the tags and line breaks around it, which a template writes by itself."""
+    bare = text.strip()
+    if bare.startswith(OPEN) or bare.endswith(CLOSE):
+        text = bare.removeprefix(OPEN).removesuffix(CLOSE)
+    if OPEN in text or CLOSE in text:
+        raise RowError("think", f"{name} has think tags within its {key}, which is put between such tags; remove them")
+    return text.strip("\n")
 
 
 def _tool_calls(turn: Message, name: str) -> list[Message]:
-    calls = turn.get("tool_calls") or [call for call in [turn.get("function_call")] if call]
+    calls, legacy = turn.get("tool_calls"), turn.get("function_call")
+    if calls and legacy:
+        both = [_tool_calls({key: turn[key]}, name) for key in ("tool_calls", "function_call")]
+        if list(map(_call, both[0])) != list(map(_call, both[1])):
+            raise RowError("format", f"{name} has tool_calls and a function_call, which differ; keep one of them")
+    calls = calls or ([legacy] if legacy else [])
     if isinstance(calls, str):
         calls = parse_json(calls, f"tool_calls of {name}") or []
     calls = [calls] if isinstance(calls, dict) else calls
@@ -216,7 +277,33 @@ def _tool_calls(turn: Message, name: str) -> list[Message]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError("format", f"{name} has a tool call without a name: {shown(call)}")
+        if not ARGUMENTS_OF_CALLS & {*function, *call} and (unknown := _unknown_in(call)):
+            raise RowError(
+                "format",
+                f"{name} has a tool call with the key {unknown[0]!r} and no arguments; if it holds them, call it so",
+            )
     return calls
+
+
+def _unknown_in(call: Message) -> list[str]:
+    """Keys of a call that say something and are not read."""
+    function = call.get("function", call)
+    return [key for side in (call, function) for key in side if key not in KEYS_OF_CALLS and side[key]]
+
+
+def _without_calls(content: str, calls: list[Message], name: str) -> str:
+    """What is said beside calls, without their text where it stands there, too."""
+    thought, close, said = content.rpartition(CLOSE)
+    written = WRITTEN_CALL.findall(said)
+    if not written:
+        return content
+    try:
+        same = [_call(parse_json(text.strip())) for text in written] == [_call(call) for call in calls]
+    except (RowError, TypeError, KeyError, AttributeError):  # not the JSON of calls
+        same = False
+    if not same:
+        raise RowError("format", f"{name} has other calls in its content than in tool_calls; keep one of them")
+    return thought + close + WRITTEN_CALL.sub("", said)
 
 
 def _expand_tool_calls(turns: list[Message]) -> list[Message]:
@@ -225,6 +312,7 @@ def _expand_tool_calls(turns: list[Message]) -> list[Message]:
     for index, turn in enumerate(turns):
         calls, unread = turn.pop("tool_calls", None), turn.pop(UNREAD, None)
         if calls:
+            unread = [*(unread or ()), *(f"tool_calls.{key}" for call in calls for key in _unknown_in(call))]
             end = index + 1
             while end < len(turns) and turns[end]["role"] in TOOL_ROLES:
                 end += 1
@@ -232,8 +320,8 @@ def _expand_tool_calls(turns: list[Message]) -> list[Message]:
         turn.pop("tool_call_id", None)
         if not calls or turn["content"]:
             expanded.append(turn)
-        loss = {key: turn[key] for key in ("loss", "loss_scale") if key in turn}
-        expanded += [{"role": "tool_call", "content": _call(call), **loss} for call in calls or ()]
+        loss = weights_of(turn)
+        expanded += [{"role": "tool_call", "content": _call(call), **loss, **_padded(call)} for call in calls or ()]
         if unread:
             expanded[-1][UNREAD] = unread
     return expanded
@@ -249,18 +337,32 @@ def _in_order_of(calls: Sequence[Message], results: list[Message]) -> list[Messa
 
 def _call(call: Message) -> Message:
     function = call.get("function", call)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
+    arguments = next((side[key] for side in (function, call) for key in ARGUMENTS if side.get(key) is not None), None)
+    if isinstance(arguments, str) and arguments.strip():
         with suppress(RowError):  # what is not JSON stays text
             arguments = parse_json(arguments)
-    return {"name": function["name"], "arguments": {} if arguments is None else arguments}
+    return {"name": function["name"], "arguments": {} if _is_blank(arguments) else arguments}
 
 
-def take_from_turns(turns: list[Message]) -> tuple[Any, list[str]]:
-    """What `to_turns` has left in turns beside their own keys, taken out of them: tools, and names of unread keys."""
-    tools, unread = None, []
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _padded(call: Message) -> Message:
+    """Whether nulls stand in arguments that are no text, in which every null is meant."""
+    return {PADDED: True} if has_null(call) else {}
+
+
+def take_from_turns(turns: list[Message]) -> tuple[list[Any], list[str], list[Message]]:
+    """What `to_turns` has left in turns beside their own keys, taken out of them.
+
+    Returns:
+        Tools, names of unread keys, and the calls in which nulls stand.
+    """
+    tools, unread, padded = [], [], []
     for turn in turns:
         if len(turn) > 2:
-            tools = turn.pop("tools", None) or tools
+            padded += [turn] if turn.pop(PADDED, False) else []
+            tools += turn.pop("tools", ())
             unread += turn.pop(UNREAD, ())
-    return tools, unread
+    return tools, unread, padded

@@ -4,13 +4,13 @@ from itertools import groupby
 from typing import Any
 
 from swift_kd_plugin.data.columns import COLUMNS, IMAGE_COLUMNS, PLACE_COLUMNS, VIEW_COLUMNS
-from swift_kd_plugin.data.rows import Message, Row, RowError, text_of
-from swift_kd_plugin.data.think_block import CLOSE, OPEN
+from swift_kd_plugin.data.rows import SPEAKS, Message, Row, RowError, text_of
+from swift_kd_plugin.data.think_block import CLOSE, OPEN, split_thought
+from swift_kd_plugin.data.turn_keys import weights_of
 from swift_kd_plugin.data.turns import ROLES, TOOL_ROLES, name_turn
 from swift_kd_plugin.data.values import check_value, kind_of, parse_text, shown
 from swift_kd_plugin.data.views import teachers_own
 
-SPEAKS = ("assistant", "tool_call")
 # By role: the roles of the turn before, None being the start.
 MAY_FOLLOW = {
     "system": (None,),
@@ -36,17 +36,24 @@ def check_row(row: Row) -> None:
     last = messages[-1]
     if last["role"] == "system":
         raise RowError("messages", "it asks nothing: it has only a system turn")
-    if last["role"] == "assistant" and not text_of(last["content"]).strip():
+    if last["role"] == "assistant" and _says_nothing(text_of(last["content"])):
         raise RowError("empty", f"its response, {name_turn(len(messages), 'messages')}, is empty")
     if not plain:
         _check_settings(row)
     for name, value in row.items():
         if name not in IMAGE_COLUMNS:
-            check_value(value)
+            check_value(value, stored=name != "columns")
     if not plain:
         _check_view(row)
     if has_parts or not plain:
         _check_media(row)
+
+
+def _says_nothing(response: str) -> bool:
+    """Whether a response is white space, with an empty think block in front or without one."""
+    if not response or response.isspace():
+        return True
+    return response.startswith(OPEN) and not "".join(filter(None, split_thought(response))).strip()
 
 
 def _check_turns(messages: list[Message], column: str, has_media: bool) -> bool:
@@ -59,7 +66,12 @@ def _check_turns(messages: list[Message], column: str, has_media: bool) -> bool:
         if before not in MAY_FOLLOW.get(role, ()):
             raise RowError("messages", _why_not_after(before, role, name_turn(number, column)))
         if type(content) is not str or role == "tool_call":
-            _check_content(content, role, f"{name_turn(number, column)} ({role})")
+            name = f"{name_turn(number, column)} ({role})"
+            _check_content(content, role, name)
+            if role == before == "tool_call" and weights_of(turn) != weights_of(messages[number - 2]):
+                raise RowError(
+                    "format", f"{name} has another weight than the call before it, with which it is one turn"
+                )
             has_parts = has_parts or type(content) is list
         elif role == "user" and not has_media and (not content or content.isspace()):
             raise RowError("empty", f"{name_turn(number, column)} (user) is empty")
@@ -153,8 +165,6 @@ def _check_view(row: Row) -> None:
             f"its teacher_messages end with the role {view[-1]['role']!r}; they have to end with the user's turn, "
             "because the response is shared with messages",
         )
-    if row["messages"][-1]["role"] == "tool_call":
-        raise RowError("messages", "its response is a tool call, which teacher_messages cannot share; give it as text")
 
 
 def _check_settings(row: Row) -> None:

@@ -14,6 +14,8 @@ MAX_DEPTH = 100
 MAX_LITERAL = 1 << 20
 SCALAR_TYPES = frozenset({str, int, bool, type(None)})
 SHOWN_VALUE = 40
+# What `datasets` can read of a stored value.
+LEAST_WHOLE, MOST_WHOLE = -(2**63), 2**64 - 1
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -62,10 +64,10 @@ def parse_text(text: str, what: str) -> Any:
             raise not_json from None
 
 
-def check_value(value: Any, what: str = "it", depth: int = 0) -> None:
+def check_value(value: Any, what: str = "it", depth: int = 0, stored: bool = False) -> None:
     """Raises RowError if a value is not one of JSON's, is nested too deep, or holds text that is not Unicode.
 
-    The reason starts with `what`.
+    The reason starts with `what`. Of what is stored `datasets` has to read the whole numbers, too.
     """
     kind = type(value)
     if kind is str:
@@ -80,14 +82,17 @@ def check_value(value: Any, what: str = "it", depth: int = 0) -> None:
             if not key.isascii():
                 _check_text(key, what)
             if type(item) is not str:
-                check_value(item, what, depth + 1)
+                check_value(item, what, depth + 1, stored)
             elif not item.isascii():
                 _check_text(item, what)
     elif kind is list:
         if depth > MAX_DEPTH:
             raise RowError("unreadable", f"{what} is nested deeper than {MAX_DEPTH} levels")
         for item in value:
-            check_value(item, what, depth + 1)
+            check_value(item, what, depth + 1, stored)
+    elif kind is int:
+        if stored and not LEAST_WHOLE <= value <= MOST_WHOLE:
+            raise RowError("format", f"{what} holds a whole number of more than 64 bits; give it as text")
     elif kind is float:
         if not isfinite(value):
             raise RowError("format", f"{what} holds {value}, which JSON does not have")

@@ -423,3 +423,19 @@ def test_where_nobody_writes_every_row_has_a_response(tmp_path, name, count):
     if "no response" in report.left_out:
         with pytest.raises(KDError, match="cannot be used: it has no response"):
             build(tmp_path, name, store="strict", trains="last_round", strict=True)
+
+
+def test_a_stream_says_the_first_of_each_kind_at_once(tmp_path, monkeypatch):
+    """Its pass may never end."""
+    said = []
+    monkeypatch.setattr("swift_kd_plugin.data.build.logger.warning", said.append)
+    good, misread = ({"query": "q", "response": "a"} | more for more in ({}, {"weight": 0}))
+    write_json_lines(tmp_path / "rows.jsonl", [{"query": 5}, good, misread, misread, {"query": 6}, good])
+    (tmp_path / "data.yaml").write_text("all: {type: rows, source: rows.jsonl}")
+    stream = iter(Builder(tmp_path / "store").stream(read_data_yaml(tmp_path / "data.yaml")["all"]))
+    next(stream)
+    assert [line.partition(",")[0] for line in said] == ["left out: format"]
+    next(stream)
+    assert said[1].startswith("note: the column 'weight', which is not read, first rows.jsonl, line 3")
+    assert len(list(stream)) == 2
+    assert any(line.startswith("left out: 2 x format") for line in said[2:])

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from swift_kd_plugin.data.asked_columns import Asked
 from swift_kd_plugin.data.column_names import why_misspelt
 from swift_kd_plugin.data.formats import check_format, to_row
 from swift_kd_plugin.data.rows import Place, RowError
@@ -29,6 +30,7 @@ def bot(content, **keys) -> dict:
 
 QA = [user("q"), bot("a")]
 CALL = {"name": "add", "arguments": {"a": 1}}
+TEXT = json.dumps(CALL)
 OPENAI_CALLS = [
     {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
     {"id": "2", "type": "function", "function": {"name": "say", "arguments": '{"b": "x"}'}},
@@ -123,6 +125,25 @@ AS_MS_SWIFT = {
 }
 # These ms-swift does not understand, or writes down as it should not.
 BEYOND_MS_SWIFT = {
+    "arguments as args": (
+        {
+            "messages": [
+                user("q"),
+                bot(None, tool_calls=[{"name": "add", "args": {"a": 1}}]),
+                turn("tool", "4"),
+                bot("a"),
+            ]
+        },
+        [user("q"), turn("tool_call", CALL), turn("tool", "4"), bot("a")],
+    ),
+    "parameters beside the function": (
+        {"messages": [user("q"), bot(None, tool_calls=[{"function": {"name": "f"}, "parameters": ""}])]},
+        [user("q"), turn("tool_call", {"name": "f", "arguments": {}})],
+    ),
+    "keys of pairs": (
+        {"conversations": [{"human": "h", "gpt": "b", "weight": 0}, {"user": "q", "assistant": "a", "thinking": "hm"}]},
+        [user("h"), bot("b", loss=False), user("q"), bot("<think>\nhm\n</think>\n\na")],
+    ),
     "pairs without the last answer": (
         {"conversations": [*PAIRS, {"user": "r"}]},
         [user("h"), bot("b"), *QA, user("r")],
@@ -150,6 +171,15 @@ BEYOND_MS_SWIFT = {
     "old function call": (
         {"messages": [user("q"), {"role": "assistant", "function_call": CALL}, turn("function", "4", name="add")]},
         [user("q"), turn("tool_call", CALL), turn("tool_response", "4", name="add")],
+    ),
+    "calls in their tags": (
+        {
+            "messages": [
+                user("q"),
+                turn("tool_call", f"<tool_call>\n{TEXT}\n</tool_call>\n<tool_call>{TEXT}</tool_call>"),
+            ]
+        },
+        [user("q"), turn("tool_call", TEXT), turn("tool_call", TEXT)],
     ),
     "TRL": ({"prompt": QA[:1], "completion": QA[1:]}, QA),
     "turns and text": ({"prompt": QA[:1], "completion": "a"}, QA),
@@ -291,6 +321,18 @@ BAD = [
         "turn 1 (assistant) has a number as its tool_calls, not a list",
     ),
     ({"messages": [bot(None, tool_calls=[{"id": 1}])]}, "format", "turn 1 (assistant) has a tool call without a name"),
+    (
+        {"messages": [bot(None, tool_calls=[{"name": "add", "input": {"a": 1}}])]},
+        "format",
+        "turn 1 (assistant) has a tool call with the key 'input' and no arguments; if it holds them, call it so",
+    ),
+    (
+        {"messages": [bot(None, tool_calls=OPENAI_CALLS[:1], function_call={"name": "say", "arguments": "{}"})]},
+        "format",
+        "turn 1 (assistant) has tool_calls and a function_call, which differ; keep one of them",
+    ),
+    ({"mesages": [user("q")]}, "format", "its column 'mesages' is not known (did you mean 'messages'?); rename it"),
+    ({"chosen": [user("q"), bot("a")]}, "format", "its column 'chosen' holds a conversation; say `gold: chosen` in a"),
     ({"messages": [bot(None, tool_calls="[")]}, "unreadable", "tool_calls of turn 1 (assistant) is not JSON"),
     ({"messages": [bot("a", reasoning=3)]}, "think", "turn 1 (assistant) has a number as its reasoning, not text"),
     ({"messages": [bot(None, reasoning_content="r")]}, "empty", "turn 1 (assistant) has reasoning_content and no"),
@@ -413,10 +455,29 @@ def test_a_misspelt_column_is_refused_and_the_known_one_named(known, names):
             to_row({"messages": QA, name: "x"}, PLACE)
 
 
-@pytest.mark.parametrize("name", ["teacher_system", "teacher_query", "teacher_history", "teacher_videos"])
+@pytest.mark.parametrize(
+    "name", ["teacher_system", "teacher_query", "teacher_history", "teacher_videos", "teacher_msgs"]
+)
 def test_what_the_teacher_cannot_have_by_itself_is_refused(name):
     with pytest.raises(RowError, match="what only the teacher sees stands in teacher_messages"):
         to_row({"messages": QA, name: "x"}, PLACE)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("awnser", "answer"),
+        ("rseponse", "response"),
+        ("teacher_thinking", "teacher_thought"),
+        ("teacher_reasoning", "teacher_thought"),
+        ("teacher_function", "teacher_functions"),
+    ],
+)
+def test_a_moved_letter_and_other_names_of_the_teachers_thought(name, known):
+    with pytest.raises(RowError, match=f"did you mean '{known}'"):
+        to_row({"messages": QA, name: "x"}, PLACE)
+    asked = Asked(beside=(name,))
+    assert to_row({"messages": QA, name: "x"}, PLACE, asked=asked)["columns"] == {name: "x"}
 
 
 def test_columns_of_other_names_are_kept():

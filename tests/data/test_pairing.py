@@ -11,6 +11,7 @@ from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, key
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import read_dataset, write_rows
 from swift_kd_plugin.data.rows import RowError, digest
+from swift_kd_plugin.data.think_block import join_thought
 from swift_kd_plugin.errors import KDError
 
 TAKEN = ResponseRule()
@@ -183,12 +184,22 @@ def test_an_answer_given_without_the_experience_is_left_out():
     assert [message["content"] for message in merged["messages"]] == ["X?", "4"]
 
 
+@pytest.mark.parametrize("said", [[], [turn("assistant", "Wait.")]])
+def test_calls_of_tools_are_a_response_that_can_be_shared(said):
+    calls = [{"role": "tool_call", "content": {"name": name, "arguments": {}}} for name in ("f", "g")]
+    asked = exp(response=None, thought="hm")
+    asked["messages"] += [*said, *calls]
+    assert merge_rows(asked, noexp(), ResponseRule())["messages"] == [turn("user", "X?"), *said, *calls]
+    thinks = merge_rows(asked, noexp(), ResponseRule(thought="thought"))["messages"]
+    assert thinks == [turn("user", "X?"), turn("assistant", join_thought("hm", "Wait." if said else "")), *calls]
+
+
 @pytest.mark.parametrize(
     ("rows", "rule", "reason"),
     [
         ((exp(response=None), noexp()), ResponseRule(), "do not end with an answer"),
         ((exp(), noexp()), ResponseRule("gold"), "its column 'gold' has no text"),
-        ((exp(), noexp(gold=5)), ResponseRule("gold"), "its column 'gold' has no text"),
+        ((exp(), noexp(gold=5)), ResponseRule("gold"), "its column 'gold' is a number, not a text or a conversation"),
         (
             ({**exp(), "teacher_messages": [turn("user", "X?")]}, noexp()),
             ResponseRule(),

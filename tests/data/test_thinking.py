@@ -86,6 +86,36 @@ def test_a_row_without_a_response_gets_its_mode_only():
     assert "teacher_thought" not in made
 
 
+CALL = {"role": "tool_call", "content": {"name": "f", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("modes", "said", "columns"),
+    [
+        ({"mode": "thinking"}, THOUGHT, {}),
+        ({"mode": "thinking", "think_loss": 0.5}, THOUGHT, {"think_loss": 0.5}),
+        ({"mode": "non_thinking"}, "4", {}),
+        ({"mode": "non_thinking", "teacher": "thinking"}, "4", {"teacher_thought": "Two and two."}),
+        ({"mode": "keep"}, THOUGHT, {}),
+    ],
+)
+def test_a_response_that_calls_tools_is_one(modes, said, columns):
+    turns = [*row(THOUGHT)["messages"], CALL]
+    made = applied({**row(), "messages": turns}, **modes)
+    assert made["messages"] == [turns[0], {"role": "assistant", "content": said}, CALL]
+    assert {name: made[name] for name in ("teacher_thought", "think_loss") if name in made} == columns
+
+
+@pytest.mark.parametrize("text", ["", "<think>\nTwo and two.\n</think>\n\n"])
+def test_calls_alone_stay_alone(text):
+    said = [{"role": "assistant", "content": text}] if text else []
+    asked = {**row(None), "messages": [*row(None)["messages"], *said, CALL]}
+    assert applied(asked, mode="non_thinking")["messages"] == [*row(None)["messages"], CALL]
+    if not text:
+        with pytest.raises(RowError, match="its response has no <think> block"):
+            applied(asked, mode="thinking")
+
+
 @pytest.mark.parametrize(("modes", "weight"), [({"mode": "thinking"}, 0.5), ({"mode": "non_thinking"}, 0)])
 def test_the_loss_on_the_block_has_a_weight(modes, weight):
     assert applied(row(), **modes, think_loss=weight)["think_loss"] == weight

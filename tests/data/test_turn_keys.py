@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from swift_kd_plugin.data.asked_columns import Asked
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
 from swift_kd_plugin.data.formats import to_row
@@ -76,6 +77,52 @@ def test_a_thought_under_every_name(key):
     assert answer_with(**{key: ""})["content"] == "a"
 
 
+# Thought and answer as they are given, and what Qwen3's chat template writes of them.
+WRITTEN = [
+    ("abc", "5", "<think>\nabc\n</think>\n\n5"),
+    ("\nabc\n", "\n\n5", "<think>\nabc\n</think>\n\n5"),
+    ("\n\n a\n\nb \n", "5\n", "<think>\n a\n\nb \n</think>\n\n5\n"),
+    (" \n ", "5", "<think>\n\n</think>\n\n5"),
+    ("<think>\nabc\n</think>", "5", "<think>\nabc\n</think>\n\n5"),
+    ("abc\n</think>\n\n", "5", "<think>\nabc\n</think>\n\n5"),
+    ("<think>abc", "5", "<think>\nabc\n</think>\n\n5"),
+    ("<think>\n\n</think>", "5", "<think>\n\n</think>\n\n5"),
+    ("<think>\nabc\n</think>", "<think>\nabc\n</think>\n\n5", "<think>\nabc\n</think>\n\n5"),
+]
+TAGS_WITHIN = [
+    "a </think> b",
+    "a <think> b",
+    "<think>a</think> b",
+    "<think><think>a</think></think>",
+    "<think>a<think>",
+]
+
+
+@pytest.mark.parametrize(("thought", "answer", "written"), WRITTEN)
+@pytest.mark.parametrize("way", ["key", "rows", "thinking_mix"])
+def test_thought_and_answer_are_written_as_the_model_writes_them(tmp_path, thought, answer, written, way):
+    if way == "key":
+        assert answer_with(answer, reasoning_content=thought)["content"] == written
+    elif way == "rows":
+        rows = rows_of(tmp_path, {"type": "rows", **REASONS}, {"query": "2 + 3?", "response": answer, "why": thought})
+        assert rows[0]["messages"][-1]["content"] == written
+    elif thought.strip() and "abc" in thought:
+        keys = {"type": "thinking_mix", "mode": "thinking", **REASONS}
+        rows = rows_of(tmp_path, keys, {"query": "2 + 3?", "response": answer, "why": thought})
+        assert rows[0]["messages"][-1]["content"] == written
+
+
+@pytest.mark.parametrize("thought", TAGS_WITHIN)
+def test_tags_within_a_thought_are_refused_by_name(tmp_path, thought):
+    with pytest.raises(RowError, match=r"turn 2 \(assistant\) has think tags within its reasoning"):
+        answer_with(reasoning=thought)
+    for keys in ({"type": "rows"}, {"type": "thinking_mix", "mode": "thinking"}):
+        with pytest.raises(
+            KDError, match=r"r.jsonl, line 1 .*its response has think tags within its thought in the column 'why'"
+        ):
+            rows_of(tmp_path, {**keys, **REASONS, "bad_rows": "error"}, {**REASONED, "why": thought})
+
+
 def test_the_same_thought_twice_is_one():
     assert answer_with(reasoning="hm", reasoning_content="hm")["content"] == "<think>\nhm\n</think>\n\na"
 
@@ -100,6 +147,18 @@ def test_tools_of_a_system_turn_are_the_rows(key):
     assert row["messages"] == row["teacher_messages"] == [{"role": "system", "content": "s"}, ASKED]
     with pytest.raises(RowError, match="its column 'tools' and the tools of a system turn differ"):
         to_row({"messages": messages, "tools": [{"name": "say"}]}, PLACE)
+    with pytest.raises(RowError, match="its column 'tools' and the tools of a system turn differ"):
+        to_row({"messages": [{**messages[0], "tools": [TOOL], "functions": [{"name": "say"}]}, ASKED]}, PLACE)
+
+
+@pytest.mark.parametrize("keys", [{}, {"content": None}])
+def test_a_system_turn_may_have_tools_alone(keys):
+    turns = [{"role": "system", "tools": [TOOL], **keys}, ASKED]
+    row = to_row({"messages": turns, "teacher_messages": turns}, PLACE)
+    assert row["messages"] == row["teacher_messages"] == [ASKED]
+    assert row["tools"] == row["teacher_tools"] == [TOOL]
+    row = to_row({"messages": turns, "system": "s"}, PLACE)
+    assert row["messages"] == [{"role": "system", "content": "s"}, ASKED]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +168,21 @@ def test_tools_of_a_system_turn_are_the_rows(key):
         (" <tool_response>2</tool_response>\n", ["2"]),
         ("<tool_response>\n2\n</tool_response>\n<tool_response>\n\n3\n</tool_response>", ["2", "\n3"]),
         ("see <tool_response>", ["see <tool_response>"]),
+        ("<tool_response>\n<tool_response>\n2\n</tool_response>\n</tool_response>", ["2"]),
+        ("<tool_response>" * 3 + "2" + "</tool_response> " * 3, ["2"]),
+        (
+            "<tool_response><tool_response>2</tool_response><tool_response>3</tool_response></tool_response>",
+            ["2", "3"],
+        ),
+        (
+            '<tool_response>{"x": "<tool_response>y</tool_response>"}</tool_response><tool_response>3</tool_response>',
+            ['{"x": "<tool_response>y</tool_response>"}', "3"],
+        ),
+        ('<tool_response>\n{"x": "<tool_response>"}\n</tool_response>', ['{"x": "<tool_response>"}']),
+        (
+            "<tool_response>a</tool_response> b <tool_response>c</tool_response>",
+            ["<tool_response>a</tool_response> b <tool_response>c</tool_response>"],
+        ),
         (
             "<tool_response>a</tool_response> b </tool_response>",
             ["<tool_response>a</tool_response> b </tool_response>"],
@@ -120,6 +194,25 @@ def test_a_result_has_no_tags_of_its_own(content, results, role):
     turns = [ASKED, {"role": "tool_call", "content": CALL}, {"role": role, "content": content}]
     row = to_row({"messages": turns}, PLACE)
     assert [turn["content"] for turn in row["messages"][2:]] == results
+
+
+WRITTEN_CALL = f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
+
+
+@pytest.mark.parametrize("keys", [{}, {"reasoning_content": "hm"}])
+@pytest.mark.parametrize("said", ["", "One moment."])
+def test_a_call_that_the_content_has_too_is_one_call(said, keys):
+    def made(content: str, calls: list) -> list[dict]:
+        turn = {"role": "assistant", "content": content, "tool_calls": calls, **keys}
+        return to_row({"messages": [ASKED, turn]}, PLACE)["messages"]
+
+    texts = [{"type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}]
+    for calls in ([CALL], texts):
+        assert made(f"{said}\n{WRITTEN_CALL}", calls) == made(said, calls)
+        assert made(f"{said}\n{WRITTEN_CALL}\n{WRITTEN_CALL}", calls * 2) == made(said, calls * 2)
+    for content in (WRITTEN_CALL.replace("add", "sub"), f"{WRITTEN_CALL} {WRITTEN_CALL}", "<tool_call>add</tool_call>"):
+        with pytest.raises(RowError, match="has other calls in its content than in tool_calls"):
+            made(content, [CALL])
 
 
 PUBLIC = [
@@ -142,14 +235,28 @@ def test_what_says_nothing_of_the_training_is_no_matter_and_the_rest_is_counted(
     assert to_row(pairs, PLACE)["unread"] == ["vote"]
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("weigth", "weight"), ("los", "loss"), ("reasoning_contents", "reasoning_content"), ("Thinking", "thinking")],
+)
+def test_a_misspelt_key_is_not_passed_over(key, meant):
+    turns = [ASKED, {"role": "assistant", "content": "a", key: 0.5}]
+    with pytest.raises(RowError, match=rf"^turn 2 .* the key '{key}', which is not known \(did you mean '{meant}'"):
+        to_row({"messages": turns}, PLACE)
+
+
 def test_a_response_that_is_off_is_counted():
     report = Report(strict=True)
     answers = ({"loss": False}, {"weight": 0}, {"loss_scale": 0}, {"weight": 1}, {})
     raws = [(PLACE, {"messages": [ASKED, {"role": "assistant", "content": "a", **keys}]}) for keys in answers]
     assert len(list(check_rows(raws, report))) == 5
     assert report.notes["response that is not trained"].count == 3
+    report = Report(strict=True)
+    assert len(list(check_rows(raws, report, asked=Asked(gold=("gold",))))) == 5
+    assert not report.notes
 
 
+REASONS = {"source": "r.jsonl", "thought": "why"}
 REASONED = {"id": 1, "question": "2 + 3?", "answer": "5", "gold": "five", "why": "two and three", "hint": "h"}
 THOUGHT = "<think>\ntwo and three\n</think>\n\n"
 TYPES = {
@@ -162,8 +269,8 @@ TYPES = {
 }
 
 
-def rows_of(folder: Path, keys: dict) -> list[dict]:
-    write_json_lines(folder / "r.jsonl", [REASONED])
+def rows_of(folder: Path, keys: dict, *rows: dict) -> list[dict]:
+    write_json_lines(folder / "r.jsonl", rows or [REASONED])
     write_json_lines(folder / "n.jsonl", [{"id": 1, "question": "What?"}])
     (folder / "data.yaml").write_text(json.dumps({"it": keys}))
     return list(to_rows(Builder(folder / "store").dataset(read_data_yaml(folder / "data.yaml")["it"])[0]))
@@ -179,3 +286,26 @@ def test_a_column_holds_the_thoughts(tmp_path, kind):
 def test_a_column_of_thoughts_that_no_row_has_is_said(tmp_path):
     with pytest.raises(KDError, match="no row has text in its column 'wy', which is to hold the thoughts"):
         rows_of(tmp_path, {"type": "rows", "source": "r.jsonl", "thought": "wy"})
+    for keys, _ in TYPES.values():
+        with pytest.raises(KDError, match="no row has text in its column 'wy'"):
+            rows_of(tmp_path, {**keys, "thought": "wy"}, {**REASONED, "answer": "<think>\nhm\n</think>\n\n5"}, REASONED)
+
+
+CALLING = {"role": "tool_call", "content": CALL}
+
+
+@pytest.mark.parametrize("said", ["", "One moment."])
+@pytest.mark.parametrize("keys", [{"type": "rows"}, {"type": "thinking_mix", "mode": "thinking"}])
+def test_the_thought_of_a_column_stands_before_a_call(tmp_path, keys, said):
+    answer = {"role": "assistant", "content": said, "tool_calls": [CALL, CALL], "weight": 1}
+    row = {"messages": [ASKED, answer], "tools": [TOOL], "why": "hm"}
+    turn = {"role": "assistant", "content": f"<think>\nhm\n</think>\n\n{said}", "loss": True}
+    expected = [ASKED, turn, *[{**CALLING, "loss": True}] * 2]
+    assert rows_of(tmp_path, {**keys, **REASONS}, row)[0]["messages"] == expected
+    assert to_row({"messages": [ASKED, {**answer, "thought": "hm"}]}, PLACE)["messages"] == expected
+    bare = {"messages": [ASKED, CALLING], "tools": [TOOL], "why": "hm"}
+    assert rows_of(tmp_path, {**keys, **REASONS}, bare)[0]["messages"] == [
+        ASKED,
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\n"},
+        CALLING,
+    ]

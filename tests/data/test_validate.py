@@ -2,7 +2,11 @@
 
 import pytest
 
-from swift_kd_plugin.data.rows import RowError
+from swift_kd_plugin.data.asked_columns import Asked
+from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_store import read_dataset, write_rows
+from swift_kd_plugin.data.rows import Place, RowError
+from swift_kd_plugin.data.sources import check_rows
 from swift_kd_plugin.data.validate import check_row
 
 CALL = {"name": "add", "arguments": {"a": 1}}
@@ -61,6 +65,7 @@ GOOD = {
     "bytes": row(*QA, images=[{"bytes": b"\xff", "path": None}]),
     "sounds": row(user("<audio><video>"), audios=["a.wav"], videos=["a.mp4"]),
     "view": row(*QA, teacher_messages=VIEW),
+    "view of a call": row(user("q"), turn("tool_call", CALL), teacher_messages=VIEW),
     "view with tool": row(*QA, teacher_messages=[user("q"), turn("tool_call", CALL), turn("tool", "4")]),
     "view without pictures": row(user("q"), images=[PATH], teacher_messages=VIEW, teacher_images=[]),
     "view with pictures": row(*QA, teacher_messages=[user("<image>")], teacher_images=[PATH]),
@@ -109,12 +114,19 @@ BAD = [
     (row(user(" \n"), bot("a")), "empty", "turn 1 (user) is empty"),
     (answer(""), "empty", "its response, turn 2, is empty"),
     (answer("\n"), "empty", "its response, turn 2, is empty"),
+    (answer("<think>\n\n</think>\n\n"), "empty", "its response, turn 2, is empty"),
+    (answer("<think></think>"), "empty", "its response, turn 2, is empty"),
     (row(user(None)), "empty", "turn 1 (user) has no content"),
     (row(user("q"), bot(None), user("r")), "empty", "turn 2 (assistant) has no content"),
     (row(turn("system", None), *QA), "empty", "turn 1 (system) has no content"),
     (row(*QA, turn("tool", None)), "empty", "turn 3 (tool) has no content"),
     (row(user(5)), "format", "turn 1 (user) has a number as its content, not text"),
     (row(turn("system", [IMAGE]), *QA), "media", "turn 1 (system) has media, which only a user turn may have"),
+    (
+        row(user("q"), turn("tool_call", CALL), {**turn("tool_call", CALL), "loss": False}),
+        "format",
+        "turn 3 (tool_call) has another weight than the call before it, with which it is one turn",
+    ),
     (row(user("q"), turn("tool_call", "x")), "messages", "the tool call of turn 2 (tool_call) is not JSON"),
     (row(user("q"), turn("tool_call", [CALL])), "messages", "turn 2 (tool_call) is not an object with a name and"),
     (row(user("q"), turn("tool_call", {"name": "add"})), "messages", "turn 2 (tool_call) has no arguments"),
@@ -163,11 +175,6 @@ BAD = [
     (row(*QA, teacher_messages=VIEW[:1]), "messages", "its teacher_messages end with the role 'system'"),
     (row(*QA, teacher_messages=[user("")]), "empty", "turn 1 of teacher_messages (user) is empty"),
     (row(*QA, teacher_messages=[bot("a")]), "messages", "turn 1 of teacher_messages (assistant) comes before any user"),
-    (
-        row(user("q"), turn("tool_call", CALL), teacher_messages=VIEW),
-        "messages",
-        "its response is a tool call, which teacher_messages cannot share; give it as text",
-    ),
     (row(*QA, teacher_chat_template_kwargs={"response_prefix": ""}), "format", "set response_prefix, but what stands"),
     (row(*QA, teacher_thought="a</think>b"), "think", "its teacher_thought has think tags, between which it is put"),
     (
@@ -206,3 +213,29 @@ def test_a_number_that_json_does_not_have_is_refused(number):
     call = turn("tool_call", {"name": "add", "arguments": {"a": [number]}})
     with pytest.raises(RowError, match=f"it holds {number}, which JSON does not have"):
         check_row(row(user("q"), call, turn("tool", "4"), bot("a")))
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_whole_numbers_that_datasets_cannot_read(tmp_path, number):
+    reason = "holds a whole number of more than 64 bits; give it as text"
+    user, kept = {"role": "user", "content": "q"}, Asked(keep=("gold",))
+    call = {"role": "tool_call", "content": {"name": "f", "arguments": {"n": number}}}
+    tool = {"name": "f", "parameters": {"properties": {"n": {"maximum": number}}}}
+    for row in (
+        {"messages": [user, call]},
+        {"query": "q", "tools": [tool]},
+        {"query": "q", "chat_template_kwargs": {"n": [number]}},
+        {"query": "q", "gold": number},
+        {"query": "q", "gold": {"n": [number]}},
+    ):
+        report = Report()
+        assert not list(check_rows([(Place("x.jsonl", 3), row)], report, asked=kept))
+        (example,) = report.left_out["format"].examples
+        assert example["place"] == "x.jsonl, line 3"
+        assert example["text"] == f"{'its column ' + repr('gold') if 'gold' in row else 'it'} {reason}"
+    (row,) = check_rows([(Place("x.jsonl", 3), {"query": "q", "gold": number})], Report(strict=True))
+    assert row["columns"] == {"gold": number}
+    for fitting in (2**64 - 1, -(2**63)):
+        (row,) = check_rows([(Place("x.jsonl", 3), {"query": "q", "gold": fitting})], Report(), asked=kept)
+        write_rows(tmp_path / f"{fitting}.arrow", [row], ["gold"])
+        assert read_dataset(tmp_path / f"{fitting}.arrow")[0]["gold"] == fitting
