@@ -28,4 +28,4 @@ def prepare_loss(
     inplace = inplace and not isinstance(student, LMHead)
     request = make_request(student, teacher, options)
     task = BlockwiseLoss(topk_losses if topk else dense_losses, request, inplace)
-    return task, student, *((teacher.log_probs, teacher.ids) if topk else (teacher,))
+    return task, student, *(teacher.tensors if topk else (teacher,))

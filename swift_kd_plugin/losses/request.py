@@ -22,11 +22,20 @@ GPU_BLOCK_ELEMENTS = 2**28
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher's K most probable tokens: log-probabilities and global ids [T, K], taken at `temperature`."""
+    """A teacher's K most probable tokens: log-probabilities and global ids [T, K], taken at `temperature`.
+
+    Args:
+        shift: with which `temperature * log_probs + shift` are those at temperature 1 [T]; None where it is not known.
+    """
 
     log_probs: Tensor
     ids: Tensor
     temperature: float = 1.0
+    shift: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.log_probs, self.ids) if self.shift is None else (self.log_probs, self.ids, self.shift)
 
 
 Teacher = Tensor | LMHead | TopK

@@ -35,10 +35,10 @@ class SoftmaxSide:
         return torch.where(self._mass > 0, self.peak.double() + self._mass.double().log(), -torch.inf)
 
     def plain_lse(self, temperature: float) -> Tensor:
-        """`local_lse` of the logits before they were divided by the temperature. Called before `probabilities`."""
+        """`local_lse` of the logits before they were divided by the temperature."""
         if temperature == 1.0:
             return self.local_lse()
-        mass = self._exps.pow(temperature).sum(-1).double()
+        mass = torch.sub(self.logits, self.peak[:, None]).mul_(temperature).exp_().sum(-1).double()
         return torch.where(self._mass > 0, self.peak.double() * temperature + mass.log(), -torch.inf)
 
     def mean_logit(self, lse: Tensor) -> Tensor:

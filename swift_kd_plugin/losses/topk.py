@@ -20,8 +20,11 @@ from swift_kd_plugin.losses.softmax import CrossEntropy, SoftmaxSide, find_colum
 
 
 @torch.no_grad()
-def teacher_topk(logits: Tensor | LMHead, k: int, shard: VocabShard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The k most probable tokens over all ranks: log-probabilities in fp32 or finer [T, k] and global ids [T, k].
+def teacher_topk(
+    logits: Tensor | LMHead, k: int, shard: VocabShard, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k most probable tokens over all ranks: log-probabilities in fp32 or finer [T, k], global ids [T, k], and the
+    shift [T] with which `temperature * log-probabilities + shift` are those at temperature 1.
 
     Args:
         logits: [T, v] of this rank, or a head that makes them, block by block.
@@ -30,18 +33,19 @@ def teacher_topk(logits: Tensor | LMHead, k: int, shard: VocabShard, temperature
     count, total, width = min(k, shard.vocab), len(logits), max(shard.widths)
     log_probs = torch.empty(total, count, dtype=working_dtype(logits), device=logits.device)
     ids = torch.empty(total, count, dtype=torch.long, device=logits.device)
+    shift = log_probs.new_empty(total)
     size = min(total, block_tokens(width, logits.device)) if isinstance(logits, LMHead) else total
     window = Window(logits, None, size)
     for block in slices(total, size):
         shown = window.show(block)[0]
         for chunk in slices(len(shown), chunk_tokens(width, logits.device)):
             part = slice(block.start + chunk.start, block.start + chunk.stop)
-            log_probs[part], ids[part] = _largest(shown[chunk], count, shard, temperature)
-    return log_probs, ids
+            log_probs[part], ids[part], shift[part] = _largest(shown[chunk], count, shard, temperature)
+    return log_probs, ids, shift
 
 
-def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) -> tuple[Tensor, Tensor]:
-    """`teacher_topk` of a chunk, float64 [C, count] and ids [C, count]."""
+def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`teacher_topk` of a chunk, float64 [C, count], ids [C, count] and float64 [C]."""
     side = SoftmaxSide(logits[:, : shard.width], temperature, working_dtype(logits))
     candidates = side.logits.topk(min(count, shard.width), dim=-1)
     values = side.logits.new_full((len(side.logits), count), -torch.inf)
@@ -49,26 +53,33 @@ def _largest(logits: Tensor, count: int, shard: VocabShard, temperature: float) 
     values[:, : candidates.values.shape[1]] = candidates.values
     columns[:, : candidates.values.shape[1]] = candidates.indices + shard.start
     # One gather: ids below 2**53 are exact in float64.
-    local = torch.cat([values.double(), columns.double(), side.local_lse()[:, None]], 1)
+    lses = torch.stack([side.local_lse(), side.plain_lse(temperature)], 1)
+    local = torch.cat([values.double(), columns.double(), lses], 1)
     everyone = shard.gather(local)
     best = everyone[:, :, :count].transpose(0, 1).flatten(1).topk(count, dim=-1)
-    ids = everyone[:, :, count:-1].transpose(0, 1).flatten(1).gather(1, best.indices).long()
-    return best.values - logsumexp(everyone[:, :, -1])[:, None], ids
+    ids = everyone[:, :, count:-2].transpose(0, 1).flatten(1).gather(1, best.indices).long()
+    tempered, plain = logsumexp(everyone[:, :, -2]), logsumexp(everyone[:, :, -1])
+    return best.values - tempered[:, None], ids, temperature * tempered - plain
 
 
-def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, gradient: Tensor | None) -> LossRows:
+def topk_losses(request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, *more: Tensor | None) -> LossRows:
     """Fills `gradient` (this rank's [T, v], or None) and returns what `request` asks for, per token.
 
     Args:
         student: [T, v] logits of this rank; may be the same memory as `gradient`.
         log_probs: [T, K] the teacher's log-probabilities over its whole vocabulary; -inf marks a missing entry.
         ids: [T, K] their global token ids, each at most once per token.
+        more: the teacher's shift [T] if it has one (see `TopK`), and `gradient`.
     """
-    return losses_by_chunks(_Chunk, request, student, [log_probs, ids], gradient)
+    *shift, gradient = more
+    return losses_by_chunks(_Chunk, request, student, [log_probs, ids, *shift], gradient)
 
 
 class _Chunk:
-    def __init__(self, request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, tokens: slice):
+    def __init__(self, request: Request, student: Tensor, log_probs: Tensor, ids: Tensor, *more: Tensor | slice):
+        (*shift, tokens), temperature = more, request.teacher_temperature
+        # The teacher's log-probabilities at temperature 1, float64 [C, K]; None where nobody told.
+        self.plain_p = temperature * log_probs.double() + shift[0][:, None] if shift else None
         self.request, self.tokens, self.dtype = request, tokens, working_dtype(student)
         self.shard = request.student.cut(request.teacher.vocab)
         # A teacher that was tempered before it lost its tail is met by a student that is; otherwise both are tempered
@@ -179,14 +190,15 @@ class _Chunk:
         } | self._label_ces(lse, log_total)
 
     def _label_ces(self, lse: dict[str, Tensor], log_total: Tensor) -> dict[str, Tensor]:
-        """The student's cross-entropy with the labels, and the teacher's if it was not tempered [C]."""
+        """The student's cross-entropy with the labels, and the teacher's where it can be told [C]."""
         if self.label_logits is None:
             return {}
         labels, vocab = self.request.labels[self.tokens], self.request.student.vocab
         whole = lse.get("ce", lse.get(STUDENT_CE, log_total))
         found = {STUDENT_CE: label_ce(labels, vocab, whole, self.label_logits)}
-        if self.request.teacher_temperature == 1.0:
-            found[TEACHER_CE] = listed_ce(labels, self.exact, self.ids)
+        plain = self.exact if self.request.teacher_temperature == 1.0 else self.plain_p
+        if plain is not None:
+            found[TEACHER_CE] = listed_ce(labels, plain, self.ids)
         return found
 
     def gradient(self) -> Tensor:

@@ -33,9 +33,10 @@ def sparse(
     group=None,
     chunk_size=None,
     teacher_temperature=1.0,
+    shift=None,
     **rows,
 ):
-    teacher = TopK(log_probs, ids, teacher_temperature)
+    teacher = TopK(log_probs, ids, teacher_temperature, shift)
     return _measure(student, teacher, student_vocab, teacher_vocab, group, chunk_size, tail=tail, **rows)
 
 

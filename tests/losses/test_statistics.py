@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from swift_kd_plugin.losses.shards import shards_of
+from swift_kd_plugin.losses.topk import teacher_topk
 from tests.losses import measured_losses, reference
 from tests.losses.loss_checks import assert_close, value_and_gradient
 from tests.losses.random_logits import F64, random_pair
@@ -153,3 +155,20 @@ def test_what_both_sides_know_of_the_labels(vocabularies, temperature, in_the_lo
     assert_close(parts["student_ce"], expected["student_ce"])
     assert_close(parts["teacher_ce"], measured_losses.naive_listed_ce(log_probs, ids, vocabularies[0]))
     assert (parts["teacher_ce"] <= expected["teacher_ce"] + 1e-9).all()
+
+
+@pytest.mark.parametrize("vocabularies", VOCABULARIES)
+def test_what_a_tempered_list_knows_of_the_labels(vocabularies):
+    student, teacher, _ = correlated(vocabularies)
+    teacher = teacher[:, : vocabularies[1]]
+    shard = shards_of(teacher, None, None, None, None)[0]
+    log_probs, ids, shift = teacher_topk(teacher, ENTRIES, shard, measured_losses.TEMPERATURE)
+    plain = teacher.log_softmax(-1).gather(1, ids)
+    assert_close(measured_losses.TEMPERATURE * log_probs + shift[:, None], plain)
+    tempered = {"teacher_temperature": measured_losses.TEMPERATURE, "chunk_size": 3}
+    parts = measured_losses.sparse(student, log_probs, ids, *vocabularies, shift=shift, **tempered)[1]
+    assert_close(parts["teacher_ce"], measured_losses.naive_listed_ce(plain, ids, vocabularies[0]))
+    untold = measured_losses.sparse(student, log_probs, ids, *vocabularies, **tempered)[1]
+    assert parts.keys() - untold.keys() == {"teacher_ce"}
+    for name, value in untold.items():
+        assert_close(parts[name], value, note=name)

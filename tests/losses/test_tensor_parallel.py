@@ -61,11 +61,12 @@ def test_sparse(ranks, layout):
 
 def test_entries_are_the_largest_of_all_ranks(ranks, layout):
     one = VocabShard((layout.student_vocab,), 0, layout.student_vocab)
-    log_probs, ids = teacher_topk(layout.logits("student"), sharded_losses.ENTRIES, one, temperature=1.7)
+    log_probs, ids, shift = teacher_topk(layout.logits("student"), sharded_losses.ENTRIES, one, temperature=1.7)
     for rank in ranks:
         found = rank["losses"]["entries", layout.name]
         assert_close(found[0], log_probs)
         assert torch.equal(found[1], ids)
+        assert_close(found[2], shift)
 
 
 def test_cross_entropy_and_statistics(ranks):

@@ -155,13 +155,15 @@ def test_ignoring_the_tail_can_be_negative_and_a_bucket_cannot():
 @pytest.mark.parametrize("k", [1, 5, 50])
 def test_entries_of_a_local_teacher(k, temperature):
     logits = random_logits(7, 52, seed=2)
-    log_probs, ids = teacher_topk(logits, k, VocabShard((52,), 0, 50), temperature)
+    log_probs, ids, shift = teacher_topk(logits, k, VocabShard((52,), 0, 50), temperature)
     truth = (logits[:, :50] / temperature).log_softmax(-1).topk(k, dim=-1)
     assert torch.equal(ids, truth.indices)
     assert_close(log_probs, truth.values, 1e-14)
+    plain = logits[:, :50].log_softmax(-1).gather(1, ids)
+    assert_close(log_probs * temperature + shift.unsqueeze(1), plain, 1e-13)
 
 
 def test_entries_are_no_more_than_there_are_ids():
-    log_probs, ids = teacher_topk(random_logits(3, 8), 100, VocabShard((8,), 0, 6))
+    log_probs, ids, _shift = teacher_topk(random_logits(3, 8), 100, VocabShard((8,), 0, 6))
     assert ids.shape == log_probs.shape == (3, 6)
     assert_close(log_probs.exp().sum(-1), torch.ones(3, dtype=F64))
