@@ -22,29 +22,82 @@ TOPK_ENTRY = 4 + 8  # fp32 log-probability and int64 id
 
 
 @dataclass(frozen=True)
-class TeacherOutputs(ABC):
-    """A teacher's rows for n response tokens, in one of the forms below.
+class TokenRows:
+    """Rows about n response tokens.
 
     Args:
         rows: [n, ...] each.
         token_ids: the tokens that the rows predict [n].
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    """As the log says it."""
     by_columns: ClassVar[bool] = False
     """Each rank of a tensor-parallel group has its own columns; otherwise the rows are the same on all."""
-    needs_lm_head: ClassVar[bool] = False
-    """The loss takes the teacher's output layer, which must be on the device then."""
-    metric_names: ClassVar[tuple[str, ...]] = ()
-    """What the losses measure of this form alone."""
 
     rows: tuple[Tensor, ...]
     token_ids: Tensor
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `change` applied to rows and token ids."""
+        return replace(self, rows=tuple(map(change, self.rows)), token_ids=change(self.token_ids))
+
+    def exchange(self, numbers: Tensor, wanted: Tensor, group: ProcessGroup | None) -> Self:
+        """Hands rows from the ranks that made them to the ranks whose tokens they speak of.
+
+        Args:
+            numbers: which response token of the micro-batch, counted in sample order, each row here belongs to [n].
+            wanted: the numbers of the tokens that this rank needs, in its own order.
+            group: context-parallel group, over whose ranks the numbers are spread, or None.
+        """
+        everyone = gather_uneven(numbers, group)
+        place = torch.empty_like(everyone)
+        place[everyone] = torch.arange(len(everyone), device=everyone.device)
+        return self.map(lambda rows: gather_uneven(rows, group)[place[wanted]])
+
+    def put_away(self) -> Self:
+        """The same without what can be made again."""
+        return self
+
+    def made_ready(self) -> Self:
+        """What was put away, with all that the losses take."""
+        return self
+
+    def store(self, group: ProcessGroup | None, pinned: bool) -> "StoredOutputs":
+        """Keeps this rank's block of the rows.
+
+        Args:
+            group: tensor-parallel group or None.
+            pinned: in page-locked CPU memory instead of on the device.
+        """
+        outputs, total = self.put_away(), len(self)
+        if self.by_columns:
+            group = None
+        if group is not None:
+            size = -(-total // torch.distributed.get_world_size(group))
+            start = size * torch.distributed.get_rank(group)
+            outputs = outputs.map(lambda rows: _padded(rows[start : start + size], size).clone())
+        stored = StoredOutputs(outputs, total, group)
+        return stored.pinned() if pinned else stored
+
+
+@dataclass(frozen=True)
+class FeatureRows(TokenRows):
+    """What comes out of an inner layer, rows ([n, H],); the token ids are the numbers of the response tokens."""
+
+
+@dataclass(frozen=True)
+class TeacherOutputs(TokenRows, ABC):
+    """A teacher's rows for n response tokens, in one of the forms below."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """As the log says it."""
+    needs_lm_head: ClassVar[bool] = False
+    """The loss takes the teacher's output layer, which must be on the device then."""
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    """What the losses measure of this form alone."""
 
     @property
     def columns(self) -> int | None:
@@ -64,48 +117,26 @@ class TeacherOutputs(ABC):
     def bytes_per_token(hidden: int, vocabulary: int, topk: int) -> int:
         """What one token takes over all ranks, for a teacher of these sizes in bf16."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with `change` applied to rows and token ids."""
-        return replace(self, rows=tuple(map(change, self.rows)), token_ids=change(self.token_ids))
-
-    def exchange(self, numbers: Tensor, wanted: Tensor, group: ProcessGroup | None) -> Self:
-        """Hands rows from the ranks that made them to the ranks whose tokens they speak of.
-
-        Args:
-            numbers: which response token of the micro-batch, counted in sample order, each row here belongs to [n].
-            wanted: the numbers of the tokens that this rank needs, in its own order.
-            group: context-parallel group, over whose ranks the numbers are spread, or None.
-        """
-        everyone = gather_uneven(numbers, group)
-        place = torch.empty_like(everyone)
-        place[everyone] = torch.arange(len(everyone), device=everyone.device)
-        return self.map(lambda rows: gather_uneven(rows, group)[place[wanted]])
-
-    def store(self, group: ProcessGroup | None, pinned: bool) -> "StoredOutputs":
-        """Keeps this rank's block of the rows.
-
-        Args:
-            group: tensor-parallel group or None.
-            pinned: in page-locked CPU memory instead of on the device.
-        """
-        outputs, total = self, len(self)
-        if self.by_columns:
-            group = None
-        if group is not None:
-            size = -(-total // torch.distributed.get_world_size(group))
-            start = size * torch.distributed.get_rank(group)
-            outputs = outputs.map(lambda rows: _padded(rows[start : start + size], size).clone())
-        return StoredOutputs(outputs.map(_pin) if pinned else outputs, total, group)
-
 
 @dataclass(frozen=True)
 class HiddenOutputs(TeacherOutputs):
-    """What goes into the output layer, rows ([n, H],), and its weights ([v, H],): the model's own tensor, no copy."""
+    """What goes into the output layer, rows ([n, H],), and its weights ([v, H],): the model's own tensor, no copy.
+
+    Args:
+        remake: makes the weights, where the model keeps them in another form; stored outputs hold none then.
+    """
 
     name = "hidden"
     title = "hidden states"
     needs_lm_head = True
     weights: tuple[Tensor, ...] = ()
+    remake: Callable[[], Tensor] | None = None
+
+    def put_away(self) -> Self:
+        return self if self.remake is None else replace(self, weights=())
+
+    def made_ready(self) -> Self:
+        return self if self.remake is None else replace(self, weights=(self.remake(),))
 
     def as_teacher(self) -> LMHead:
         return LMHead(self.rows, self.weights)
@@ -133,7 +164,8 @@ class LogitsOutputs(TeacherOutputs):
 
 @dataclass(frozen=True)
 class TopKOutputs(TeacherOutputs):
-    """The K most probable tokens: log-probabilities, taken at `temperature`, and global ids; rows [n, K] each."""
+    """The K most probable tokens: log-probabilities, taken at `temperature`, and global ids, rows [n, K] each; of a
+    local teacher also their shift to temperature 1 [n] (see `TopK`)."""
 
     name = "topk"
     title = "most probable tokens"
@@ -145,7 +177,8 @@ class TopKOutputs(TeacherOutputs):
         return None
 
     def as_teacher(self) -> TopK:
-        return TopK(*self.rows, self.temperature)
+        log_probs, ids, *shift = self.rows
+        return TopK(log_probs, ids, self.temperature, *shift)
 
     def best_ids(self, rows: Tensor, k: int, shard: VocabShard) -> Tensor:
         return self.rows[1][rows]
@@ -164,7 +197,7 @@ class StoredOutputs:
     makes under sequence parallelism.
     """
 
-    outputs: TeacherOutputs
+    outputs: TokenRows
     total: int
     group: ProcessGroup | None
 
@@ -173,9 +206,13 @@ class StoredOutputs:
         """What this rank keeps."""
         return sum(rows.numel() * rows.element_size() for rows in self.outputs.rows)
 
-    def load(self, device: torch.device | str) -> TeacherOutputs:
+    def pinned(self) -> Self:
+        """The same in page-locked CPU memory."""
+        return replace(self, outputs=self.outputs.map(_pin))
+
+    def load(self, device: torch.device | str) -> TokenRows:
         """All rows, on `device`."""
-        here = self.outputs.map(lambda rows: rows.to(device, non_blocking=True))
+        here = self.outputs.made_ready().map(lambda rows: rows.to(device, non_blocking=True))
         if self.group is None:
             return here
         return here.map(lambda rows: all_gather(rows, self.group).flatten(0, 1)[: self.total])
