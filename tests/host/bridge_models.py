@@ -78,7 +78,7 @@ def _compare(folder: Path, ids: torch.Tensor, theirs: torch.Tensor) -> tuple[flo
     said = differences(Described(text_config(hf), config, Weights(folder)), TOKENS)
     try:
         ours = _megatron_logits(config, folder, ids)
-    except (KeyError, AssertionError) as error:
+    except (KeyError, AssertionError, RuntimeError, AttributeError, TypeError) as error:
         return repr(error), said
     return ((ours - theirs).norm() / theirs.norm()).item(), said
 

@@ -92,6 +92,11 @@ def _teacher_writer(trainer: HostTrainer, writers: dict[str, ResponseWriter]) ->
         return TeacherVllm(trainer, temperature)
     if engine == "transformers":
         return CopyWriter(trainer, "teacher", *_teacher_folder(args), sampling_of(trainer, temperature))
+    if trainer.kd.source.reads_only:
+        raise KDError(
+            "--seq_kd true lets the Megatron teacher write here, and --kd_teacher_cache_mode read does not load it; "
+            "give another --kd_teacher_engine, or --kd_teacher_cache_mode auto."
+        )
     return MegatronWriter(trainer, "teacher", sampling_of(trainer, temperature))
 
 

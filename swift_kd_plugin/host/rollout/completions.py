@@ -3,6 +3,7 @@
 from swift.megatron.trainers.utils import gather_object
 from torch import distributed as dist
 
+from swift_kd_plugin.data.rows import without_response
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Prompt, PromptError
@@ -14,7 +15,7 @@ def as_prompt(sample: KDSample) -> Prompt:
     """What stands in front of the response in the student's view."""
     request = sample.to_infer_request()
     return Prompt(
-        messages=request.messages[:-1] if sample.has_response else request.messages,
+        messages=without_response(request.messages),
         tools=request.tools,
         images=request.images,
         videos=request.videos,
@@ -37,7 +38,7 @@ def explain_refusal(samples: list[KDSample], template, limit: int) -> KDError | 
 
 def prompt_refusal(sample: KDSample, error: PromptError) -> KDError:
     """What an engine says of a prompt, with the sample's name and the flags of the trainer."""
-    return KDError(f"{sample.name} is {str(error).replace('--max_model_len', '--vllm_max_model_len')}")
+    return KDError(f"{sample.name}: {str(error).replace('--max_model_len', '--vllm_max_model_len')}")
 
 
 def keep_prompts(trainer: HostTrainer, samples: list[KDSample], views: list[dict]) -> None:
@@ -49,7 +50,7 @@ def keep_prompts(trainer: HostTrainer, samples: list[KDSample], views: list[dict
 
 def log_completions(trainer: HostTrainer, samples: list[KDSample]) -> None:
     """Adds what models wrote in a training step to the trainer's log table, once per sample, when it is encoded."""
-    if not trainer.log_completions or not trainer.unwrapped_models[0].training:
+    if not trainer.log_completions or not trainer.training:
         return
     rows = []
     if dist.get_rank(trainer._get_rollout_group()) == 0:

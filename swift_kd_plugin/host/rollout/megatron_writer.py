@@ -19,7 +19,8 @@ from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.hidden_states import why_not_linear
-from swift_kd_plugin.host.teacher.local_teacher import context_group, read_outputs, tensor_group, without_interleaving
+from swift_kd_plugin.host.teacher.local_teacher import read_outputs, without_interleaving
+from swift_kd_plugin.host.teacher.parallel_groups import context_group, tensor_group
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.shards import all_gather
 from swift_kd_plugin.teacher.teacher_outputs import HiddenOutputs, LogitsOutputs

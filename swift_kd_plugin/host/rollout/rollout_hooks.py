@@ -11,12 +11,17 @@ logger = get_logger()
 class RolloutHooks(ColocatedVllm, MegatronGKDTrainer):
     """What a rollout needs whatever the loss is; the rest of it is ms-swift's."""
 
+    @property
+    def training(self) -> bool:
+        """In a train step, not in an evaluation."""
+        return self.unwrapped_models[0].training
+
     def train(self, train_dataset, val_dataset) -> None:
         self._step = self.state.iteration
         super().train(train_dataset, val_dataset)
 
     def _replace_data_iterator(self, data_iterator):
-        if self.unwrapped_models[0].training and self._buffered_inputs is None:
+        if self.training and self._buffered_inputs is None:
             self._start_cycle(data_iterator)
         return super()._replace_data_iterator(data_iterator)
 

@@ -6,6 +6,7 @@ from swift.rlhf_trainers.utils import get_response_prefix_ids
 
 from swift_kd_plugin.data.columns import TEACHER_COLUMNS
 from swift_kd_plugin.data.think_block import CLOSE, OPEN
+from swift_kd_plugin.data.turn_keys import new_weights
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.samples.think_tokens import count_newlines
 
@@ -49,8 +50,8 @@ def take_teacher_response(sample: KDSample, answer: KDSample, template) -> KDSam
         ids, mask = [*before, *ids], [0] * len(before) + mask
     content = answer.messages[-1]["content"] if thought is None else decode(ids, skip_special_tokens=True)
     taken = copy.copy(sample)
-    turns = sample.messages[:-1] if sample.has_response else sample.messages
-    taken.messages = [*turns, {"role": "assistant", "content": content}]
+    weights = new_weights(sample.response_turns)
+    taken.messages = [*sample.prompt_turns, {"role": "assistant", "content": content, **weights}]
     taken.finish_reason, taken.add_eos = answer.finish_reason, False
     taken.response_token_ids, taken.response_loss_mask = [list(ids)], [mask]
     taken.teacher_thought = sample.teacher_thought if thought is None else thought

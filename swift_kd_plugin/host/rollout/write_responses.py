@@ -54,7 +54,7 @@ def write_responses(trainer: HostTrainer, samples: list[KDSample]) -> list[KDSam
             written = _write(trainer, name, [drafts[index] for index in chosen])
         for index, draft in zip(chosen, written, strict=True):
             samples[index] = place_truncated(draft, samples[index], trainer.args.kd_truncated)
-    if trainer.unwrapped_models[0].training:
+    if trainer.training:
         trainer.kd.generation_seconds += time.perf_counter() - start
     return samples
 
@@ -63,13 +63,11 @@ def _draw(trainer: HostTrainer, sample: KDSample) -> KDSample:
     """A copy that says who writes, and in which mode. Without such a writer it is the dataset."""
     draft = copy.copy(sample)
     draft.messages, draft.extra = [dict(turn) for turn in sample.messages], dict(sample.extra)
-    turns = sample.messages[:-1] if sample.has_response else sample.messages
     where = sample.extra.get("kd_source"), sample.extra.get("kd_row")
-    key = (*where, [(turn["role"], str(turn["content"])) for turn in turns], trainer.visit())
+    key = (*where, [(turn["role"], str(turn["content"])) for turn in sample.prompt_turns], trainer.visit())
     source = trainer.kd.mix.source(key, trainer.cycle(), trainer.progress())
-    asks = bool(sample.messages) and sample.messages[-1]["role"] == "user"
     writers = () if sample.fills_batch else trainer.kd.writers
-    draft.written_by = who_writes(source, writers, asks)
+    draft.written_by = who_writes(source, writers, not sample.has_response)
     draft.seed = int(uniform(trainer.args.seed, "response", *key) * 2**31)
     thinks = trainer.kd.mix.thinks(key)
     if draft.written_by != "dataset" and thinks is not None:
@@ -123,7 +121,7 @@ def _seeded(trainer: HostTrainer, name: str):
     Ranks of one tensor-parallel vLLM engine must draw the same.
     """
     part = dist.get_rank() // max(trainer.args.vllm_tensor_parallel_size, 1)
-    training = trainer.unwrapped_models[0].training
+    training = trainer.training
     step = trainer.state.iteration if training else 0
     with keep_random_states():
         torch.manual_seed(int(uniform(trainer.args.seed, name, step, part, training) * 2**53))

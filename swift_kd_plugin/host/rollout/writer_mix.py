@@ -19,7 +19,7 @@ def uniform(seed: int, purpose: str, *key: Hashable) -> float:
 
 
 def who_writes(drawn: WriterName, writers: Collection[str], asks: bool) -> WriterName:
-    """Who writes in a run that has these writers; `asks`: the row ends with the user's turn and has no response."""
+    """Who writes in a run that has these writers; `asks`: the row has no response."""
     if drawn in writers:
         return drawn
     if asks and writers:

@@ -13,9 +13,11 @@ from datasets import Dataset
 from swift.utils import get_logger
 from torch import distributed as dist
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from swift_kd_plugin.data.columns import MEDIA_COLUMNS
-from swift_kd_plugin.data.row_report import ROW_EXAMPLES, Report, shorten
+from swift_kd_plugin.data.media_errors import say_why
+from swift_kd_plugin.data.row_report import ROW_EXAMPLES, Report, no_row_left
 from swift_kd_plugin.data.rows import Filler, Place, Row, RowError
 from swift_kd_plugin.errors import KDError
 
@@ -24,6 +26,8 @@ TOO_LONG = "longer than --max_length"
 ROWS_FOR_WORKERS = 2000
 # More than any template puts around a turn.
 TURN_TOKENS = 64
+# Takes a row's place in a micro-batch before a row of the dataset can.
+ANY_ROW = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "1"}]}
 logger = get_logger()
 
 
@@ -55,8 +59,9 @@ class Judge:
         try:
             return Verdict(len(self.template.encode(deepcopy(dict(row)))["input_ids"]))
         except Exception as error:  # of any kind, as each template and each reader of media has its own
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
-            return Verdict(None, RowError("cannot be encoded", f"the template cannot encode it ({shorten(cause)})"))
+            return Verdict(
+                None, RowError("cannot be encoded", f"the template cannot encode it ({say_why(error, row)})")
+            )
 
     def surely_fits(self, row: Row, limit: int | None) -> bool:
         """Whether a row is plain enough to be encoded without fail, and short even if each byte were a token."""
@@ -149,7 +154,7 @@ def check_datasets(args, template, datasets: Sequence[Dataset | None]) -> tuple[
 
 
 def _check(flag: str, dataset: Dataset, template, rule: LengthRule, workers: int) -> tuple[Dataset, Report]:
-    verdicts, report, count = dict(_striking(dataset, Judge(template), rule, workers)), Report(), len(dataset)
+    verdicts, report, count = dict(_striking(flag, dataset, Judge(template), rule, workers)), Report(), len(dataset)
     problems = {number: error for number in sorted(verdicts) if (error := rule.problem(verdicts[number]))}
     lengths = [verdict.length for verdict in verdicts.values() if verdict.length is not None]
     if len(problems) == count == len(lengths):
@@ -162,18 +167,24 @@ def _check(flag: str, dataset: Dataset, template, rule: LengthRule, workers: int
         rule.leave_out(report, row, error)
     if lengths and rule.strategy != "delete":
         logger.warning(rule.whole(f"{len(lengths):,} of {count:,} rows of {flag} are", max(lengths)))
+    if len(problems) == count:
+        raise no_row_left(flag, report)
     if problems:
         dataset = dataset.select([number for number in range(count) if number not in problems])
     return dataset, report
 
 
-def _striking(dataset: Dataset, judge: Judge, rule: LengthRule, workers: int) -> Iterator[tuple[int, Verdict]]:
+def _striking(
+    flag: str, dataset: Dataset, judge: Judge, rule: LengthRule, workers: int
+) -> Iterator[tuple[int, Verdict]]:
     """Number and verdict of the rows that are long or cannot be encoded, of which each rank looks for a part."""
     many = dist.is_initialized() and dist.get_world_size() > 1
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
     rows = _Judged(dataset, judge, rule.max_length, range(rank, len(dataset), ranks))
     loader = DataLoader(rows, 64, num_workers=workers if len(rows) >= ROWS_FOR_WORKERS else 0, collate_fn=list)
-    judged = ((number, verdict) for batch in loader for number, verdict in batch if verdict)
+    off = True if rank else None  # None: where it is a terminal
+    shown = tqdm(loader, f"rank 0: rows of {flag} as tokens", unit_scale=64, unit="row", delay=2, disable=off)
+    judged = ((number, verdict) for batch in shown for number, verdict in batch if verdict)
     of_ranks = [[(number, verdict) for number, verdict in judged if verdict.error or rule.too_long(verdict)]]
     if many:
         found, of_ranks = of_ranks[0], [None] * ranks
@@ -207,14 +218,17 @@ class RowFilter:
 
     def fill(self, rows: list[Row]) -> list[Row]:
         """Rows of a micro-batch, with a filler in the place of each with media that is left out."""
+        met_before = [place for place in map(place_of, rows) if place in self.left_out]
         kept = [row for row in rows if not has_media(row) or self.keeps(row)]
         self.last = kept[-1] if kept else self.last
-        if len(kept) < len(rows) and self.last is None:
-            raise KDError(
-                f"None of the first {len(rows)} rows can be used, from {place_of(rows[0])} on; --truncation_strategy "
-                f"is {self.rule.strategy}, --max_length {self.rule.max_length}."
-            )
-        return kept + [Filler.of(self.last) for _ in range(len(rows) - len(kept))]
+        if self.last is None and met_before:
+            raise self.nothing_left()
+        return kept + [Filler.of(self.last or ANY_ROW) for _ in range(len(rows) - len(kept))]
+
+    def nothing_left(self) -> KDError:
+        """The sentence for rows of which each was left out."""
+        place, error = next(iter(self.left_out.items()))
+        return KDError(f"None of the {len(self.left_out):,} rows that were met can be used ({place}: {error}).")
 
 
 def log_left_out(rows: RowFilter) -> None:

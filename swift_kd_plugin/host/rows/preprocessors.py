@@ -10,6 +10,9 @@ Each takes the keys that its type has in a data.yaml; paths are relative to the 
 plugin, as naming it on a command line does: ms-swift removes columns that it does not know.
 """
 
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -18,6 +21,7 @@ from swift.utils import get_logger, safe_ddp_context
 from swift_kd_plugin import install
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_node
+from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, MixSpec, RowsSpec
 from swift_kd_plugin.host.rows.row_loader import cache_folder, without_unused_columns
 
 GIVEN = "dataset"
@@ -35,7 +39,8 @@ class KDPreprocessor:
     """
 
     makes_rows = True  # which need no further check
-    trains: str | None = None  # as of `Builder`; a run sets it
+    trains: str | None = None  # as of `Builder`; a run sets both
+    keep: tuple[str, ...] = ()
 
     def __init__(self, keys: dict[str, Any]):
         install()
@@ -45,7 +50,7 @@ class KDPreprocessor:
         self, dataset: Dataset | IterableDataset, *, strict: bool = False, **kwargs: Any
     ) -> Dataset | IterableDataset:
         """ms-swift's call; its other settings (processes, automatic names of columns) have no meaning here."""
-        builder = Builder(cache_folder(), lambda name: dataset, strict, trains=self.trains)
+        builder = Builder(cache_folder(), lambda name: dataset, strict, self.keep, self.trains)
         if isinstance(dataset, IterableDataset):
             return builder.stream(self.node)
         with safe_ddp_context(None, True):
@@ -53,6 +58,25 @@ class KDPreprocessor:
         for line in report.lines():
             logger.info(line)
         return without_unused_columns(made)
+
+    def in_run(self, keep: tuple[str, ...], trains: str | None) -> "KDPreprocessor":
+        """The same for a run that reads further columns, and may need responses."""
+        made = copy(self)
+        made.keep, made.trains = keep, trains
+        return made
+
+    def node_of(self, file: Path, label: str) -> DatasetSpec:
+        """The same as of a data.yaml, with a file in the place of the dataset."""
+        return replace(_with_file(self.node, File(file, label)), name=f"{self.node.name} of {label}")
+
+
+def _with_file(node: DatasetSpec, file: File) -> DatasetSpec:
+    if isinstance(node, RowsSpec):
+        return replace(node, source=file) if node.source == DatasetId(GIVEN) else node
+    sources = {name: _with_file(value, file) for name, value in vars(node).items() if isinstance(value, DatasetSpec)}
+    if isinstance(node, MixSpec):
+        sources["parts"] = tuple(replace(part, source=_with_file(part.source, file)) for part in node.parts)
+    return replace(node, **sources)
 
 
 class RowsPreprocessor(KDPreprocessor):

@@ -6,7 +6,6 @@ behind it. Sampling, splitting, shuffling and mixing stay stock's.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -14,24 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import swift.dataset.dataset_syntax as syntax_module
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 from modelscope.hub.utils.utils import get_cache_dir
 from swift.dataset import AutoPreprocessor, DatasetLoader, DatasetMeta, RowPreprocessor, register_dataset
 from swift.dataset.dataset_meta import DATASET_MAPPING, SubsetDataset
 from swift.dataset.dataset_syntax import DatasetSyntax
-from swift.utils import safe_ddp_context, use_hf_hub
+from swift.utils import get_logger, safe_ddp_context, use_hf_hub
 
 from swift_kd_plugin.data import row_store
 from swift_kd_plugin.data.build import Builder, no_opener
 from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
-from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_report import Report, no_row_left
 from swift_kd_plugin.data.rows import Place
 from swift_kd_plugin.data.sources import READERS
-from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.errors import KDError, named_line
 
 Loaded = Dataset | IterableDataset
 # Rows of a stream that are looked at for the names of further columns.
 SEEN_ROWS = 1000
+logger = get_logger()
 
 
 @dataclass
@@ -43,12 +43,14 @@ class Reading:
         all_columns: keep every column (`--remove_unused_columns false`).
         trains: as of `Builder`.
         reports: what became of each dataset's rows, by its name; filled when it is loaded.
+        features: of all columns of streams, likewise.
     """
 
     keep: tuple[str, ...] = ()
     all_columns: bool = False
     trains: str | None = None
     reports: dict[str, Report] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
 
 
 class RowLoader(DatasetLoader):
@@ -75,20 +77,35 @@ class RowLoader(DatasetLoader):
             return self._build(self.node, partial(open_dataset, use_hf=use_hf, **self._settings()))
         meta = dataset_meta or DatasetMeta()
         stock = partial(super().load, dataset_syntax, use_hf=use_hf)
-        if hasattr(meta.preprocess_func, "makes_rows"):
-            preprocess = copy(meta.preprocess_func)
-            preprocess.trains = self.reading.trains
-            return stock(replace(meta, preprocess_func=preprocess))
-        label, columns = dataset_syntax.get_raw(), {}
+        label, columns, file = dataset_syntax.get_raw(), {}, _file_of(dataset_syntax)
+        if makes_rows(meta):
+            if file and not self.columns:
+                return self._build(meta.preprocess_func.node_of(file.resolve(), str(file)))
+            return stock(
+                replace(meta, preprocess_func=meta.preprocess_func.in_run(self.reading.keep, self.reading.trains))
+            )
         if type(meta.preprocess_func) is not AutoPreprocessor or self.disable_auto_column_mapping:
             meta = replace(meta, preprocess_func=partial(_name_the_row, meta.preprocess_func, label))
         else:
             columns, self.columns = {**meta.preprocess_func.columns, **(self.columns or {})}, None
-            file = Path(dataset_syntax.dataset)
-            if dataset_syntax.dataset_type == "path" and file.suffix.lower() in READERS:
+            if file:
                 return self._build(RowsSpec(str(file), File(file.resolve(), str(file)), tuple(columns.items())))
             meta = _without_preprocessing(meta)
         return self._build(RowsSpec(label, DatasetId(label), tuple(columns.items())), lambda _: stock(meta))
+
+    def concat_datasets(self, datasets: list[Loaded]) -> Loaded | None:
+        return super().concat_datasets(self._with_features(datasets))
+
+    def interleave_datasets(self, datasets: list[Loaded], *args: Any, **settings: Any) -> Loaded | None:
+        return super().interleave_datasets(self._with_features(datasets), *args, **settings)
+
+    def _with_features(self, datasets: list[Loaded]) -> list[Loaded]:
+        """Gives streams that are to be joined the features that they lose with ms-swift's column `dataset`: first rows
+        alone do not tell them, as a content may be a text or a call."""
+        for dataset in datasets if len(datasets) > 1 else ():
+            if isinstance(dataset, IterableDataset) and dataset.features is None:
+                dataset.info.features = Features({**self.reading.features, "dataset": Value("string")})
+        return datasets
 
     def _settings(self) -> dict[str, Any]:
         return {"streaming": self.streaming, "hub_token": self.hub_token, "strict": self.strict}
@@ -98,10 +115,14 @@ class RowLoader(DatasetLoader):
         # Outside of the context below: loading an id waits for the other ranks by itself.
         builder.open_sources(node)
         if self.streaming:
-            return self._with_all_columns(builder, node).stream(node)
+            stream = self._with_all_columns(builder, node).stream(node)
+            self.reading.features |= stream.features
+            return stream
         with safe_ddp_context(None, True):
             dataset, report = self._with_all_columns(builder, node).dataset(node)
         self.reading.reports[node.name] = report
+        if not len(dataset):
+            raise no_row_left(node.name, report)
         return without_unused_columns(dataset)
 
     def _with_all_columns(self, builder: Builder, node: DatasetSpec) -> Builder:
@@ -113,6 +134,31 @@ class RowLoader(DatasetLoader):
             rows = row_store.to_rows(builder.dataset(node)[0])
         names = {name for row in rows for name in row.get("columns", {})}
         return replace(builder, keep=(*builder.keep, *sorted(names)))
+
+
+def makes_rows(meta: DatasetMeta | None) -> bool:
+    """Whether a preprocessor of the plugin reads the dataset."""
+    return hasattr(getattr(meta, "preprocess_func", None), "makes_rows")
+
+
+def load_for_script(loader: DatasetLoader, *args, **kwargs) -> Loaded:
+    """What a preprocessor of the plugin makes of a dataset that is loaded outside of a run.
+
+    Args:
+        loader: ms-swift's, with its settings.
+    """
+    reading = Reading(all_columns=not loader.remove_unused_columns)
+    loaded = RowLoader(**vars(loader), reading=reading).load(*args, **kwargs)
+    for name, report in reading.reports.items():
+        for line in report.lines():
+            logger.info(f"{name}: {line}" if not line.startswith(" ") else line)
+    return loaded
+
+
+def _file_of(syntax: DatasetSyntax) -> Path | None:
+    """The file that is read without `datasets`."""
+    file = Path(syntax.dataset)
+    return file if syntax.dataset_type == "path" and file.suffix.lower() in READERS else None
 
 
 def cache_folder() -> Path:
@@ -182,9 +228,8 @@ def _name_the_row(preprocess: Any, name: str, dataset: Loaded, *, strict: bool =
                     {key: [value] for key, value in row.items()}, strict=True, ignore_max_length_error=True
                 )
             except Exception as reason:  # of any kind: it is the user's code
-                cause = " ".join(f"{type(reason).__name__}: {reason}".split())
                 raise KDError(
-                    f"{Place(name, number)} cannot be used: {type(preprocess).__name__} says {cause}; mend the row, or "
-                    "pass --kd_bad_rows drop to leave such rows out."
+                    f"{Place(name, number)} cannot be used: {type(preprocess).__name__} says {named_line(reason)}; "
+                    "mend the row, or pass --kd_bad_rows drop to leave such rows out."
                 ) from error
         raise

@@ -36,10 +36,10 @@ class StreamBatches(MegatronDataLoaderDispatcher):
         super().__init__(loader)
         self.rows, self.micro_batch_size, self.to_skip = rows, micro_batch_size, used
         self.rest: list[Row] = []
+        if used:
+            logger.info_once(f"The stream is read again up to row {used:,}, where the checkpoint was written.")
 
     def __iter__(self) -> Iterator[list[Row]]:
-        if self.to_skip:
-            logger.info_once(f"The stream is read again up to row {self.to_skip:,}, where the checkpoint was written.")
         parts = self._parts() if self.rank == 0 else None
         while True:
             of_all = None if parts is None else next(parts, [None] * self.world_size)

@@ -4,7 +4,7 @@ from typing import Any
 
 from swift.rlhf_trainers.gkd_helpers import build_teacher_requests
 
-from swift_kd_plugin.data.row_report import shorten
+from swift_kd_plugin.data.media_errors import say_why
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.tool_text import say_other_tool_text
 from swift_kd_plugin.host.samples.message_weights import encode_weighted, has_weights, refuse_weights_of_jinja
@@ -28,8 +28,7 @@ class EncodingError(KDError):
     """
 
     def __init__(self, sample: KDSample, error: Exception):
-        reason = shorten(" ".join(f"{type(error).__name__}: {error}".split()), 500)
-        self.what = f"{sample.name} cannot be encoded: {reason}"
+        self.what = f"{sample.name} cannot be encoded: {say_why(error, vars(sample))}"
         super().__init__(f"{self.what}; mend the row.")
 
 

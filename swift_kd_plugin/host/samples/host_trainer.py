@@ -39,6 +39,10 @@ class HostTrainer(Protocol):
 
     kd: KDState
 
+    @property
+    def training(self) -> bool:
+        """In a train step, not in an evaluation."""
+
     def visit(self) -> int:
         """How often the present samples have been seen before."""
 

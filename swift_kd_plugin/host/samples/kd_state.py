@@ -29,12 +29,16 @@ class KDState:
     """Warnings that need no repetition."""
     source: Any = field(init=False)
     """`TeacherSource`: where what the teacher says comes from, and in which form."""
+    quantised: Any = None
+    """`QuantisedTeacher` with --kd_teacher_bits."""
     objective: Objective = field(init=False)
     """The loss per token over training."""
     vocabularies: Any = field(init=False)
     """`Vocabularies`: how many token ids each side has."""
     fused: bool = field(init=False)
     """The loss starts from hidden states."""
+    features: Any = None
+    """`FeatureMatching`: the student's layers that are compared with the teacher's; None where none are."""
     metric_names: tuple[str, ...] = field(init=False)
     """What is logged of each token."""
     memory_report: Any = field(init=False)

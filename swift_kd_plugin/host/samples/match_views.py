@@ -4,7 +4,9 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.response_labels import IGNORED, Mismatch, match_tokens, trained_tokens
 
 
-def match_views(samples, student: list[dict], teacher: list[dict], template, on_mismatch: str) -> list[int]:
+def match_views(
+    samples, student: list[dict], teacher: list[dict], template, on_mismatch: str, strategy: str
+) -> list[int]:
     """Compares the response tokens of both views, sample by sample, before collation.
 
     Args:
@@ -14,6 +16,7 @@ def match_views(samples, student: list[dict], teacher: list[dict], template, on_
         template: ms-swift template, to show tokens as text.
         on_mismatch: "error", or "drop" to take a sample that differs out of the training: its `labels` become IGNORED
             and its `loss_scale` 0 in both views, which keep their lengths.
+        strategy: `--loss_scale`, which says what turns are trained.
 
     Returns:
         The indices of the dropped samples.
@@ -27,7 +30,7 @@ def match_views(samples, student: list[dict], teacher: list[dict], template, on_
         if mismatch is None:
             continue
         if on_mismatch == "error":
-            raise KDError(_describe(samples[index], mismatch, template))
+            raise KDError(_describe(samples[index], mismatch, template, strategy))
         for view in views:
             _leave_out(view)
         dropped.append(index)
@@ -40,13 +43,15 @@ def _leave_out(view: dict) -> None:
         view["loss_scale"] = [0.0] * len(view["loss_scale"])
 
 
-def _describe(sample, mismatch: Mismatch, template) -> str:
+def _describe(sample, mismatch: Mismatch, template, strategy: str) -> str:
     def show(token: int | None) -> str:
         return "nothing" if token is None else f"{template.safe_decode([token])!r} (id {token})"
 
+    number = sample.trained_before(strategy)
+    alone = f"; turn {number} is trained, too, and the teacher's view lacks it" if number else ""
     return (
         f"{sample.name} has different response tokens in its two views ({mismatch.student_count} for the student, "
         f"{mismatch.teacher_count} for the teacher; the first difference is at position {mismatch.position}: "
-        f"{show(mismatch.student)} for the student, {show(mismatch.teacher)} for the teacher); both views must end "
-        "with the same response. Mend the row, or pass --kd_on_mismatch drop to leave such samples out."
+        f"{show(mismatch.student)} for the student, {show(mismatch.teacher)} for the teacher{alone}); both views must "
+        "end with the same response. Mend the row, or pass --kd_on_mismatch drop to leave such samples out."
     )

@@ -4,7 +4,7 @@ ms-swift drops a message's loss_scale where its strategy knows 0 and 1 only, let
 that an empty think block is trained), and trains the end of a last answer whose loss is off.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -35,7 +35,9 @@ def encode_weighted(row: dict[str, Any], template) -> Encoded:
     `loss: true` trains a turn that the strategy would leave out; the end of a turn has the turn's weight.
     """
     weighted = copy(template)
-    weighted._loss_scale_cache = {template._loss_scale: MessageWeights(template.loss_scale)}
+    weighted._loss_scale_cache = {
+        template._loss_scale: MessageWeights(template.loss_scale, template.template_meta.chat_sep)
+    }
     weighted.is_binary_loss_scale = False
     weighted._add_dynamic_eos = partial(_add_ends, template._add_dynamic_eos)
     view = weighted.encode(row, return_length=True)
@@ -67,14 +69,18 @@ class Weight(float):
 
 
 class MessageWeights(LossScale):
-    """A strategy of ms-swift, times the weights of the turns."""
+    """A strategy of ms-swift, times the weights of the turns.
+
+    Args:
+        ends: what the template puts behind a turn before the last, which `all` trains with it.
+    """
 
     is_binary = False
 
-    def __init__(self, strategy: LossScale):
+    def __init__(self, strategy: LossScale, ends: Sequence[Any] | None):
         super().__init__(strategy.base_strategy)
-        self.strategy = strategy
-        self.last = 1.0
+        self.strategy, self.ends = strategy, ends or ()
+        self.last, self.in_turn = 1.0, False
 
     def get_loss_scale(self, context: str, **kwargs: Any) -> tuple[list[str], list[float]]:
         return self.strategy.get_loss_scale(context, **kwargs)
@@ -84,8 +90,11 @@ class MessageWeights(LossScale):
         factor = 1.0
         if context_type == ContextType.RESPONSE:
             factor = self.last = 0.0 if _is_off(loss) else 1.0 if loss_scale is None else float(loss_scale)
-        elif context_type == ContextType.SUFFIX:
+            self.in_turn = True
+        elif context_type == ContextType.SUFFIX or (self.in_turn and context in self.ends):
             factor = self.last
+        else:
+            self.in_turn = False
         return contexts, [Weight.of(weight, factor) for weight in weights]
 
 

@@ -8,6 +8,7 @@ from mcore_bridge import split_cp_inputs
 from swift.megatron.utils import get_packed_seq_params
 from torch import Tensor
 
+from swift_kd_plugin.data.rows import split_response
 from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, has_thought, mode_of
 from swift_kd_plugin.host.samples.response_labels import IGNORED, loss_scale_of, trained_tokens
 from swift_kd_plugin.losses.policies import position_weights
@@ -73,6 +74,11 @@ def cut_for_context_rank(args, batch: dict, positions: Tensor) -> Tensor:
     return split_cp_inputs(positions, lengths, -1, **kwargs)
 
 
+def numbers_on_this_rank(args, batch: dict) -> Tensor:
+    """`number_tokens` of a collated micro-batch, of the positions that context parallelism leaves on this rank."""
+    return cut_for_context_rank(args, batch, number_tokens(batch["labels"]))
+
+
 def describe_responses(
     samples, encoded: list[dict], labels: Tensor, ce_column: str | None = None, dropped: Sequence = ()
 ) -> Responses:
@@ -135,5 +141,6 @@ def thinks(sample) -> bool:
     """Whether a response was written in thinking mode: as its row says, else if its think block is not empty."""
     if mode := mode_of(sample.extra.get("chat_template_kwargs")):
         return mode == THINKING
-    content = sample.messages[-1].get("content") if sample.messages else None
+    response = split_response(sample.messages)[1]
+    content = response[0]["content"] if response else None
     return isinstance(content, str) and has_thought(content)

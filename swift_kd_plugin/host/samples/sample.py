@@ -1,13 +1,15 @@
 """A training sample with two views: what the student sees and what the teacher sees, around one shared response."""
 
 import copy
-import os
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from swift.rl_core.data import GKDSample
 
-from swift_kd_plugin.data.rows import Filler, Message
+from swift_kd_plugin.data.rows import SPEAKS, Filler, Message, Place, split_response
+from swift_kd_plugin.data.trained_turns import turn_weights
+from swift_kd_plugin.data.turn_keys import new_weights
 from swift_kd_plugin.data.views import has_teacher_view, teachers_own
 from swift_kd_plugin.errors import KDError
 
@@ -64,23 +66,20 @@ class KDSample(GKDSample):
         source = source or self.extra.get("dataset")
         if number is None and row_id is None:
             return f"The sample with the last user message {self.last_user_text()!r}"
-        name = _short(source) if source else "The dataset"
-        name += "" if number is None else f", row {number}"
-        return name if row_id is None else f"{name} (id {row_id!r})"
+        source = source or "the dataset"
+        if number is None:
+            return f"{source}, the row with the id {row_id!r}"
+        return str(Place(source, number, row_id))
 
     def last_user_text(self, length: int = 80) -> str:
         """The start of the student's last user message."""
         turns = [str(message["content"]) for message in self.messages if message["role"] == "user"]
         return turns[-1][:length] if turns else ""
 
-    def response_message(self) -> Message:
-        """The assistant turn that both views share. Raises KDError when there is none."""
-        if not self.has_response:
-            raise KDError(
-                f"{self.name} has no response to distil on; give it an assistant message, or let the student "
-                "(--lmbda 1 --use_vllm true) or the teacher (--seq_kd true) write it."
-            )
-        return dict(self.messages[-1])
+    @property
+    def response_turns(self) -> list[Message]:
+        """The turns of the response, which both views share; none where it is still to be written."""
+        return [dict(turn) for turn in split_response(self.messages)[1]]
 
     @property
     def turns_of_ids(self) -> list[list[int]]:
@@ -94,25 +93,42 @@ class KDSample(GKDSample):
         return [token for turn in self.turns_of_ids for token in turn]
 
     @property
+    def prompt_turns(self) -> list[Message]:
+        """The turns in front of the response."""
+        return split_response(self.messages)[0]
+
+    @property
     def has_response(self) -> bool:
-        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        return bool(self.response_turns)
+
+    def to_infer_request(self, include_extra: bool = False):
+        """Of turns as ms-swift's requests have them: a role and a text; what tools are asked and answer is JSON."""
+        plain = copy.copy(self)
+        plain.messages = [_request_turn(turn) for turn in self.messages]
+        return GKDSample.to_infer_request(plain, include_extra)
 
     def answered(self, ids: list[int], text: str, finish_reason: str) -> "KDSample":
         """A copy with a sampled response in place of what it may have."""
         sample = copy.copy(self)
-        turns = self.messages[:-1] if self.has_response else self.messages
-        sample.messages = [*turns, {"role": "assistant", "content": text}]
+        response = {"role": "assistant", "content": text, **new_weights(self.response_turns)}
+        sample.messages = [*self.prompt_turns, response]
         sample.response_token_ids, sample.response_loss_mask = [list(ids)], []
         sample.finish_reason, sample.add_eos = finish_reason, False
         return sample
+
+    def trained_before(self, strategy: str) -> int | None:
+        """The number of the first turn in front of the response that is trained and that the teacher does not see."""
+        theirs = [turn["content"] for turn in self.teacher_view or self.messages if turn["role"] in SPEAKS]
+        turns = zip(self.prompt_turns, turn_weights(self.messages, strategy), strict=False)
+        numbered = ((number, turn) for number, (turn, weight) in enumerate(turns, 1) if weight)
+        own = (number for number, turn in numbered if turn["role"] in SPEAKS and turn["content"] not in theirs)
+        return next(own, None)
 
     def teacher_prompt_messages(self) -> list[Message]:
         """What the teacher sees in front of the response."""
         if self.teacher_view is not None:
             return [dict(turn) for turn in self.teacher_view]
-        turns = [dict(turn) for turn in self.messages]
-        if self.has_response:
-            turns.pop()
+        turns = [dict(turn) for turn in self.prompt_turns]
         last_user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
         if self.teacher_prompt and last_user:
             last_user["content"] = self.teacher_prompt
@@ -125,7 +141,13 @@ class KDSample(GKDSample):
     def build_teacher_view(self) -> bool:
         """Fills `teacher_messages` from the view and the current response. True if the teacher sees its own view."""
         if self.teacher_view is not None:
-            self.teacher_messages = [dict(message) for message in self.teacher_view] + [self.response_message()]
+            if not self.has_response:
+                raise KDError(
+                    f"{self.name} has no response to distil on; give it an assistant message, or let the student "
+                    "(--lmbda 1 --use_vllm true) or the teacher (--seq_kd true) write it."
+                )
+            view = _with_weights_of(self.prompt_turns, self.teacher_view)
+            self.teacher_messages = [*view, *self.response_turns]
             return True
         self.teacher_messages = None  # of an earlier response
         if super().build_teacher_view():
@@ -139,6 +161,18 @@ class KDSample(GKDSample):
         return encoded | self.teachers_own()
 
 
-def _short(dataset: str) -> str:
-    """A file without its folders; the id of a dataset on a hub as it is."""
-    return os.path.basename(dataset) if os.path.splitext(dataset)[1] else dataset
+def _with_weights_of(history: list[Message], view: list[Message]) -> list[Message]:
+    """The teacher's turns with the weights of the student's, from the end on as long as both said the same."""
+    view = [dict(turn) for turn in view]
+    sides = ([turn for turn in reversed(turns) if turn["role"] in SPEAKS] for turns in (history, view))
+    for student, teacher in zip(*sides, strict=False):
+        if student["content"] != teacher["content"]:
+            break
+        teacher |= {key: student[key] for key in ("loss", "loss_scale") if student.get(key) is not None}
+    return view
+
+
+def _request_turn(turn: Message) -> Message:
+    content = turn["content"]
+    as_json = turn["role"] not in ("system", "user", "assistant") and not isinstance(content, str)
+    return {"role": turn["role"], "content": json.dumps(content, ensure_ascii=False) if as_json else content}

@@ -5,13 +5,14 @@ import re
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from swift.utils import is_master
+from swift.utils import get_logger, is_master
 
 from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rows.named_datasets import check_names, log_reports, register_named_datasets
 from swift_kd_plugin.host.rows.row_loader import Reading, rows_read_here
+from swift_kd_plugin.host.start.feature_checks import check_features
 from swift_kd_plugin.host.start.launch_checks import check_weights_flags
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
@@ -21,11 +22,17 @@ from swift_kd_plugin.host.start.model_checks import (
     check_supported,
     is_plain_folder,
 )
+from swift_kd_plugin.host.start.resume_warnings import warn_of_fresh_start, warn_of_idle_steps, warn_of_other_rows
 from swift_kd_plugin.host.start.same_teacher import warn_of_same_teacher
 from swift_kd_plugin.host.start.step_counts import set_step_counts
 
 # Columns that ms-swift's trainer reads beside those of a row.
 FURTHER_COLUMNS = ("channel",)
+PACKING = (
+    "--packing true packs no rows in distillation: a step has --global_batch_size rows, and each micro-batch is laid "
+    "out without padding, as by --padding_free true, the default."
+)
+logger = get_logger()
 # In the names of metrics.
 GREATER_IS_BETTER = ("agreement", "overlap")
 
@@ -58,9 +65,26 @@ def extend_arguments(stock: type) -> type:
                     raise
                 raise KDError(_as_sentence(error)) from error
             if self.rlhf_type == "gkd":
+                if self.packing and is_master():
+                    logger.warning(PACKING)
                 from swift_kd_plugin.host.start.built_models import check_built_models  # needs Megatron
 
                 check_built_models(self)
+                self.kd_feature_pairs, self.kd_feature_sizes = self._choose_features()
+
+        def _choose_features(self):
+            teacher = self.teacher_model_dir if self.teacher_model else None
+            chosen = check_features(self, self.model_dir, teacher)
+            if chosen is None and (self.kd_feature_weight or self.kd_feature_weight_final):
+                raise KDError(
+                    "--kd_feature_weight needs to know the number of layers and the hidden size of both models, which "
+                    "their config.json does not say; drop it."
+                )
+            if chosen and self.kd_teacher_cache_mode == "fill":
+                # In the student's place stands the teacher.
+                pairs, (_, width) = chosen
+                return [(of_teacher, of_teacher) for _, of_teacher in pairs], (width, width)
+            return chosen or (None, None)
 
         def _init_output_dir(self):
             from swift.utils import init_process_group
@@ -77,6 +101,9 @@ def extend_arguments(stock: type) -> type:
             else:
                 super().init_iters(train_dataset, val_dataset)
             check_row_count(self, train_dataset)
+            if is_master():
+                warn_of_idle_steps(self)
+                warn_of_fresh_start(self)
 
         def get_dataset_kwargs(self):
             kwargs = super().get_dataset_kwargs()
@@ -93,6 +120,7 @@ def extend_arguments(stock: type) -> type:
             log_reports(reading.reports, self.output_dir)
             if is_master():
                 warn_of_same_teacher(self, datasets[0])
+                warn_of_other_rows(self)
             return datasets
 
         def _register_datasets(self):
@@ -126,4 +154,6 @@ def _as_sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     # Where ms-swift lists all that it knows (hundreds of model types), the list hides the mistake.
     text = re.sub(r"\[('[^']*', ){20,}'[^']*'\]", "what ms-swift supports", text)
+    if text.startswith("per_device_generation_batch_size (0)"):
+        text = "ms-swift wants a --global_batch_size of at least the number of ranks; raise it."
     return f"{text} (SWIFT_KD_TRACEBACK=1 shows where)"

@@ -7,7 +7,7 @@ from swift.megatron.model.utils import get_mcore_model_config
 from swift.utils import get_logger
 from transformers import AutoConfig
 
-from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.errors import KDError, named_line
 from swift_kd_plugin.host.start.checkpoint_weights import Weights
 from swift_kd_plugin.host.start.model_differences import Described, differences, text_config, window_of
 
@@ -28,7 +28,7 @@ def check_built_models(args) -> None:
     for flag, model in models.items():
         if found := differences(model, _longest(args)):
             _report(args, flag, found)
-        elif window := window_of(model):
+        elif (window := window_of(model)) and not args.kd_allow_model_differences:
             args.kd_windows[flag] = window
     _say_balancing_loss(args, models["model"])
 
@@ -39,7 +39,12 @@ def describe(args, folder: str, meta) -> Described:
         meta: mcore-bridge's kind of model.
     """
     hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    built = get_mcore_model_config(Namespace(**{**vars(args), "megatron_model_meta": meta}), hf_config)
+    try:
+        built = get_mcore_model_config(Namespace(**{**vars(args), "megatron_model_meta": meta}), hf_config)
+    except (ValueError, AssertionError) as error:
+        raise KDError(
+            f"{Path(folder) / 'config.json'}: Megatron cannot build this model ({named_line(error)}); choose another."
+        ) from error
     return Described(text_config(hf_config), built, Weights(Path(folder)))
 
 

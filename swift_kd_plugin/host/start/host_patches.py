@@ -4,7 +4,7 @@ from argparse import Namespace
 from functools import wraps
 from types import ModuleType
 
-from swift_kd_plugin.errors import NAME, stop
+from swift_kd_plugin.errors import HELP, NAME, stop
 from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute
 
 
@@ -35,14 +35,14 @@ def add_kd_flags(module: ModuleType) -> Undo:
 def install_trainer(module: ModuleType) -> Undo:
     import swift.megatron.trainers as trainers
 
-    from swift_kd_plugin.host.train import base_trainer, stock_trainer, trainer  # noqa: F401
+    from swift_kd_plugin.host.train import base_trainer, score_trainer, stock_trainer, trainer  # noqa: F401
 
     return replace_attribute(trainers, "MegatronGKDTrainer", base_trainer.BaseTrainer)
 
 
 def say_wrong_flags_in_one_sentence(module: ModuleType) -> Undo:
     def error(self, message: str):
-        stop(f"{message}; see `megatron rlhf --help`.")
+        stop(f"{message}; see `{HELP}`.")
 
     return replace_attribute(module.HfArgumentParser, "error", error)
 
@@ -53,6 +53,20 @@ def keep_columns(module: ModuleType) -> Undo:
     stock = module.RowPreprocessor.standard_keys
     keys = [*stock, *(name for name in COLUMNS if name not in (*stock, "columns"))]
     return replace_attribute(module.RowPreprocessor, "standard_keys", keys)
+
+
+def read_files_for_preprocessors(module: ModuleType) -> Undo:
+    stock = module.DatasetLoader.load
+
+    @wraps(stock)
+    def load(self, dataset_syntax=None, dataset_meta=None, *, use_hf=None):
+        from swift_kd_plugin.host.rows.row_loader import load_for_script, makes_rows
+
+        if type(self) is module.DatasetLoader and makes_rows(dataset_meta):
+            return load_for_script(self, dataset_syntax, dataset_meta, use_hf=use_hf)
+        return stock(self, dataset_syntax, dataset_meta, use_hf=use_hf)
+
+    return replace_attribute(module.DatasetLoader, "load", load)
 
 
 def leave_name_out_of_checkpoints(module: ModuleType) -> Undo:
@@ -83,8 +97,10 @@ def mark_vocabulary_shards(module: ModuleType) -> Undo:
 
 
 def check_that_rows_can_be_encoded(module: ModuleType) -> Undo:
+    from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
     from swift_kd_plugin.host.rows.encoding_check import check_datasets
     from swift_kd_plugin.host.rows.named_datasets import add_reports
+    from swift_kd_plugin.host.rows.teacher_lengths import say_long_teacher_views
 
     stock = module.MegatronRLHF._get_dataset
 
@@ -93,8 +109,10 @@ def check_that_rows_can_be_encoded(module: ModuleType) -> Undo:
         datasets = stock(self)
         if self.args.rlhf_type != "gkd":
             return datasets
+        write_tools_as_the_model(self.template)
         datasets, reports = check_datasets(self.args, self.template, datasets)
         add_reports(self.args.row_reports, reports, self.args.output_dir)
+        say_long_teacher_views(self.args, self.template, datasets)
         return datasets
 
     return replace_attribute(module.MegatronRLHF, "_get_dataset", _get_dataset)
@@ -154,6 +172,14 @@ HOST_LEDGER = Ledger(
             why="what a user's preprocessor makes of a column that is not listed is removed; the teacher's are not",
             remove_when="ms-swift keeps the teacher's columns, and a number or id of each row",
             apply=keep_columns,
+        ),
+        Patch(
+            symbol="swift.dataset.loader.DatasetLoader.load",
+            module="swift.dataset.loader",
+            why="outside of a run, columns that a preprocessor of the plugin keeps are removed behind it, and "
+            "`datasets` has changed texts in columns of mixed types before it",
+            remove_when="ms-swift lets a preprocessor read a file and say which columns stay",
+            apply=read_files_for_preprocessors,
         ),
         Patch(
             symbol="swift.megatron.utils.megatron_lm_utils._ensure_fsdp_tensor_parallel_attributes",

@@ -18,8 +18,9 @@ from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.config.mapping_files import read_mapping
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.files import is_local, why_not_opened
-from swift_kd_plugin.errors import NAME, KDError
+from swift_kd_plugin.errors import HELP, NAME, KDError
 from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
+from swift_kd_plugin.host.start.feature_checks import check_features
 from swift_kd_plugin.host.start.length_check import check_some_row_fits
 from swift_kd_plugin.host.start.megatron_flags import FLAG_ALIASES, megatron_defaults, megatron_flags
 from swift_kd_plugin.host.start.model_checks import (
@@ -31,6 +32,7 @@ from swift_kd_plugin.host.start.model_checks import (
 )
 from swift_kd_plugin.host.start.resume_check import check_resume
 from swift_kd_plugin.host.teacher.adapter_files import check_teacher_adapters
+from swift_kd_plugin.host.teacher.bits_flag import check_teacher_bits
 from swift_kd_plugin.host.train.shard_size import bytes_of
 
 # Folders and files of this machine, and what may be the id of a model on a hub, too.
@@ -65,6 +67,7 @@ def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", 
     check_kd_flags(args)
     _check_positive(args)
     check_models(args)
+    check_features(args, args.model, args.teacher_model)
     check_files(args)
     if args.cp_partition_mode == "zigzag":  # the other one takes a look at Megatron
         check_length(args)
@@ -78,6 +81,7 @@ def check_weights_flags(args) -> None:
     check_lora(args)
     check_continued_adapter(args)
     check_teacher_adapters(args)
+    check_teacher_bits(args)
     check_resume(args)
     bytes_of(args.max_shard_size)
 
@@ -92,8 +96,8 @@ def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> ar
         if unknown[0].endswith((".yaml", ".yml", ".json")) and not unknown[0].startswith("-"):
             raise KDError(f"{unknown[0]} does not exist; give an existing file, or flags.")
         if name in keys:
-            raise KDError(f"{file}: unknown key {name!r}{meant}; see `megatron rlhf --help` for the flags.")
-        raise KDError(f"unknown on the command line: {unknown[0]}{meant}; see `megatron rlhf --help` for the flags.")
+            raise KDError(f"{file}: unknown key {name!r}{meant}; see `{HELP}` for the flags.")
+        raise KDError(f"unknown on the command line: {unknown[0]}{meant}; see `{HELP}` for the flags.")
     return argparse.Namespace(**megatron_defaults() | vars(namespace))
 
 
@@ -110,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise KDError(f"{message}; see `megatron rlhf --help`.")
+        raise KDError(f"{message}; see `{HELP}`.")
 
 
 def _spellings(name: str) -> list[str]:
@@ -170,10 +174,20 @@ def check_files(args: argparse.Namespace) -> None:
             path = Path(folder if os.path.isdir(folder) else folder.partition("#")[0]).expanduser()
             if (flag in LOCAL_FOLDERS or is_local(folder)) and not path.is_dir():
                 raise KDError(f"--{flag} {folder} does not exist; give an existing folder.")
+    if args.kd_teacher_cache:
+        _check_cache_folder(args.kd_teacher_cache, args.kd_teacher_cache_mode)
     for flag in LOCAL_FILES:
         for file in as_list(getattr(args, flag)):
             if file != NAME and file.endswith((".py", ".json")) and not Path(file).expanduser().is_file():
                 raise _missing(flag, file)
+
+
+def _check_cache_folder(folder: str, mode: str) -> None:
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise KDError(f"--kd_teacher_cache {folder} is a file; give a folder.")
+    if mode == "read" and not path.is_dir():
+        raise KDError(f"--kd_teacher_cache {folder} does not exist, and --kd_teacher_cache_mode read only reads it.")
 
 
 def _names_of(data_yaml: str | None) -> set[str]:
@@ -233,9 +247,21 @@ def check_sizes(args: argparse.Namespace, processes: int | None) -> None:
     """Raises KDError for a batch that cannot be cut, or a run of no steps."""
     if args.train_iters is None and args.num_train_epochs is None:
         raise KDError("nothing says how long to train; give --num_train_epochs or --train_iters.")
+    if args.streaming:
+        _check_stream(args)
     if processes is not None:
         _check_batches(args, processes)
     _check_rows(args)
+
+
+def _check_stream(args: argparse.Namespace) -> None:
+    """Of a stream nobody knows the number of rows."""
+    if args.train_iters is None:
+        raise KDError("--streaming true: a stream has no end that is known before; give --train_iters.")
+    if args.eval_iters < 0 and (args.val_dataset or args.cached_val_dataset):
+        raise KDError("--streaming true: --val_dataset is a stream too; give --eval_iters, or 0 to evaluate nothing.")
+    if args.save_strategy == "epoch":
+        raise KDError("--streaming true: a stream has no epochs that are known before; give --save_steps.")
 
 
 def _check_batches(args: argparse.Namespace, processes: int) -> None:
@@ -261,7 +287,8 @@ def _check_batches(args: argparse.Namespace, processes: int) -> None:
 
 def _check_rows(args: argparse.Namespace) -> None:
     """Counts no further than it must."""
-    enough = 1 if args.train_iters is not None else -(-args.global_batch_size // args.num_train_epochs)
+    some = args.train_iters is not None or args.kd_teacher_cache_mode == "fill"
+    enough = 1 if some else -(-args.global_batch_size // args.num_train_epochs)
     uncounted = args.streaming or args.cached_dataset or args.interleave_prob
     if args.dataset and not uncounted and (rows := _count_rows(args.dataset, enough)) is not None:
         if not rows:

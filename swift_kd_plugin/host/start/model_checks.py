@@ -1,11 +1,11 @@
 """What can be known about a model from its config.json, before a process group or a weight is touched."""
 
-import json
 import os
 
 from swift_kd_plugin.data.files import is_local
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import VLLM_HOTTEST
+from swift_kd_plugin.host.start.weight_files import check_weight_files, read_object
 
 HUB_MARKERS = (".msc", ".mdl", ".git")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -25,7 +25,9 @@ def check_models(args) -> None:
         if not path:
             continue
         _check_folder(flag, path)
-        config = _read_config(path)
+        if flag != "model" or not args.mcore_model:
+            check_weight_files(flag, path)
+        config = read_config(path)
         if config:
             _check_layout(args, path, config)
 
@@ -49,7 +51,7 @@ def check_length(args) -> None:
 
 def check_row_count(args, train_dataset) -> None:
     """Raises KDError if the rows that were read make no step, which ms-swift finds out with the models loaded."""
-    if not hasattr(train_dataset, "__len__"):
+    if not hasattr(train_dataset, "__len__") or args.kd_teacher_cache_mode == "fill":
         return
     rows, at_once = len(train_dataset), args.micro_batch_size * args.data_parallel_size
     if rows < at_once:
@@ -104,41 +106,15 @@ def _check_folder(flag: str, path: str) -> None:
         return
     if not os.path.exists(os.path.join(path, "config.json")):
         raise KDError(f"--{flag} {path} has no config.json; give the folder of a Hugging Face model.")
-    _check_weights(flag, path)
 
 
-def _check_weights(flag: str, path: str) -> None:
-    index = os.path.join(path, "model.safetensors.index.json")
-    if not (os.path.exists(index) and os.path.exists(os.path.join(path, "model.safetensors"))):
-        return
-    names = set(_read_object(index).get("weight_map", {}).values())
-    if names and "model.safetensors" not in names:
-        raise KDError(
-            f"--{flag} {path} holds two models: model.safetensors, which transformers reads, and {min(names)} with its "
-            "fellows, which Megatron reads by model.safetensors.index.json; remove one of them."
-        )
-
-
-def _read_config(path: str) -> dict | None:
+def read_config(path: str) -> dict | None:
     file = os.path.join(os.path.expanduser(path), "config.json")
     if not os.path.exists(file):
         return None
-    config = _read_object(file)
+    config = read_object(file)
     text_config = config.get("text_config", config)
     return text_config if isinstance(text_config, dict) else config
-
-
-def _read_object(file: str) -> dict:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except OSError as error:
-        raise KDError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise KDError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise KDError(f"{file} holds no object; give the folder of a Hugging Face model.")
-    return content
 
 
 def _check_layout(args, path: str, config: dict) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_kd_plugin.host.start.checkpoint_weights import Weights
+from swift_kd_plugin.host.start.ignored_keys import ignored_keys, is_read
 from swift_kd_plugin.host.start.rotary_frequencies import rotary_difference
 
 SILU = ("silu", "swish")
@@ -73,7 +74,8 @@ def differences(model: Described, longest: int | None) -> list[str]:
     found = [*_window(model, longest), *_activation(model), *_small_weights(model)]
     if rotary := rotary_difference(model.hf, model.built, longest):
         found.append(rotary)
-    return [*found, *_routers(model), *_moe_layers(model), *_unread_keys(model)]
+    found += [*_routers(model), *_moe_layers(model), *_unread_keys(model)]
+    return [*found, *ignored_keys(model)]
 
 
 def window_of(model: Described) -> int | None:
@@ -89,6 +91,8 @@ def window_of(model: Described) -> int | None:
 
 def _sliding_layers(model: Described, layers: int) -> list[bool]:
     """Which layers transformers' model gives a window."""
+    if not is_read(model.hf, "sliding_window"):
+        return [False] * layers
     kinds = model.has("layer_types")
     if kinds:
         return ["sliding" in kind for kind in kinds[:layers]]

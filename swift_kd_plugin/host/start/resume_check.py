@@ -6,13 +6,22 @@ from typing import Any
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.train.checkpoint_manifest import read_saved_args
 
-LAYOUT = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+EXPERTS = "expert_model_parallel_size"
+LAYOUT = (
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
+    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout"),
+    *("expert_tensor_parallel_size", EXPERTS),
+)
+
+
+def resumed_flag(args) -> str | None:
+    """The flag that names the checkpoint whose optimizer is loaded; None where none is."""
+    return None if args.no_load_optim else checkpoint_of(args)[0]
 
 
 def check_resume(args) -> None:
     """Raises KDError for an optimizer that is not there, or that lies in the layout of another run."""
-    flag = "mcore_adapter" if args.mcore_adapter else "mcore_model" if args.tuner_type == "full" else None
-    if flag is None or not getattr(args, flag) or args.finetune or args.no_load_optim:
+    if (flag := resumed_flag(args)) is None:
         return
     folder = Path(getattr(args, flag)).expanduser()
     saved = read_saved_args(folder)
@@ -28,17 +37,29 @@ def check_resume(args) -> None:
     _check_layout(args, flag, folder, saved)
 
 
+def checkpoint_of(args) -> tuple[str | None, Path | None]:
+    """The flag that names the checkpoint which a run goes on from, and its folder; None where it begins anew."""
+    flag = "mcore_adapter" if args.mcore_adapter else "mcore_model" if args.tuner_type == "full" else None
+    if flag is None or not getattr(args, flag) or args.finetune:
+        return None, None
+    return flag, Path(getattr(args, flag)).expanduser()
+
+
 def _check_layout(args, flag: str, folder: Path, saved: dict[str, Any]) -> None:
-    old, new = ([saved.get(name) for name in LAYOUT], [getattr(args, name) for name in LAYOUT])
-    if None in old or old == new or not args.use_distributed_optimizer or not saved.get("use_distributed_optimizer"):
+    changed = [name for name in LAYOUT if name in saved and saved[name] != getattr(args, name)]
+    if not changed or not args.use_distributed_optimizer or not saved.get("use_distributed_optimizer"):
         return
+    old, new = (_layout({name: of[name] for name in changed}) for of in (saved, vars(args)))
+    here = f"--{flag} {folder} was saved with {old}, and this run has {new}"
+    anew = "let optimizer and schedule begin anew: --no_load_optim true --no_load_rng true."
+    if EXPERTS in changed:
+        raise KDError(f"{here}: Megatron cannot load its optimizer so. Keep the old layout, or {anew}")
     if not saved.get("dist_ckpt_optim_fully_reshardable"):
         raise KDError(
-            f"--{flag} {folder} was saved with {_layout(old)}, and this run has {_layout(new)}: its optimizer can be "
-            "loaded in another layout only if --dist_ckpt_optim_fully_reshardable true stood at the run that saved it. "
-            "Keep the old layout, or let optimizer and schedule begin anew: --no_load_optim true --no_load_rng true."
+            f"{here}: its optimizer can be loaded in another layout only if --dist_ckpt_optim_fully_reshardable true "
+            f"stood at the run that saved it. Keep the old layout, or {anew}"
         )
 
 
-def _layout(sizes: list[int]) -> str:
-    return " ".join(f"--{name} {size}" for name, size in zip(LAYOUT, sizes, strict=True))
+def _layout(sizes: dict[str, Any]) -> str:
+    return ", ".join(f"--{name} {size}" if size is not None else f"no --{name}" for name, size in sizes.items())

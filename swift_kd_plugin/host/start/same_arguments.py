@@ -31,6 +31,10 @@ VARIABLES = (
 HARMLESS = ("SWIFT_KD_TRACEBACK", "MEGATRON_LM_PATH", "NVTE_DEBUG", "NVTE_DEBUG_LEVEL")
 PACKAGES = ("swift-kd-plugin", "ms-swift", "mcore-bridge", "megatron-core", "torch", "transformers")
 FILES = ("dataset", "val_dataset", "kd_datasets")
+# A machine may have its own copy in a place of its own.
+MODELS = ("model", "teacher_model")
+MODEL_FILES = (".json", ".safetensors", ".bin")
+MEGABYTE = 2**20
 PATIENCE = timedelta(seconds=120)
 SHOWN = 3
 
@@ -43,14 +47,34 @@ def collect(flags: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]:
         for name, value in env.items()
         if (name.startswith(PREFIXES) or name in VARIABLES) and name not in HARMLESS
     }
+    for name in MODELS:
+        folder = Path(flags.get(name) or "").expanduser()
+        if flags.get(name) and folder.is_dir():
+            said[f"--{name}"] = _describe_model(folder)
     for file in (file for name in FILES for file in as_list(flags.get(name))):
         if Path(file).is_file():
-            said[f"the size of {file}"] = f"{Path(file).stat().st_size:,} bytes"
+            said[f"what {file} holds"] = _describe_file(Path(file))
     return said | {f"the version of {name}": version(name) for name in PACKAGES}
 
 
+def _describe_file(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        ends = content.read(MEGABYTE)
+        content.seek(max(0, size - MEGABYTE))
+        ends += content.read(MEGABYTE)
+    return f"{size:,} bytes (digest of its ends: {hashlib.sha256(ends).hexdigest()[:8]})"
+
+
+def _describe_model(folder: Path) -> str:
+    files = [file for file in folder.iterdir() if file.suffix in MODEL_FILES and file.is_file()]
+    config = folder / "config.json"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:8] if config.is_file() else "none"
+    return f"a model of {sum(file.stat().st_size for file in files):,} bytes (digest of its config.json: {digest})"
+
+
 def compare(said: dict[str, str]) -> None:
-    """Raises KDError on every rank if one of them was started with something else. All ranks must call it."""
+    """Raises KDError on every rank if one of them was started with something else, or without the plugin."""
     rank, size = dist.get_rank(), dist.get_world_size()
     if size == 1:
         return
@@ -58,25 +82,40 @@ def compare(said: dict[str, str]) -> None:
     text = json.dumps(said, sort_keys=True)
     store.set(f"values {rank}", text)
     store.set(f"digest {rank}", hashlib.sha256(text.encode()).hexdigest())
+    silent: list[int] = []
     if rank == 0:
-        store.set("verdict", _judge(store, said, size))
-    _wait(store, ["verdict"], "rank 0")
+        silent = _silent(store, size)
+        store.set("verdict", _no_word_of(silent[0]) if silent else _judge(store, said, size))
+    if not (_there(store, ["digest 0"], PATIENCE) and _there(store, ["verdict"], 2 * PATIENCE)):
+        raise KDError(_no_word_of(0))
     verdict = store.get("verdict").decode()
     store.set(f"heard {rank}", "")
     if not verdict:
         return
     if rank == 0:  # which may hold the store
-        _wait(store, [f"heard {other}" for other in range(size)], "another rank")
+        _there(store, [f"heard {other}" for other in range(size) if other not in silent], PATIENCE)
     raise KDError(verdict)
+
+
+def _silent(store: dist.Store, size: int) -> list[int]:
+    """The ranks that do not say what they were started with; they come out of the start of the group together."""
+    keys = {f"digest {rank}": rank for rank in range(1, size)}
+    return [] if _there(store, [*keys], PATIENCE) else [rank for key, rank in keys.items() if not store.check([key])]
+
+
+def _no_word_of(rank: int) -> str:
+    return (
+        f"rank {rank} did not say what it was started with; start all ranks with --external_plugins swift_kd_plugin "
+        "and look at its own message."
+    )
 
 
 def _judge(store: dist.Store, mine: dict[str, str], size: int) -> str:
     """What differs from rank 0, in one sentence; empty if nothing does."""
-    own, others = store.get("digest 0"), {}
-    for rank in range(1, size):
-        _wait(store, [f"digest {rank}"], f"rank {rank}")
-        if store.get(f"digest {rank}") != own:
-            others[rank] = json.loads(store.get(f"values {rank}"))
+    own = store.get("digest 0")
+    others = {
+        rank: json.loads(store.get(f"values {rank}")) for rank in range(1, size) if store.get(f"digest {rank}") != own
+    }
     return describe(mine, others)
 
 
@@ -98,14 +137,12 @@ def describe(mine: dict[str, str], others: dict[int, dict[str, str]]) -> str:
     return f"the ranks were started differently: {'; '.join(found[:SHOWN])}{more}. Start all with the same command."
 
 
-def _wait(store: dist.Store, keys: list[str], who: str) -> None:
+def _there(store: dist.Store, keys: list[str], patience: timedelta) -> bool:
     try:
-        store.wait(keys, PATIENCE)
-    except RuntimeError as error:
-        raise KDError(
-            f"{who} did not say what it was started with; start all ranks with --external_plugins swift_kd_plugin and "
-            "look at its own message."
-        ) from error
+        store.wait(keys, patience)
+    except RuntimeError:  # of the store: it is too late, or its rank is gone
+        return False
+    return True
 
 
 def _text(value: Any) -> str:

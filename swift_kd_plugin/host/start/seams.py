@@ -61,9 +61,15 @@ SEAMS = (
     Seam("rollout_mixin", f"{ROLLOUT}._replace_data_iterator", "self data_iterator", "generation cycles"),
     Seam("rollout_mixin", f"{ROLLOUT}._prepare_logging", "self", "completions.jsonl"),
     Seam("rollout_mixin", f"{ROLLOUT}._build_log_table", "self", "completions.jsonl"),
+    Seam(
+        "rollout_mixin", f"{ROLLOUT}._setup_teacher", "self", "servers are asked by the plugin's client, or not at all"
+    ),
     Seam("rollout_mixin", f"{ROLLOUT}._load_teacher_model", "self", "adapters merged into the teacher"),
     Seam("rollout_mixin", f"{ROLLOUT}._offload_teacher_models", "self", "the teacher's output layer stays"),
     Seam("rlhf_mixin", f"{RLHF}._load_checkpoint", "self", "float32 parameters are loaded, the schedule is the flags'"),
+    Seam("gkd_trainer", f"{GKD}.prepare_model", "self", "a teacher that scores without a student"),
+    Seam("base", f"{BASE}.get_optimizer_and_scheduler", "self", "a teacher that scores without a student"),
+    Seam("base", f"{BASE}._prepare_peft_model", "self models", "projections of matched layers are trained too"),
     Seam("base", f"{BASE}.save_checkpoint", "self", "a checkpoint says whether it is whole"),
     Seam("base", f"{BASE}._sorted_checkpoints", "self output_dir", "folders of the user stay"),
     Seam("base", f"{BASE}.merge_lora_adapters", "self adapter_name", "frozen weights keep every bit"),

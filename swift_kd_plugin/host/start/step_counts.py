@@ -24,6 +24,9 @@ def set_step_counts(args, stock: Callable, train_dataset, val_dataset) -> None:
     if rows is not None:
         if args.save_strategy == "epoch":
             args.save_steps = args.eval_steps = max(rows // args.global_batch_size, 1)
+        if args.kd_teacher_cache_mode == "fill":  # once over all rows, whatever they fill
+            args.train_iters = -(-rows // args.global_batch_size)
+            return
         if args.num_train_epochs is not None:
             args.train_iters = rows * args.num_train_epochs // args.global_batch_size
     for line in (_of_training(args, rows), _of_evaluation(args, val_rows)):

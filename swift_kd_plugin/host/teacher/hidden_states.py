@@ -1,6 +1,6 @@
 """Stops a model's forward in front of its output layer, where its logits are nothing but hidden states @ weight."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ class Caught:
     """What a forward left in front of the output layer; None on a pipeline stage that has no output layer."""
 
     head: LMHead | None = None
+    remake: Callable[[], Tensor] | None = None
+    """Makes the head's weight once more, where it is kept in fewer bits."""
 
 
 def language_model(model) -> GPTModel:
@@ -66,8 +68,14 @@ def stop_before_lm_head(model) -> Iterator[Caught]:
 
     def keep(hidden: Tensor, weight: Tensor | None = None, **_) -> Tensor:
         layer = output_layer(model)
-        rows = _whole(hidden, layer.sequence_parallel).flatten(0, 1)
-        caught.head = LMHead((rows,), (layer.weight if weight is None else weight,))
+        rows = whole(hidden, layer.sequence_parallel).flatten(0, 1)
+        quantised = getattr(layer, "quantised_weight", None)
+        if quantised is None:
+            weight = layer.weight if weight is None else weight
+        else:
+            caught.remake = quantised.whole
+            weight = layer.weight.data if layer.weight.numel() else quantised.whole()
+        caught.head = LMHead((rows,), (weight,))
         return hidden.new_empty(1, 1, 0)
 
     model._forward_output_layer = keep
@@ -77,7 +85,7 @@ def stop_before_lm_head(model) -> Iterator[Caught]:
         del model._forward_output_layer
 
 
-def _whole(hidden: Tensor, sequence_parallel: bool) -> Tensor:
+def whole(hidden: Tensor, sequence_parallel: bool) -> Tensor:
     """All positions of hidden states that are spread over the tensor-parallel ranks: [s / tp, b, H] -> [s, b, H].
 
     The loss hands every rank the full gradient, already summed over the group, so backward takes this rank's slice.
@@ -85,3 +93,8 @@ def _whole(hidden: Tensor, sequence_parallel: bool) -> Tensor:
     if not sequence_parallel:
         return hidden
     return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+
+
+def sequence_first(rows: Tensor, batch: int, length: int) -> Tensor:
+    """Row numbers of [b, s] positions in [s, b] order."""
+    return rows % length * batch + rows // length

@@ -1,5 +1,6 @@
 """The local teacher: its forward, what is kept of it, and where it is when it is not needed."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -10,9 +11,17 @@ from torch import Tensor
 from transformers.utils import ContextManagers
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
-from swift_kd_plugin.host.samples.responses import cut_for_context_rank, number_tokens
+from swift_kd_plugin.host.samples.responses import numbers_on_this_rank
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.teacher.hidden_states import language_model, reason_for_logits, stop_before_lm_head
+from swift_kd_plugin.host.teacher.hidden_states import (
+    language_model,
+    reason_for_logits,
+    sequence_first,
+    stop_before_lm_head,
+)
+from swift_kd_plugin.host.teacher.parallel_groups import context_group, tensor_group
+from swift_kd_plugin.host.teacher.quantisation_check import mean_kl, say
+from swift_kd_plugin.host.teacher.teacher_features import LayerRows, TeacherFeatures
 from swift_kd_plugin.losses.shards import shards_of
 from swift_kd_plugin.losses.topk import teacher_topk
 from swift_kd_plugin.teacher.teacher_outputs import (
@@ -24,16 +33,13 @@ from swift_kd_plugin.teacher.teacher_outputs import (
 )
 
 logger = get_logger()
+RowsOf = Callable[[int, Tensor], tuple[TeacherOutputs | None, LayerRows]]
 
 
-def tensor_group():
-    """The tensor-parallel group, or None where a rank holds the whole vocabulary."""
-    return mpu.get_tensor_model_parallel_group() if mpu.get_tensor_model_parallel_world_size() > 1 else None
-
-
-def context_group():
-    """The context-parallel group, or None where a rank holds whole sequences."""
-    return mpu.get_context_parallel_group() if mpu.get_context_parallel_world_size() > 1 else None
+def wanted_here(batch: dict) -> Tensor:
+    """The numbers of the response tokens of a micro-batch that lie on this rank, in its order."""
+    number = batch["responses"].number.flatten()
+    return number[number >= 0]
 
 
 @contextmanager
@@ -69,7 +75,9 @@ class LocalTeacher:
     off where the same model with LoRA is asked for)."""
 
     runs_model = True
+    reads_only = False
     outputs: type[TeacherOutputs]
+    features: TeacherFeatures | None = None
 
     def decide(self, trainer: HostTrainer) -> None:
         reason = reason_for_logits(trainer.teacher_models or trainer.unwrapped_models)
@@ -77,21 +85,57 @@ class LocalTeacher:
         self.outputs = self.speaks if trainer.gkd_logits_topk is None else TopKOutputs
         because = f", not its hidden states: {reason}" if self.outputs is LogitsOutputs else ""
         logger.info(f"Of the teacher its {self.outputs.title} are kept{because}.")
+        if trainer.args.kd_feature_pairs:
+            self.features = TeacherFeatures(trainer.args.kd_feature_pairs, trainer)
+
+    @property
+    def feature_bytes(self) -> int:
+        return self.features.bytes_per_token if self.features else 0
 
     def needs(self, samples: list[KDSample], views: list[dict]) -> dict[str, object]:
         return {}
 
     def score(self, trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
-        with torch.no_grad(), self._model(trainer, vp_stage or 0) as model:
+        with self.asked(trainer, dict(enumerate(batches)), vp_stage) as rows_of:
             for index, batch in enumerate(batches):
+                outputs, layers = rows_of(index, wanted_here(batch))
+                batch["teacher_outputs"] = None if outputs is None else store_outputs(trainer, outputs)
+                if self.features:
+                    batch["teacher_features"] = self.features.store(layers)
+        if self.features:
+            self.features.hand_over(batches)
+
+    @contextmanager
+    def asked(self, trainer: HostTrainer, batches: dict[int, dict], vp_stage: int | None = None) -> Iterator[RowsOf]:
+        with torch.no_grad(), self._model(trainer, vp_stage or 0) as model:
+            if batches and trainer.kd.quantised is not None and not trainer.kd.quantised.compared:
+                self._compare(trainer, model, next(iter(batches.values())))
+
+            def rows_of(index: int, wanted: Tensor) -> tuple[TeacherOutputs | None, LayerRows]:
                 temperature = trainer.temperature_of_step(index // trainer.args.num_microbatches)
-                inputs = {
-                    name: value.clone() if isinstance(value, Tensor) else value
-                    for name, value in batch["teacher_model_inputs"].items()
-                }
-                outputs = read_outputs(trainer, model, inputs, self.speaks, vp_stage)
-                wanted = batch["responses"].number.flatten()
-                batch["teacher_outputs"] = outputs and self._keep(trainer, *outputs, wanted[wanted >= 0], temperature)
+                inputs = inputs_of(batches[index])
+                with self.features.caught(trainer.args, model, inputs) if self.features else nullcontext() as caught:
+                    outputs = read_outputs(trainer, model, inputs, self.speaks, vp_stage)
+                layers = self.features.take(caught, wanted) if self.features else {}
+                return outputs and self._take(trainer, *outputs, wanted, temperature), layers
+
+            yield rows_of
+
+    def flush(self) -> None:
+        """It keeps nothing."""
+
+    def report(self, trainer: HostTrainer) -> None:
+        """It has nothing to say."""
+
+    def _compare(self, trainer: HostTrainer, model, batch: dict) -> None:
+        """Says how far the quantised teacher is from the one of its files. All ranks call it."""
+        quantised = read_outputs(trainer, model, inputs_of(batch), self.speaks)
+        with trainer.kd.quantised.unquantised():
+            unquantised = read_outputs(trainer, model, inputs_of(batch), self.speaks)
+        sides = [result and result[0].as_teacher() for result in (unquantised, quantised)]
+        columns = None if quantised is None else quantised[0].columns
+        say(trainer, mean_kl(*sides, trainer.kd.vocabularies.teacher_ids(columns), tensor_group()))
+        trainer.kd.quantised.compared = True
 
     @contextmanager
     def _model(self, trainer: HostTrainer, vp_stage: int):
@@ -103,13 +147,19 @@ class LocalTeacher:
             with trainer.load_teacher_model_context(), without_interleaving(trainer.args):
                 yield trainer.teacher_models[vp_stage]
 
-    def _keep(
+    def _take(
         self, trainer: HostTrainer, outputs: TeacherOutputs, numbers: Tensor, wanted: Tensor, temperature: float
-    ) -> StoredOutputs:
-        """What is said about the response tokens that lie on this rank."""
+    ) -> TeacherOutputs:
+        """What is said about the response tokens that this rank wants."""
         if self.outputs is TopKOutputs:
             outputs = keep_topk(trainer, outputs, temperature)
-        return store_outputs(trainer, outputs.exchange(numbers, wanted, context_group()))
+        return outputs.exchange(numbers, wanted, context_group())
+
+
+def inputs_of(batch: dict) -> dict:
+    """A micro-batch as the teacher sees it, to be used up."""
+    inputs = batch["teacher_model_inputs"].items()
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs}
 
 
 def read_outputs(
@@ -125,8 +175,7 @@ def read_outputs(
         The rows that lie on this rank, and which of the micro-batch's labels, in sample order, each is about [n]; None
         before the last pipeline stage.
     """
-    args = trainer.args
-    numbers = cut_for_context_rank(args, inputs, number_tokens(inputs["labels"])).flatten()
+    numbers = numbers_on_this_rank(trainer.args, inputs).flatten()
     data = trainer._prepare_batch(inputs, vp_stage)
     data.pop("loss_scale", None)
     labels = data.pop("labels", None)
@@ -139,7 +188,7 @@ def read_outputs(
     if caught is None:
         return LogitsOutputs((logits.flatten(0, 1)[rows],), token_ids), numbers[rows]
     picked = caught.head[sequence_first(rows, batch, length)]
-    return HiddenOutputs(picked.inputs, token_ids, picked.weights), numbers[rows]
+    return HiddenOutputs(picked.inputs, token_ids, picked.weights, caught.remake), numbers[rows]
 
 
 def keep_topk(trainer: HostTrainer, outputs: TeacherOutputs, temperature: float) -> TopKOutputs:
@@ -154,11 +203,6 @@ def store_outputs(trainer: HostTrainer, outputs: TeacherOutputs) -> StoredOutput
     return outputs.store(tensor_group(), pinned=trainer.args.kd_teacher_payload_device == "cpu")
 
 
-def sequence_first(rows: Tensor, batch: int, length: int) -> Tensor:
-    """Row numbers of [b, s] positions in [s, b] order."""
-    return rows % length * batch + rows // length
-
-
 def offload_all_but_lm_head(models, head_stays: bool) -> int:
     """Moves the teacher to CPU memory.
 
@@ -170,9 +214,9 @@ def offload_all_but_lm_head(models, head_stays: bool) -> int:
     """
     stays = 0
     for model in models:
-        head_weight = output_weight(model) if head_stays else None
+        head = {id(parameter) for parameter in output_parameters(model)} if head_stays else set()
         for parameter in model.parameters():
-            if parameter is head_weight:
+            if id(parameter) in head:
                 stays += parameter.numel() * parameter.element_size()
             else:
                 parameter.data = parameter.data.to("cpu", non_blocking=True)
@@ -181,10 +225,11 @@ def offload_all_but_lm_head(models, head_stays: bool) -> int:
     return stays
 
 
-def output_weight(model) -> Tensor | None:
-    """The weight of the model's output layer, which may be its embedding's; None on an earlier pipeline stage."""
+def output_parameters(model) -> list[Tensor]:
+    """Those of the model's output layer, which may be its embedding's; none on an earlier pipeline stage."""
     model = language_model(model)
     if not model.post_process:
-        return None
-    tied = model.share_embeddings_and_output_weights and model.pre_process
-    return model.embedding.word_embeddings.weight if tied else model.output_layer.weight
+        return []
+    if model.share_embeddings_and_output_weights and model.pre_process:
+        return [model.embedding.word_embeddings.weight]
+    return list(model.output_layer.parameters())

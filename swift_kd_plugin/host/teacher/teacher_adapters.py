@@ -50,36 +50,54 @@ class Delta:
             return file.get_tensor(f"{self.key}.lora_A.weight"), file.get_tensor(f"{self.key}.lora_B.weight")
 
 
+class AdapterMerge:
+    """The adapters of --kd_teacher_adapters, merged in order into what is loaded of a teacher; without the flag nothing
+    is changed.
+
+    Raises:
+        KDError: an adapter cannot be read or has parts that cannot be merged.
+    """
+
+    def __init__(self, args):
+        self.folder, self.count = args.teacher_model_dir, len(args.kd_teacher_adapters)
+        for folder in args.kd_teacher_adapters:
+            refuse_tied(folder, self.folder)
+        self.deltas = read_adapters(args.kd_teacher_adapters)
+        self.merged: set[str] = set()
+
+    def convert(self, key: str, value: LazyTensor) -> tuple[str, LazyTensor]:
+        """A tensor of the teacher's files as it is to be loaded: the bridge's `converter`."""
+        if key in self.deltas:
+            self.merged.add(key)
+            value = LazyTensor(loader=partial(merged_weight, key, value, self.deltas[key]))
+        return key, value
+
+    def finish(self) -> None:
+        """To be called when all is loaded. Raises KDError for an adapter of another model."""
+        if missing := sorted(self.deltas.keys() - self.merged):
+            raise KDError(
+                f"The adapter {self.deltas[missing[0]][0].folder} changes {missing[0]}, which the teacher "
+                f"{self.folder} does not have; it belongs to another base model."
+            )
+        if self.count:
+            logger.info(f"Merged {self.count} adapters into {len(self.deltas)} weights of the teacher.")
+
+
 def merge_adapters(trainer: HostTrainer) -> None:
-    """Loads the teacher's weights anew with the adapters of --kd_teacher_adapters merged into them, in order.
+    """Loads the teacher's weights anew with its adapters merged into them.
 
     To be called when the base weights are loaded and before they are offloaded; without the flag it does nothing.
 
     Raises:
         KDError: an adapter cannot be read, has parts that cannot be merged, or does not fit the teacher.
     """
-    folders = trainer.args.kd_teacher_adapters
-    if not folders:
+    if not trainer.args.kd_teacher_adapters:
         return
-    for folder in folders:
-        refuse_tied(folder, trainer.args.teacher_model_dir)
-    deltas = read_adapters(folders)
-    merged = set()
-
-    def converter(key: str, value: LazyTensor) -> tuple[str, LazyTensor]:
-        if key in deltas:
-            merged.add(key)
-            value = LazyTensor(loader=partial(_merge, key, value, deltas[key]))
-        return key, value
-
-    bridge = trainer.teacher_config.bridge
-    bridge.load_weights(trainer.teacher_models, trainer.args.teacher_model_dir, converter=converter)
-    if missing := sorted(deltas.keys() - merged):
-        raise KDError(
-            f"The adapter {deltas[missing[0]][0].folder} changes {missing[0]}, which the teacher "
-            f"{trainer.args.teacher_model_dir} does not have; it belongs to another base model."
-        )
-    logger.info(f"Merged {len(folders)} adapters into {len(deltas)} weights of the teacher.")
+    merge = AdapterMerge(trainer.args)
+    trainer.teacher_config.bridge.load_weights(
+        trainer.teacher_models, trainer.args.teacher_model_dir, converter=merge.convert
+    )
+    merge.finish()
 
 
 def read_adapters(folders: list[str]) -> dict[str, list[Delta]]:
@@ -105,7 +123,8 @@ def scale_of(config: LoraConfig, key: str) -> float:
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
 
-def _merge(key: str, value: LazyTensor, deltas: list[Delta]) -> Tensor:
+def merged_weight(key: str, value: LazyTensor, deltas: list[Delta]) -> Tensor:
+    """A weight with what adapters add to it. Raises KDError if it is quantised or of another shape than theirs."""
     weight = value.load()
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise KDError(

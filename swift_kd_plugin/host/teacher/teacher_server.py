@@ -20,7 +20,9 @@ from swift_kd_plugin.host.samples.encode_views import teacher_requests
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.cache_sharing import say_use
 from swift_kd_plugin.host.teacher.local_teacher import store_outputs
+from swift_kd_plugin.host.teacher.server_cache import ServerCache
 from swift_kd_plugin.serving.model_server import TeacherServer, check_same_texts
 from swift_kd_plugin.serving.scoring_routes import Sequence, ServerScores
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
@@ -57,22 +59,30 @@ def parse_servers(value: str) -> list[TaggedServer]:
 
 
 class ServerTeacher:
-    """The servers of --teacher_model_server, connected and checked when this is made, which all ranks do together.
+    """The servers of --teacher_model_server, connected and checked when this is made, which all ranks do together; a
+    run that only reads a cache connects none.
 
     Raises:
-        KDError: one of them cannot be reached, scores no token ids, or has another tokenizer than the student.
+        KDError: one of them cannot be reached, scores no token ids, or has another tokenizer than the student; the
+            cache cannot be used (see `ServerCache`).
     """
 
-    runs_model = False
+    runs_model = reads_only = False
+    feature_bytes = 0
     outputs: type[TeacherOutputs] = TopKOutputs
 
     def __init__(self, args, template):
         self.configs = parse_servers(args.teacher_model_server)
         self.servers: list[TeacherServer] = []
+        self.cache: ServerCache | None = None
         sentence = None
         if asks_servers():
             try:
-                self.servers = [connect(config, args.gkd_logits_topk, template.tokenizer) for config in self.configs]
+                if args.kd_teacher_cache_mode != "read":
+                    topk, tokenizer = args.gkd_logits_topk, template.tokenizer
+                    self.servers = [connect(config, topk, tokenizer) for config in self.configs]
+                if args.kd_teacher_cache:
+                    self.cache = ServerCache(args, template, self.configs, self.servers, dist.get_rank())
             except KDError as error:
                 sentence = str(error)
         sentences: list[str | None] = [None] * dist.get_world_size()
@@ -81,7 +91,13 @@ class ServerTeacher:
             raise KDError(sentence)
 
     def decide(self, trainer: HostTrainer) -> None:
-        logger.info(f"Of the teacher its {self.outputs.title} are kept.")
+        args = trainer.args
+        if args.kd_teacher_cache_mode == "read":
+            logger.info(
+                f"Of the teacher its {self.outputs.title} are read from {args.kd_teacher_cache}; no server is asked."
+            )
+        else:
+            logger.info(f"Of the teacher its {self.outputs.title} are kept.")
 
     def needs(self, samples: list[KDSample], views: list[dict]) -> dict[str, object]:
         return {"samples": samples, "teacher_views": [dict(view) for view in views]}
@@ -97,6 +113,14 @@ class ServerTeacher:
             batch["teacher_outputs"] = store_outputs(
                 trainer, outputs.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device))
             )
+
+    def flush(self) -> None:
+        if self.cache:
+            self.cache.flush()
+
+    def report(self, trainer: HostTrainer) -> None:
+        if trainer.args.kd_teacher_cache:
+            say_use(trainer, *((self.cache.read, self.cache.scored) if self.cache else (0, 0)))
 
     def _score_together(self, trainer: HostTrainer, samples: list[KDSample], views: list[dict]) -> list[ServerScores]:
         """What the teachers say of every response token of this rank's samples.
@@ -118,7 +142,7 @@ class ServerTeacher:
         scores, sentence = [], None
         if dist.get_rank(group) == 0:
             try:
-                scores = self._ask(trainer, samples, [_sequence(view) for view in views])
+                scores = self._ask(trainer, samples, views)
             except (KDError, ValueError) as error:
                 sentence = str(error)
         sentences = [sentence]
@@ -129,23 +153,36 @@ class ServerTeacher:
             scores, [len(trained_tokens(view["labels"])) for view in views], trainer.gkd_logits_topk, group
         )
 
-    def _ask(self, trainer: HostTrainer, samples: list[KDSample], sequences: list[Sequence]) -> list[ServerScores]:
-        """Each sample's scores from the server of its tag, all servers at once; one without a response is not sent."""
+    def _ask(self, trainer: HostTrainer, samples: list[KDSample], views: list[dict]) -> list[ServerScores]:
+        """Each sample's scores: from the cache, or from the server of its tag, all servers at once; one without a
+        response is not sent."""
+        sequences = [_sequence(view) for view in views]
         routes = route_samples_to_teachers(samples, self.configs, trainer.args.teacher_tag_key)
-        chosen = [
-            [index for index in routes[number] if sequences[index].positions] for number in range(len(self.servers))
-        ]
+        asked = [[index for index in routes[number] if sequences[index].positions] for number in range(len(routes))]
         topk = trainer.gkd_logits_topk
         results = [ServerScores(torch.zeros(0, topk), torch.zeros(0, topk, dtype=torch.long))] * len(samples)
+        if self.cache:
+            asked = self.cache.fill_in(results, asked, samples, views)
 
         def ask_one(server: TeacherServer, indices: list[int]) -> list[ServerScores]:
             sent = _prepare(server, [samples[i] for i in indices], [sequences[i] for i in indices], trainer.template)
             return server.score(sent)
 
-        with ThreadPoolExecutor(len(self.servers)) as pool:
-            for indices, answers in zip(chosen, pool.map(ask_one, self.servers, chosen), strict=True):
-                for index, scores in zip(indices, answers, strict=True):
-                    results[index] = scores
+        failed = None
+        with ThreadPoolExecutor(len(self.configs)) as pool:
+            answers = [pool.submit(ask_one, *pair) for pair in zip(self.servers, asked, strict=False)]
+            for number, (indices, answer) in enumerate(zip(asked, answers, strict=False)):
+                try:
+                    scores = answer.result()
+                except KDError as error:  # what the others say is kept first
+                    failed = failed or error
+                    continue
+                for index, of_sample in zip(indices, scores, strict=True):
+                    results[index] = of_sample
+                if self.cache:
+                    self.cache.keep(number, indices, results)
+        if failed:
+            raise failed
         return results
 
 

@@ -46,7 +46,12 @@ def read_vocabularies(trainer: HostTrainer) -> Vocabularies:
     student = trainer.config.padded_vocab_size  # mcore-bridge's name for the vocab_size of config.json
     if trainer.use_teacher_api:
         return Vocabularies(student, None)
-    return Vocabularies(student, trainer.teacher_config.padded_vocab_size if trainer.teacher_models else student)
+    return Vocabularies(student, config_of_teacher(trainer).padded_vocab_size)
+
+
+def config_of_teacher(trainer: HostTrainer):
+    """Of the teacher that was loaded or whose rows are read; the student's where it is its own teacher."""
+    return getattr(trainer, "teacher_config", trainer.config)
 
 
 def check_same_tokens(student, teacher_folder: str) -> None:

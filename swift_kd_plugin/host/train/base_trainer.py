@@ -13,7 +13,6 @@ from swift.utils import get_logger, is_last_rank, is_master, to_device
 from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.tool_text import write_tools_as_the_model
 from swift_kd_plugin.host.rollout.rng_states import keep_random_states
 from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
 from swift_kd_plugin.host.rows.encoding_check import LengthRule, RowFilter, log_left_out
@@ -25,9 +24,11 @@ from swift_kd_plugin.host.samples.match_views import match_views
 from swift_kd_plugin.host.samples.responses import leave_out
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.local_teacher import as_teachers_kind, without_interleaving
+from swift_kd_plugin.host.teacher.quantised_teacher import QuantisedTeacher
 from swift_kd_plugin.host.teacher.teacher_adapters import merge_adapters
 from swift_kd_plugin.host.train import checkpoint_manifest
 from swift_kd_plugin.host.train.evaluation import as_numbers, comparable, sum_metrics, validation_rows
+from swift_kd_plugin.host.train.known_best import remember_best
 from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
 from swift_kd_plugin.host.train.resumed_schedule import schedule_of_flags, warn_if_finished
@@ -40,14 +41,14 @@ logger = get_logger()
 class BaseTrainer(RolloutHooks):
     """Trains like `MegatronGKDTrainer`; samples may carry a whole teacher view (`teacher_messages`).
 
-    Constructed by this name, as ms-swift does, it is `StockLossTrainer` or `KDTrainer`, as --kd_divergence says. Who
-    extends a trainer extends one of the two.
+    Constructed by this name, as ms-swift does, it is `StockLossTrainer`, `KDTrainer` or `ScoreTrainer`, as the flags
+    say. Who extends a trainer extends one of them.
     """
 
     sample_cls = KDSample
 
     of_loss: ClassVar[dict[str, type["BaseTrainer"]]] = {}
-    """The two, by whose loss they train with."""
+    """They, by whose loss they train with."""
 
     def __init_subclass__(cls, loss: str | None = None):
         if loss:
@@ -55,7 +56,8 @@ class BaseTrainer(RolloutHooks):
 
     def __new__(cls, args=None, template=None, **kwargs):
         if cls is BaseTrainer:
-            cls = cls.of_loss["stock" if args.kd_divergence == "stock" else "plugin"]
+            fills = args.kd_teacher_cache_mode == "fill"
+            cls = cls.of_loss["none" if fills else "stock" if args.kd_divergence == "stock" else "plugin"]
         elif not issubclass(cls, tuple(cls.of_loss.values())):
             raise KDError(
                 f"{cls.__name__} extends ms-swift's MegatronGKDTrainer; let it extend KDTrainer of "
@@ -66,7 +68,6 @@ class BaseTrainer(RolloutHooks):
         return trainer
 
     def __init__(self, args, template, **kwargs):
-        write_tools_as_the_model(template)
         super().__init__(args, template, **kwargs)
         apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
 
@@ -76,6 +77,7 @@ class BaseTrainer(RolloutHooks):
         with schedule_of_flags(self):
             super()._load_checkpoint()
         warn_if_finished(self)
+        remember_best(self)
 
     def train(self, train_dataset, val_dataset) -> None:
         self.kd.rows_filter = RowFilter(self.template, LengthRule.of(self.args))
@@ -103,7 +105,7 @@ class BaseTrainer(RolloutHooks):
         return metrics
 
     def _log_callback(self, logs, n_steps) -> None:
-        if self.unwrapped_models[0].training:
+        if self.training:
             super()._log_callback(logs, n_steps)
         else:
             # Stock adds what experts were balanced by in training, and takes it from the next log of training.
@@ -128,9 +130,12 @@ class BaseTrainer(RolloutHooks):
     def _load_teacher_model(self) -> None:
         offload, self.offload_teacher_model = self.offload_teacher_model, False
         with without_interleaving(self.args), as_teachers_kind(self.args):
-            super()._load_teacher_model()
-        if self.teacher_models:
-            merge_adapters(self)
+            if self.args.kd_teacher_bits:
+                self.kd.quantised = QuantisedTeacher(self)
+            else:
+                super()._load_teacher_model()
+                if self.teacher_models:
+                    merge_adapters(self)
         self._teacher_is_loaded()
         self.offload_teacher_model = offload
         if offload:
@@ -161,7 +166,8 @@ class BaseTrainer(RolloutHooks):
         """
         dropped = []
         if teacher is not None:
-            dropped = match_views(samples, student, teacher, self.template, self.args.kd_on_mismatch)
+            args = self.args
+            dropped = match_views(samples, student, teacher, self.template, args.kd_on_mismatch, args.loss_scale)
             leave_out(samples, teacher)
         leave_out(samples, student)
         return dropped
@@ -176,7 +182,7 @@ class BaseTrainer(RolloutHooks):
 
     def _compute_teacher_logits(self, encoded_batches, vp_stage=None) -> None:
         super()._compute_teacher_logits(encoded_batches, vp_stage)
-        if self._is_self_distillation and not self.unwrapped_models[0].training:
+        if self._is_self_distillation and not self.training:
             # Stock scores its own student only in train steps and finds no teacher when it evaluates.
             self._compute_teacher_logits_local(encoded_batches, vp_stage)
 

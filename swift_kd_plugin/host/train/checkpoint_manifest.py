@@ -49,6 +49,12 @@ def read_saved_args(folder: Path) -> dict[str, Any]:
     return saved if isinstance(saved, dict) else {}
 
 
+def projected_pairs(args: dict[str, Any]) -> list[tuple[int, int]]:
+    """The pairs of layers whose projections a run with these flags trains."""
+    pairs, sizes = args.get("kd_feature_pairs"), args.get("kd_feature_sizes")
+    return [tuple(pair) for pair in pairs] if pairs and sizes[0] != sizes[1] else []
+
+
 def make_room(folder: Path) -> Path | None:
     """Moves what stands in a checkpoint's place, which would be mixed in or lost, into the folder that is returned."""
     old = [place for place in (folder, merged_folder(folder)) if place.is_dir() and any(place.iterdir())]

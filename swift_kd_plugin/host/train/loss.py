@@ -5,7 +5,8 @@ from torch import Tensor
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.responses import IGNORED, Responses
-from swift_kd_plugin.host.teacher.local_teacher import context_group, sequence_first, tensor_group
+from swift_kd_plugin.host.teacher.hidden_states import sequence_first
+from swift_kd_plugin.host.teacher.parallel_groups import context_group, tensor_group
 from swift_kd_plugin.host.train.training_metrics import make_metrics
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.objective import Settings
@@ -51,7 +52,7 @@ def kd_loss(
     vocabularies = trainer.kd.vocabularies.of(student, outputs.columns)
     overlap = {}
     if trainer.args.kd_metrics:
-        of_all = not trainer.unwrapped_models[0].training
+        of_all = not trainer.training
         overlap = _overlap(student, outputs, tokens, vocabularies, of_all)
     loss, parts = objective_loss(
         settings,

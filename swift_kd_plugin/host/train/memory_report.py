@@ -10,6 +10,7 @@ from swift.utils import get_logger
 from torch import distributed as dist
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
+from swift_kd_plugin.host.teacher.vocabulary import config_of_teacher
 from swift_kd_plugin.losses.request import block_tokens, chunk_tokens
 from swift_kd_plugin.memory.memory_table import MemoryPlan, memory_table, render_memory, total_row
 
@@ -53,29 +54,34 @@ def device_memory() -> int:
 def read_plan(trainer: HostTrainer, payload_on_host: bool) -> MemoryPlan:
     """Reads a trainer that knows its form of the teacher's outputs, and whether its loss is fused."""
     args, config = trainer.args, trainer.config
-    outputs = trainer.kd.source.outputs
-    teacher_config = trainer.teacher_config if trainer.teacher_models else config
+    outputs, reads_only = trainer.kd.source.outputs, trainer.kd.source.reads_only
+    teacher_config = config_of_teacher(trainer)
     optimizer, optimizer_on_host = optimizer_bytes(trainer.optimizer, trainer.unwrapped_models)
     tensor_parallel = mpu.get_tensor_model_parallel_world_size()
     width, device = config.padded_vocab_size // tensor_parallel, torch.device(torch.cuda.current_device())
     engine, engine_note = _engines(trainer)
     payload_tokens, batch_tokens = _tokens(trainer)
+    last = mpu.is_pipeline_last_stage(ignore_virtual=True)
     return MemoryPlan(
         weights=weight_bytes(trainer.unwrapped_models),
         trainable=weight_bytes(trainer.unwrapped_models, trainable=True),
         gradients=gradient_bytes(trainer.wrapped_models),
         optimizer=optimizer,
         optimizer_on_host=optimizer_on_host,
-        teacher=weight_bytes(trainer.teacher_models or []),
+        teacher=trainer.kd.source.head_bytes if reads_only else weight_bytes(trainer.teacher_models or []),
+        teacher_note="its output layer alone; the rest is read" if reads_only else "",
+        teacher_bits=None if reads_only else args.kd_teacher_bits,
         teacher_offloaded=bool(trainer.teacher_models) and args.offload_teacher_model,
         outputs=outputs.name,
         output_bytes=outputs.bytes_per_token(
             teacher_config.hidden_size, teacher_config.padded_vocab_size, trainer.gkd_logits_topk or 0
         ),
         outputs_by_columns=outputs.by_columns,
-        payload_tokens=payload_tokens,
+        payload_tokens=payload_tokens if last else 0,
+        feature_bytes=trainer.kd.source.feature_bytes,
+        feature_tokens=payload_tokens if trainer.kd.source.feature_bytes else 0,
         payload_on_host=payload_on_host,
-        batch_tokens=batch_tokens,
+        batch_tokens=batch_tokens if last else 0,
         fused=trainer.kd.fused,
         hidden=config.hidden_size,
         vocabulary=config.padded_vocab_size,
@@ -152,8 +158,6 @@ def _bytes(tensor: torch.Tensor) -> int:
 def _tokens(trainer: HostTrainer) -> tuple[int, int]:
     """The most response tokens of a generation cycle on this rank, and the most tokens of a micro-batch."""
     args = trainer.args
-    if not mpu.is_pipeline_last_stage(ignore_virtual=True):
-        return 0, 0
     written = args.max_completion_length if trainer.kd.writers else 0
     response = max(written, 0 if all_are_written(trainer) else args.max_length)
     sample = args.max_length + written

@@ -2,7 +2,7 @@
 
 import math
 
-from swift.utils import get_logger
+from swift.utils import get_logger, is_last_rank
 
 from swift_kd_plugin.losses.label_ce import STUDENT_CE, TEACHER_CE
 
@@ -21,8 +21,9 @@ def warn_of_bad_teacher(logs: dict, vocab: int, learns_labels: bool) -> None:
         vocab: the number of token ids.
         learns_labels: the loss has a cross-entropy, from which there is something to learn anyway.
     """
-    if (reason := why_bad(logs, vocab, learns_labels)) is not None:
-        logger.warning_once(reason)
+    # The last rank has the figures, also where there are pipeline stages.
+    if is_last_rank() and (reason := why_bad(logs, vocab, learns_labels)):
+        logger.warning_if(reason, cond=True)
 
 
 def why_bad(logs: dict, vocab: int, learns_labels: bool) -> str | None:

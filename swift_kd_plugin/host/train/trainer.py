@@ -21,6 +21,7 @@ from swift_kd_plugin.host.teacher.local_teacher import offload_all_but_lm_head
 from swift_kd_plugin.host.teacher.teacher_source import choose_source
 from swift_kd_plugin.host.teacher.vocabulary import check_same_tokens, read_vocabularies
 from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+from swift_kd_plugin.host.train.feature_matching import FeatureMatching
 from swift_kd_plugin.host.train.loss import choose_tokens, kd_loss
 from swift_kd_plugin.host.train.loss_inputs import loss_is_fused
 from swift_kd_plugin.host.train.memory_report import MemoryReport
@@ -55,11 +56,33 @@ class KDTrainer(BaseTrainer, loss="plugin"):
             )
         self.kd.objective = make_objective(args)
         self.kd.vocabularies = read_vocabularies(self)
-        if self.teacher_models:
+        if args.teacher_model:
             check_same_tokens(template.tokenizer, args.teacher_model_dir)
         self.kd.fused = loss_is_fused(self)
         self.kd.metric_names = metric_names(self.kd.source.outputs.metric_names, args.kd_metrics)
         logger.info(f"Loss per token: {self.kd.objective}; token policy: {self.kd.objective.policy.name}")
+
+    def _setup_teacher(self) -> None:
+        # ms-swift's client waits for the servers. This trainer has its own, and in a run that only reads a cache none.
+        server, self.args.teacher_model_server = self.args.teacher_model_server, None
+        try:
+            super()._setup_teacher()
+        finally:
+            self.args.teacher_model_server = server
+        if server:
+            self.teacher_model_server, self.use_teacher_api = server, True
+            self._is_self_distillation = self._is_dynamic_self_distillation = False
+            self._has_teacher = self._has_teacher_explicit = True
+
+    def _prepare_peft_model(self, models):
+        peft_models = super()._prepare_peft_model(models)
+        if self.args.kd_feature_pairs:
+            self.kd.features = FeatureMatching(self.args, models)
+        return peft_models
+
+    def _load_checkpoint(self) -> None:
+        with self.kd.features.loading(self.args) if self.kd.features else nullcontext():
+            super()._load_checkpoint()
 
     def _init_rollout_engine(self) -> None:
         args = self.args
@@ -77,20 +100,24 @@ class KDTrainer(BaseTrainer, loss="plugin"):
     def train(self, train_dataset, val_dataset) -> None:
         self.kd.memory_report.at_start(self)
         self.kd.rows = len(train_dataset) if hasattr(train_dataset, "__len__") else None
-        super().train(train_dataset, val_dataset)
+        try:
+            super().train(train_dataset, val_dataset)
+        finally:
+            self.kd.source.flush()
+        self.kd.source.report(self)
         for writer in set(self.kd.writers.values()):
             writer.close()
 
     def visit(self) -> int:
         """How often the present samples have been seen before; of a stream, which has no length, the step."""
-        if not self.unwrapped_models[0].training:
+        if not self.training:
             return -1
         done = self.state.iteration * self.args.global_batch_size
         return self.state.iteration if self.kd.rows is None else done // self.kd.rows
 
     def cycle(self) -> int:
         """Number of the present generation cycle; -1 in evaluation."""
-        return self._step // self.steps_per_generation if self.unwrapped_models[0].training else -1
+        return self._step // self.steps_per_generation if self.training else -1
 
     def temperature_of_step(self, ahead: int) -> float:
         """The loss's temperature `ahead` train steps from now."""
@@ -99,7 +126,7 @@ class KDTrainer(BaseTrainer, loss="plugin"):
     def progress(self, ahead: int = 0) -> float:
         """The share of training that is done `ahead` steps from now; in evaluation all of it, so that what moves over
         training is the same in each."""
-        if not self.unwrapped_models[0].training:
+        if not self.training:
             return 1.0
         return (self.state.iteration + ahead) / max(self.args.train_iters - 1, 1)
 
@@ -127,6 +154,16 @@ class KDTrainer(BaseTrainer, loss="plugin"):
         batch["responses"] = responses.to(self.device).on_this_rank(self.args, batch)
         return batch | needed
 
+    def save_checkpoint(self) -> None:
+        super().save_checkpoint()
+        self.kd.source.flush()
+
+    def _load_teacher_model(self) -> None:
+        if self.kd.source.reads_only:
+            self._teacher_is_loaded()
+        else:
+            super()._load_teacher_model()
+
     def _teacher_is_loaded(self) -> None:
         self.kd.source.decide(self)
 
@@ -145,7 +182,8 @@ class KDTrainer(BaseTrainer, loss="plugin"):
             self.kd.source.score(self, encoded_batches)
 
     def _compute_teacher_logits_local(self, encoded_batches, vp_stage=None) -> None:
-        self.kd.source.score(self, encoded_batches, vp_stage)
+        if self.kd.source.runs_model:
+            self.kd.source.score(self, encoded_batches, vp_stage)
 
     def forward_step(self, data_iterator, model):
         unwrapped_model = get_attr_wrapped_model(model, "get_input_tensor", return_model_obj=True)
@@ -153,12 +191,15 @@ class KDTrainer(BaseTrainer, loss="plugin"):
         responses, outputs = data.pop("responses"), data.pop("teacher_outputs")
         for name in ("data_source", "teacher_model_inputs"):
             data.pop(name, None)
+        features, matching = self.kd.features, nullcontext()
+        if features:
+            matching = features.of(features.read(self.args, data, responses, self.progress()))
         data = self._prepare_batch(data, unwrapped_model.vp_stage)
         labels, loss_scale = data.pop("labels", None), data.pop("loss_scale", None)
         input_tensor = unwrapped_model.get_input_tensor()
         if input_tensor is not None:
             unwrapped_model.set_input_tensor(input_tensor)
-        with stop_before_lm_head(unwrapped_model) if self.kd.fused else nullcontext() as caught:
+        with matching, stop_before_lm_head(unwrapped_model) if self.kd.fused else nullcontext() as caught:
             output = model(**data)
         of_batch = {"labels": labels, "teacher_outputs": outputs, "responses": responses, "loss_scale": loss_scale}
         return output, partial(self.loss_func, caught=caught, **of_batch)
@@ -183,16 +224,20 @@ class KDTrainer(BaseTrainer, loss="plugin"):
 
     def train_step(self, train_data_iterator):
         start = time.perf_counter()
-        result = super().train_step(train_data_iterator)
+        metrics, *result = super().train_step(train_data_iterator)
+        if self.kd.features:
+            metrics += self.kd.features.collect()
         self.kd.train_seconds += time.perf_counter() - start
         if self.state.iteration == self._start_iteration:
             self.kd.memory_report.after_first_step(self)
-        return result
+        return metrics, *result
 
     def _log_callback(self, logs, n_steps) -> None:
-        if "loss" in logs and self.unwrapped_models[0].training:
+        if "loss" in logs and self.training:
             logs["tokens_per_second"] = float(logs["loss"][1]) / self.kd.train_seconds
             logs |= self.kd.objective.moving(self.progress(-1))  # the step just made has been counted
+            if self.kd.features and self.kd.features.weight.moves:
+                logs["feature_weight"] = self.kd.features.weight.at(self.progress(-1))
             if self.kd.writers:
                 logs["generation_seconds"] = self.kd.generation_seconds / n_steps
                 logs |= {"lmbda": self.kd.mix.lmbda.at(self.progress(-1))} if self.kd.mix.lmbda.moves else {}

@@ -84,6 +84,36 @@ def test_what_is_written_and_read_again(folder):
         assert typed(golds) == typed(MIXED)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("road", ["script", "run"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_of_a_preprocessor(folder, load, road, streaming, kind, monkeypatch):  # noqa: F811
+    """A folder is what ms-swift loads of a hub; `datasets` reads its rows, here without mixed types."""
+    from swift.dataset import DatasetMeta, load_dataset, register_dataset
+
+    from swift_kd_plugin.host.rows import preprocessors as p
+
+    monkeypatch.chdir(folder)
+    (folder / "hub" / "golds").mkdir(parents=True)
+    write_json_lines(folder / "hub" / "golds" / "train.jsonl", rows_of(TEXTS))
+    golds, where = (MIXED, "gold.jsonl") if kind == "file" else (TEXTS, f"{folder}/hub/golds")
+    key = "dataset_path" if kind == "file" else "ms_dataset_id"
+    made = {
+        "rows": p.RowsPreprocessor(keep=["gold"]),
+        "hints": p.ExperiencePreprocessor(experience="hint", keep=["gold"]),
+        "modes": p.ThinkingPreprocessor(mode="keep", keep=["gold"]),
+        "mix": p.MixPreprocessor(sources={"dataset": 1.0}, keep=["gold"]),
+        "pairs": p.PairPreprocessor(noexp="told.jsonl", bad_rows="drop", keep=["gold"]),
+    }
+    for name, preprocessor in made.items():
+        meta = DatasetMeta(dataset_name=f"own-{name}", preprocess_func=preprocessor, **{key: where})
+        register_dataset(meta, exist_ok=True)
+        rows = load_dataset([meta.dataset_name], streaming=streaming)[0] if road == "script" else None
+        rows = rows or load(meta.dataset_name, streaming=streaming, keep=("hint",))
+        assert golds_of(rows) == typed(golds), name
+        assert road == "script" or {row["hint"] for row in rows} == {"h"}
+
+
 CALLS = [{"function": {"name": "add", "arguments": {"x": 1}}}, {"function": {"name": "say", "arguments": {"y": "s"}}}]
 RESULT = {"role": "tool", "content": "1"}
 CALLED = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": CALLS}, RESULT, RESULT]

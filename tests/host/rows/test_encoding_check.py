@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from swift_kd_plugin.data.rows import Filler
 from swift_kd_plugin.errors import KDError
@@ -105,6 +106,64 @@ def test_a_row_with_media_leaves_a_place_that_counts_nothing(template):
     assert [isinstance(one, Filler) for one in filled] == [False, False, True]
     assert rows.fill([bad])[0]["kd_row"] == 3
     assert [str(place) for place in rows.left_out] == ["sums.jsonl, line 2"]
+
+
+def test_a_row_with_media_may_come_first(template):
+    rows, bad = row_filter(template, strict=False), row(2, "<image>", images=["none.png"])
+    (filler,) = rows.fill([bad])
+    assert isinstance(filler, Filler)
+    assert template.encode(dict(filler))["input_ids"]
+    assert rows.fill([row(1)])[0]["kd_row"] == 1
+    assert rows.fill([bad])[0]["kd_row"] == 1
+
+
+def test_rows_with_media_of_which_none_can_be_used(template):
+    rows, bad = row_filter(template, strict=False), row(2, "<image>", images=["none.png"])
+    rows.fill([bad])
+    with pytest.raises(
+        KDError, match=r"None of the 1 rows that were met can be used \(sums.jsonl, line 2: the template"
+    ):
+        rows.fill([bad])
+
+
+def test_when_no_row_can_be_encoded_it_is_said(template):
+    with pytest.raises(KDError, match=r"--dataset has no row that can be used \(sums.jsonl, line 2: the template"):
+        checked(template, BROKEN[1:2], kd_bad_rows="drop")
+
+
+def test_long_views_of_the_teacher_are_said(template, monkeypatch):
+    from swift_kd_plugin.host.rows import teacher_lengths
+
+    lines = []
+    monkeypatch.setattr(teacher_lengths.logger, "warning", lines.append)
+    args = SimpleNamespace(max_length=40)
+    long = [{"role": "system", "content": "1+" * 60}, {"role": "user", "content": "3+4"}]
+    short = [{"role": "system", "content": "1"}, {"role": "user", "content": "3+4"}]
+    rows = [row(1, teacher_messages=long), row(2, teacher_messages=short), row(3, "1+" * 60, teacher_messages=None)]
+    without = [row(1), row(2)]
+    for train, val, flag in ((rows, None, "--dataset"), (without, rows, "--val_dataset"), (without, None, None)):
+        lines.clear()
+        data = [None if some is None else Dataset.from_list(some) for some in (train, val)]
+        teacher_lengths.say_long_teacher_views(args, template, data)
+        assert len(lines) == (flag is not None)
+        said = f"1 of 2 rows of {flag} that were looked at are longer than --max_length 40 in the teacher's view"
+        assert not lines or lines[0].startswith(said)
+    args.max_length = None
+    teacher_lengths.say_long_teacher_views(args, template, [Dataset.from_list(rows), None])
+    assert lines == []
+
+
+def test_an_image_is_called_by_its_file(template, tmp_path):
+    from swift_kd_plugin.host.rows.encoding_check import Judge
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no image")
+    for name, said in (("none", "the image none does not exist"), ("bad", "bad.png is no image that can be read")):
+        paths = [str(tmp_path / "good.png"), str(tmp_path / "bad.png") if name == "bad" else name]
+        images = [{"bytes": None, "path": path} for path in paths]
+        assert said in str(Judge(template)(row(2, "<image><image>", images=images)).error)
+    images = [{"bytes": b"no image", "path": None}]
+    assert "image 1 of the row is no image" in str(Judge(template)(row(2, "<image>", images=images)).error)
 
 
 def test_a_stream_goes_on_where_it_was(template):

@@ -83,7 +83,7 @@ def test_rows_make_samples(load):
         assert sample.build_teacher_view()
         assert [turn["role"] for turn in sample.teacher_messages] == ["system", "user", "assistant"]
         assert sample.extra["chat_template_kwargs"] == {"enable_thinking": False}
-        assert sample.name == "noexp.jsonl, row 1 (id '0')"
+        assert sample.name == "noexp.jsonl, line 1 (id '0')"
 
 
 def test_a_number_of_rows_and_a_split(load):

@@ -128,7 +128,7 @@ def test_a_row_keeps_its_number_and_dataset(load, streaming):
     assert sorted(row["kd_row"] for row in rows) == list(range(1, 41))
     assert rows[0]["kd_row"] != 1
     name = KDSample.from_row(rows[0]).name
-    assert name.startswith(f"rows.jsonl, row {rows[0]['kd_row']}")
+    assert name.partition(" (")[0].endswith(f"/rows.jsonl, line {rows[0]['kd_row']}")
     assert name.endswith(f"(id 'q-{rows[0]['kd_row'] - 1}')")
 
 
@@ -259,6 +259,8 @@ def test_bad_rows_can_be_dropped(load):
 
 PROMPT = {"prompt": "say 7"}
 CHOSEN = {"prompt": "say 8", "chosen": "8", "rejected": "9"}
+CALL = {"role": "tool_call", "content": '{"name": "add", "arguments": {}}'}
+TOLD = {"messages": [GOOD["messages"][0], CALL, {"role": "tool", "content": "4"}]}
 ASKING = {"messages": [*GOOD["messages"], {"role": "user", "content": "q2"}]}
 MASKED = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a", "loss": False}]}
 WEIGHTLESS = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a", "loss_scale": 0}]}
@@ -274,6 +276,7 @@ NO_RESPONSE, NOT_TRAINED = "it has no response to distil on", "nothing of its re
         (CHOSEN, "name the column that holds it (`gold: chosen` in a data.yaml)"),
         ({"messages": GOOD["messages"][:1], "response": "a"}, "`gold: response`"),
         (ASKING, NO_RESPONSE),
+        (TOLD, NO_RESPONSE),
         (MASKED, NOT_TRAINED),
         (WEIGHTLESS, NOT_TRAINED),
         (FORMER, NOT_TRAINED),
@@ -289,9 +292,13 @@ def test_a_row_without_a_response_is_named_where_nobody_writes_one(load, row, re
     assert len(list(load([GOOD, row], streaming=streaming))) == 2
 
 
+@pytest.mark.parametrize("rows", [[PROMPT, ASKING], [{"note": "what?"}]])
+def test_a_file_of_which_no_row_is_left(load, rows):
+    with pytest.raises(KDError, match=r"rows.jsonl has no row that can be used \(.*rows.jsonl, line 1: it has "):
+        load(rows, trains="last_round", strict=False)
+
+
 def test_rows_that_train_something_are_not_refused(load):
-    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {}}'}
-    tool = {"messages": [GOOD["messages"][0], call, {"role": "tool", "content": "4"}]}
     early = {
         "messages": [
             {**GOOD["messages"][0]},
@@ -299,5 +306,5 @@ def test_rows_that_train_something_are_not_refused(load):
             *FORMER["messages"][2:],
         ]
     }
-    assert len(load([GOOD, tool, early], trains="last_round")) == 3
-    assert len(load([GOOD, FORMER, ASKING], trains="default")) == 3
+    assert len(load([GOOD, early], trains="last_round")) == 2
+    assert len(load([GOOD, FORMER, ASKING, TOLD], trains="default")) == 4

@@ -45,3 +45,21 @@ def test_the_first_rows_are_read_when_they_are_asked_for():
     rows = FirstRows(rows_of(5), 3)
     assert len(rows) == 3
     assert len(FirstRows(rows_of(2), 3)) == 2
+
+
+@pytest.mark.parametrize("dataset", [[], iter(())])
+def test_a_validation_set_of_which_nothing_is_left_is_refused(monkeypatch, dataset):
+    from types import SimpleNamespace
+
+    from swift_kd_plugin.errors import KDError
+    from swift_kd_plugin.host.train import evaluation
+
+    monkeypatch.setattr(evaluation, "read_stream", lambda rows, count, *_: list(rows)[:count])
+    monkeypatch.setattr(evaluation.mpu, "get_data_parallel_group", lambda: None)
+    args = SimpleNamespace(eval_iters=0 if dataset == [] else 2, global_batch_size=2)
+    trainer = SimpleNamespace(args=args, kd=SimpleNamespace(rows_filter=None))
+    with pytest.raises(KDError, match="--val_dataset has no row that can be evaluated"):
+        evaluation.validation_rows(trainer, dataset)
+    args.eval_iters = 0
+    assert evaluation.validation_rows(trainer, iter(())) is None
+    assert evaluation.validation_rows(trainer, None) is None

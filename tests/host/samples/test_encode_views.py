@@ -1,5 +1,7 @@
 """Both views of a sample as tokens, against what a chat template with Qwen3's rules renders."""
 
+import json
+
 import pytest
 
 from tests.host.thinking_views import (
@@ -65,6 +67,20 @@ def test_a_response_of_the_dataset_is_rendered_as_the_chat_template_does(templat
         whole = [*messages, {"role": "assistant", "content": response}]
         assert text_of(template, view["input_ids"]) == text_of(template, rendered(template, whole, mode))
         assert text_of(template, trained(view)) == response + "<|im_end|>\n"
+
+
+CALL = {"name": "add", "arguments": {"x": 2}}
+
+
+@pytest.mark.parametrize("said", ["", BARE])
+def test_a_response_that_calls_tools_is_the_same_in_both_views(template, said):
+    sample = make_sample(said)
+    sample.messages.append({"role": "tool_call", "content": json.dumps(CALL)})
+    student, teacher = encode(sample, template)
+    assert trained(student) == trained(teacher)
+    assert text_of(template, trained(student)).startswith(said or "<tool_call>")
+    assert f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>" in text_of(template, trained(student))
+    assert "Add them." in text_of(template, teacher["input_ids"])
 
 
 # A student without thinking samples behind the empty block of its prompt; one with thinking writes its own block, or
@@ -161,7 +177,7 @@ def test_a_server_is_asked_with_the_teachers_columns(template):
 
 
 def test_several_sampled_turns_are_refused_beside_teacher_messages(template):
-    with pytest.raises(ValueError, match=r"q\.jsonl, row 3 has 2 sampled turns"):
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 3 has 2 sampled turns"):
         encode(make_sample(BARE, ids=[[20], [21]], dataset="/data/q.jsonl", kd_row=3), template)
 
 

@@ -31,7 +31,7 @@ def view(labels, **fields):
 def match(student, teacher, on_mismatch="error"):
     from swift_kd_plugin.host.samples.match_views import match_views
 
-    return match_views(make_samples(len(student)), student, teacher, Template(), on_mismatch)
+    return match_views(make_samples(len(student)), student, teacher, Template(), on_mismatch, "last_round")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_tokens_may_lie_anywhere():
 def test_a_mismatch_names_row_position_and_both_tokens():
     student = [view([IGNORED, 65]), view([IGNORED, 65, 66])]
     teacher = [view([IGNORED, 65]), view([IGNORED, 65, 67, 68])]
-    with pytest.raises(ValueError, match=r"^pairs\.jsonl, row 18 \(id 'q-1'\) has different") as caught:
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 18 \(id 'q-1'\) has different") as caught:
         match(student, teacher)
     text = str(caught.value)
     assert "2 for the student, 3 for the teacher" in text
@@ -105,7 +105,22 @@ def test_fault_6_stock_pairs_across_the_sample_boundary():
 
 
 def test_fault_6_ours_refuses_by_name():
-    with pytest.raises(ValueError, match=r"row 17 \(id 'q-0'\).*4 for the student, 3 for the teacher"):
+    with pytest.raises(ValueError, match=r"line 17 \(id 'q-0'\).*4 for the student, 3 for the teacher"):
         match([view(labels) for labels in STUDENT], [view(labels) for labels in TEACHER])
     dropped = match([view(labels) for labels in STUDENT], [view(labels) for labels in TEACHER], "drop")
     assert dropped == [0, 1]
+
+
+@pytest.mark.parametrize(("weight", "strategy"), [({"loss": True}, "last_round"), ({}, "default")])
+def test_a_turn_that_the_student_alone_is_trained_on_is_named(weight, strategy):
+    from swift_kd_plugin.host.samples.sample import KDSample
+
+    said = {"role": "assistant", "content": "first", **weight}
+    messages = [{"role": "user", "content": "q"}, said, {"role": "user", "content": "r"}]
+    row = {"messages": [*messages, {"role": "assistant", "content": "a"}], "dataset": "/data/pairs.jsonl", "kd_row": 3}
+
+    def number(teacher: list[dict]) -> int | None:
+        return KDSample.from_row({**row, "teacher_messages": teacher}).trained_before(strategy)
+
+    assert number([{"role": "user", "content": "hint r"}]) == 2
+    assert number([{"role": "user", "content": "hint"}, said, {"role": "user", "content": "r"}]) is None

@@ -73,6 +73,18 @@ def test_the_end_of_an_answer_before_the_last_has_its_weight(make_template):
     assert weighted_text(template, view) == [(FIRST + END, 0.25), (LAST + END, 4)]
 
 
+@pytest.mark.parametrize(
+    ("first", "weight"), [({"loss": False}, 0), ({"loss_scale": 0}, 0), ({"loss_scale": 0.5}, 0.5)]
+)
+def test_under_all_an_end_has_the_weight_of_its_answer(make_template, first, weight):
+    template = make_template(loss_scale="all")
+    plain, view = view_of(template), view_of(template, first=first)
+    scale = view.get("loss_scale") or [float(label >= 0) for label in view["labels"]]
+    other = [place for place, label in enumerate(plain["labels"]) if label >= 0 and scale[place] != 1]
+    assert text_of(template, [view["input_ids"][place] for place in other]) == EMPTY + FIRST + END
+    assert {scale[place] for place in other} == {weight}
+
+
 def test_a_weight_multiplies_what_the_strategy_and_think_loss_give(make_template):
     template = make_template(loss_scale="hermes")
     call = {"role": "tool_call", "content": '{"name": "f", "arguments": {}}'}
@@ -101,6 +113,18 @@ def test_the_teacher_scores_the_same_tokens(template):
     for off in ({"loss": False}, {"loss_scale": 0}):
         assert views(**off) == ([], [])
     assert views(loss_scale=0.5) == views()
+
+
+@pytest.mark.parametrize("strategy", ["last_round", "default"])
+@pytest.mark.parametrize("first", [{"loss": True}, {"loss": False}, {"loss_scale": 0.5}])
+def test_the_teacher_has_the_weights_of_turns_that_both_see(make_template, strategy, first):
+    from swift_kd_plugin.host.samples.sample import KDSample
+
+    history = [{"role": "user", "content": "1 plus 1?"}, {"role": "assistant", "content": FIRST}, *QUESTION]
+    turns = [history[0], {**history[1], **first}, *QUESTION, {"role": "assistant", "content": LAST}]
+    row = {"messages": turns, "teacher_messages": [{"role": "system", "content": "a book"}, *history]}
+    (student,), (teacher,) = encode(make_template(loss_scale=strategy), KDSample.from_row(row))
+    assert trained(student) == trained(teacher)
 
 
 def test_a_sampled_answer_has_no_weight_of_the_one_that_it_replaces(template):

@@ -5,6 +5,7 @@ import pytest
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 BOOK = [{"role": "system", "content": "A1 B2"}, {"role": "user", "content": "say A"}]
 ROW = {"messages": [{"role": "user", "content": "say A"}, {"role": "assistant", "content": "1"}]}
+WAIT = {"role": "assistant", "content": "Wait.", "loss_scale": 0.5}
 
 
 @pytest.fixture
@@ -62,6 +63,21 @@ def test_a_sample_without_a_response_is_named(sample_type):
         sample.build_teacher_view()
 
 
+@pytest.mark.parametrize("said", [[], [WAIT], [WAIT, WAIT]])
+def test_calls_of_tools_are_a_response(sample_type, said):
+    """With what is said in front of them: both views share it, and what a model writes stands in its place."""
+    question, call = ROW["messages"][0], {"role": "tool_call", "content": "{}"}
+    turns = [question, {"role": "assistant", "content": "0"}, question, *said, call, call]
+    sample = sample_type.from_row({"messages": turns, "teacher_messages": BOOK})
+    assert sample.has_response
+    assert sample.prompt_turns == turns[:3]
+    assert sample.build_teacher_view()
+    assert sample.teacher_messages == [*BOOK, *said, call, call]
+    weights = {"loss_scale": 0.5} if said else {}
+    assert sample.answered([3], "9", "stop").messages == [*turns[:3], {"role": "assistant", "content": "9", **weights}]
+    assert sample_type.from_row({"messages": turns}).teacher_prompt_messages() == turns[:3]
+
+
 def test_tools_and_template_settings_alone_make_a_view(sample_type):
     for column, value in {"teacher_tools": [{"name": "add"}], "teacher_chat_template_kwargs": {"x": 1}}.items():
         sample = sample_type.from_row({**ROW, "tools": [{"name": "no"}], column: value})
@@ -106,14 +122,14 @@ def test_a_stock_view_follows_the_response_that_the_student_wrote(sample_type):
 @pytest.mark.parametrize(
     ("columns", "name"),
     [
-        ({"dataset": "/data/pairs.jsonl", "kd_row": 17, "kd_id": "q-17"}, "pairs.jsonl, row 17 (id 'q-17')"),
+        ({"dataset": "/data/pairs.jsonl", "kd_row": 17, "kd_id": "q-17"}, "/data/pairs.jsonl, line 17 (id 'q-17')"),
         ({"dataset": "org/pairs", "kd_row": 17}, "org/pairs, row 17"),
-        ({"dataset": "pairs.jsonl", "kd_id": "3"}, "pairs.jsonl (id '3')"),
+        ({"dataset": "pairs.jsonl", "kd_id": "3"}, "pairs.jsonl, the row with the id '3'"),
         (
             {"kd_source": "data/exp.jsonl", "dataset": "pairs.jsonl", "kd_row": 5, "kd_id": "q"},
-            "exp.jsonl, row 5 (id 'q')",
+            "data/exp.jsonl, line 5 (id 'q')",
         ),
-        ({"kd_row": 1}, "The dataset, row 1"),
+        ({"kd_row": 1}, "the dataset, row 1"),
         ({"dataset": "pairs.jsonl"}, "The sample with the last user message 'say A'"),
     ],
 )

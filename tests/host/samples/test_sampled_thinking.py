@@ -138,7 +138,7 @@ def test_without_think_blocks_the_thought_is_put_in_front(make_template):
 def test_several_sampled_turns_are_refused(template, columns):
     sample = make_sampled(template, BARE, kd_source="/data/q.jsonl", kd_row=3, **columns)
     sample.response_token_ids = [[20], [21]]
-    with pytest.raises(ValueError, match=r"q\.jsonl, row 3 has 2 sampled turns, and teacher_thought and think_loss"):
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 3 has 2 sampled turns, and teacher_thought and think_loss"):
         encode(template, sample)
 
 
@@ -146,7 +146,7 @@ def test_a_tokenizer_must_have_the_end_of_a_block(make_template):
     template = make_template()
     template.processor = make_tokenizer([token for token in SPECIAL_TOKENS if "think" not in token])
     sample = make_sampled(template, THOUGHT, thinking=True, think_loss=0, kd_source="q.jsonl", kd_row=3)
-    with pytest.raises(ValueError, match=r"q\.jsonl, row 3 has think_loss 0, but the tokenizer has no token </think>"):
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 3 has think_loss 0, but the tokenizer has no token </think>"):
         encode(template, sample)
     bare = make_sampled(template, BARE, thinking=True, think_loss=0)
     assert text_of(template, trained(encode(template, bare)[0][0])) == BARE + STOP

@@ -281,7 +281,13 @@ def test_a_temperature_that_vllm_refuses_is_refused_before_it_starts():
     for changes in ({"temperature": 2.0}, {"lmbda": 0}, {"use_vllm": False}):
         check_sampling(SimpleNamespace(**{**flags, **changes}))
 
-    sizes = {"micro_batch_size": 4, "data_parallel_size": 2, "global_batch_size": 16, "num_train_epochs": 1}
+    sizes = {
+        "kd_teacher_cache_mode": "auto",
+        "micro_batch_size": 4,
+        "data_parallel_size": 2,
+        "global_batch_size": 16,
+        "num_train_epochs": 1,
+    }
     check_row_count(SimpleNamespace(**sizes, train_iters=2), [0] * 8)
     with pytest.raises(
         KDError, match="7 rows are fewer than --micro_batch_size 4 x 2 replicas of the model take at a time"

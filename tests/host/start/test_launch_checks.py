@@ -42,6 +42,8 @@ def test_a_right_command_is_silent(words):
     check_command(words(), CPU)
     check_command(words(global_batch_size=8, micro_batch_size=2), {**CPU, "NPROC_PER_NODE": "4"})
     check_command(words(tensor_model_parallel_size=2), {**CPU, "NPROC_PER_NODE": "auto"})
+    fill = {"kd_teacher_cache": "c", "kd_teacher_cache_mode": "fill", "train_iters": None, "num_train_epochs": 1}
+    check_command(words(**fill), CPU)  # 10 rows, and a batch has 16
     check_command(words(dataset=["AI-ModelScope/alpaca-gpt4-data-en#500", "hf::a/b:c", "swift/self-cognition"]), CPU)
 
 
@@ -98,6 +100,15 @@ def test_every_flag_is_known_in_every_spelling():
             "--modules_to_save lm_head is Hugging Face's name",
         ),
         ({"tuner_type": "lora", "lora_rank": 0}, "--lora_rank 0 must be at least 1."),
+        ({"kd_feature_layers": "1:1"}, "--kd_feature_layers has no effect without features; give --kd_feature_weight"),
+        ({"kd_feature_weight": -1}, "--kd_feature_weight is -1.0; it must be a number of at least 0."),
+        ({"kd_feature_weight": 1, "kd_feature_layers": "1:9"}, "names layer 9 of --teacher_model"),
+        ({"kd_feature_weight": 1, "kd_feature_weight_final": 0}, "--kd_feature_weight_final needs --kd_schedule"),
+        ({"kd_feature_weight": 1, "kd_divergence": "stock"}, "--kd_feature_weight has no effect on ms-swift's own"),
+        (
+            {"kd_feature_weight": 1, "teacher_model": None, "teacher_model_server": "http://x", "kd_topk": 4},
+            "--kd_feature_weight matches hidden states, which a --teacher_model_server does not send; give a local",
+        ),
         ({"tuner_type": "lora", "lora_bias": "all"}, "--lora_bias all: ms-swift trains biases and saves none of them"),
         ({"tuner_type": "lora", "expert_tensor_parallel_size": 2}, "--expert_tensor_parallel_size above 1: Megatron's"),
         ({"tuner_type": "lora", "modules_to_save": "linear_qkv"}, "--modules_to_save linear_qkv: ms-swift does not sa"),
@@ -119,6 +130,49 @@ def test_every_flag_is_known_in_every_spelling():
             "there is no model to merge others into; give the teacher as another folder.",
         ),
         ({"teacher_model": None, "kd_teacher_adapters": BASE_MODEL}, "give one with --teacher_model (a server loads"),
+        ({"kd_teacher_bits": 2}, "argument --kd_teacher_bits/--kd-teacher-bits: invalid choice"),
+        ({"kd_teacher_bits": 8, "teacher_model": None}, "--kd_teacher_bits 8: in self-distillation the teacher is"),
+        ({"kd_teacher_bits": 8, "tuner_type": "lora"}, "--kd_teacher_bits 8: in self-distillation the teacher is"),
+        (
+            {"kd_teacher_bits": 4, "teacher_model": None, "teacher_model_server": "http://x:1", "gkd_logits_topk": 8},
+            "--kd_teacher_bits 4 is about a teacher that is loaded here, and --teacher_model_server is one elsewhere;",
+        ),
+        ({"kd_teacher_bits": 4, "kd_divergence": "stock"}, "--kd_teacher_bits 4 needs a loss of the plugin; drop it"),
+        ({"kd_teacher_bits": 4, "bridge_backend": "megatron-bridge"}, "--kd_teacher_bits 4 needs --bridge_backend mc"),
+        (
+            {"kd_teacher_bits": 4, "fp8_param_gather": "true"},
+            "--kd_teacher_bits 4 and --fp8_param_gather or --fp4",
+        ),
+        ({"kd_teacher_head_bits": 8}, "--kd_teacher_head_bits 8 goes with --kd_teacher_bits; add it or drop the flag."),
+        (
+            {"kd_teacher_bits": 8, "kd_teacher_head_bits": 8},
+            f"--kd_teacher_head_bits 8: the output layer of the teacher {BASE_MODEL} is its embedding, which stays",
+        ),
+        (
+            {"teacher_model": None, "kd_teacher_cache": "c"},
+            "the student is its own teacher at each step; give",
+        ),
+        (
+            {"teacher_model": None, "teacher_model_server": "http://x:1"},
+            "--teacher_model_server needs --kd_topk, how many",
+        ),
+        ({"kd_teacher_cache_mode": "read"}, "--kd_teacher_cache_mode needs the folder of the cache in --kd_teacher_c"),
+        ({"kd_teacher_cache": "c", "kd_teacher_cache_mode": "read"}, "--kd_teacher_cache c does not exist, and --kd_t"),
+        ({"kd_teacher_cache": f"{BASE_MODEL}/config.json"}, "config.json is a file; give a folder."),
+        (
+            {"kd_teacher_cache": "c", "kd_divergence": "stock"},
+            "--kd_teacher_cache has no effect on ms-swift's own",
+        ),
+        (
+            {
+                "kd_teacher_cache": "c",
+                "kd_topk": 3,
+                "kd_temperature": 1,
+                "kd_temperature_final": 2,
+                "kd_schedule": "cosine",
+            },
+            "--kd_temperature_final moves it; drop it, or --kd_topk, as hidden states serve every temperature.",
+        ),
         ({"tensor_model_parallel_size": 0}, "--tensor_model_parallel_size 0 must be at least 1."),
         ({"max_length": 0}, "--max_length 0 must be at least 1."),
         ({"expert_model_parallel_size": 3}, "--expert_model_parallel_size 3 x --pipeline_model_parallel_size 1"),
@@ -171,6 +225,13 @@ def test_without_transformer_engine_the_way_is_said(words, monkeypatch):
         with pytest.raises(KDError, match="there is no Transformer Engine here: on GPUs `pip install"):
             check_command(given, {})
     check_command(["--help"], CPU)
+
+
+def test_bits_without_their_library_are_refused(words, monkeypatch):
+    given = words(kd_teacher_bits=8)
+    check_command(given, CPU)
+    monkeypatch.setattr("swift_kd_plugin.host.teacher.bits_flag.find_spec", lambda name: None)
+    assert "--kd_teacher_bits 8 needs bitsandbytes, which is not installed; `pip install" in message(given)
 
 
 def test_an_adapter_of_one_end_of_a_tied_teacher_is_refused(words, tmp_path):
@@ -343,6 +404,7 @@ def test_what_ms_swift_understands_is_not_refused(words, tmp_path, monkeypatch):
     check_command(words(dataset="hf::user/foo.json"), CPU)
     check_command(words(dataset="swift/self-cognition:default/qwen3#500"), CPU)
     check_command(words(cached_dataset=f"{folder}#10"), CPU)
+    check_command(words(kd_feature_weight=1, kd_teacher_cache=tmp_path / "new"), CPU)
     check_command(words(tuner_type="lora", expert_tensor_parallel_size=1, target_modules=["linear_qkv"]), CPU)
     check_command(words(tensor_model_parallel_size=2), {**CPU, "RANK": "0", "WORLD_SIZE": "2"})
     epochs = {"train_iters": None, "num_train_epochs": 1}
@@ -392,7 +454,7 @@ def saved(folder, **changes):
 @pytest.mark.parametrize(
     ("settings", "flags", "said"),
     [
-        ({}, {}, "pipeline_model_parallel_size 1, and this run has --tensor_model_parallel_size 2 --pipeline_model"),
+        ({}, {}, "this run has --tensor_model_parallel_size 2"),
         ({"tensor_model_parallel_size": 2}, {}, None),
         ({"dist_ckpt_optim_fully_reshardable": True}, {}, None),
         ({"use_distributed_optimizer": False}, {}, None),
@@ -419,14 +481,16 @@ def test_a_size_of_files_has_a_unit(words):
         assert f"--max_shard_size {size} is no size; give one as 5GB or 500MB" in message(words(max_shard_size=size))
 
 
-def test_two_models_in_one_folder_are_refused(words, tmp_path):
-    """An index of an older, sharded export beside one file."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").touch()
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
-    assert f"--model {folder} holds two models: model.safetensors" in message(words(model=folder))
-    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
-    check_command(words(model=folder), CPU)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train_iters": None, "num_train_epochs": 1}, "has no end that is known before; give --train_iters."),
+        ({"val_dataset": "rows"}, "--val_dataset is a stream too; give --eval_iters, or 0"),
+        ({"save_strategy": "epoch"}, "a stream has no epochs that are known before; give --save_steps."),
+    ],
+)
+def test_a_stream_says_how_long(words, tmp_path, changes, said):
+    file = {name: tmp_path / "rows.jsonl" for name, value in changes.items() if value == "rows"}
+    assert said in message(words(streaming="true", **changes | file))
+    check_command(words(streaming="true", val_dataset=tmp_path / "rows.jsonl", eval_iters=0), CPU)
+    check_command(words(streaming="true", num_train_epochs=1, save_strategy="steps"), CPU)

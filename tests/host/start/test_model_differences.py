@@ -57,6 +57,15 @@ EQUAL = [
     ("deepseek_v3", V3 | rope(**YARN, mscale=0.7, mscale_all_dim=1.0)),
     ("deepseek_v2", V2 | {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}),
     ("minimax_m2", MINIMAX | {"rotary_dim": 8}),
+    # transformers' Llama has no window, and knows none of these keys.
+    *(("llama", {"sliding_window": 4, **more}) for more in (SLIDING, {"use_sliding_window": True})),
+    *(("llama", {key: 2}) for key in ("routed_scaling_factor", "n_group", "moe_topk", "first_k_dense_replace")),
+    *(("llama", {"rope_interleave": False}), ("llama", {"shared_expert_intermediate_size": 64})),
+    *(("qwen3", {"use_qk_norm": True}), ("qwen3_moe", EXPERTS | {"routed_scaling_factor": 1.0})),
+    *(("qwen3_moe", EXPERTS | {"n_group": 1, "topk_group": 1}), ("qwen2", {"head_dim": 32})),
+    *(("llama", {"qkv_bias": True, "use_bias": True}), ("ernie4_5_moe", ERNIE | {"num_experts_per_tok": 3})),
+    *(("qwen2", {"qkv_bias": True}), ("deepseek_v3", V3 | {"num_nextn_predict_layers": 1, "aux_loss_alpha": 0.1})),
+    *(("ernie4_5", {"rope_interleave": True}), ("llama", {"qk_norm": False, "q_lora_rank": None})),
 ]
 DIFFERENT = [
     *(("qwen2", WINDOW, "sliding_window 4"), ("qwen3", WINDOW | {"max_window_layers": 1}, "sliding_window 4")),
@@ -85,6 +94,20 @@ DIFFERENT = [
     ("ernie4_5_moe", ERNIE | {"moe_layer_interval": 2, "moe_layer_start_index": 0}, "moe_layer_interval"),
     ("ernie4_5_moe", ERNIE | {"moe_norm_min": 0.9}, "moe_norm_min 0.9"),
     ("ernie4_5_moe", ERNIE | {"correction": 1.0}, "e_score_correction_bias"),
+    ("qwen3_moe", EXPERTS | {"routed_scaling_factor": 2.0}, "routed_scaling_factor 2.0 would take effect"),
+    ("qwen3_moe", EXPERTS | {"router_scaling_factor": 2.0}, "router_scaling_factor 2.0"),
+    ("qwen3_moe", EXPERTS | {"n_group": 2, "topk_group": 1}, "n_group 2"),
+    ("qwen3_moe", EXPERTS | {"first_k_dense_replace": 1}, "first_k_dense_replace 1"),
+    ("qwen3_moe", EXPERTS | {"moe_layer_start_index": 1}, "moe_layer_start_index 1"),
+    ("qwen3_moe", EXPERTS | {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size 64"),
+    ("qwen3_moe", EXPERTS | {"n_shared_experts": 1}, "n_shared_experts 1"),
+    ("qwen3_moe", EXPERTS | {"scoring_func": "sigmoid"}, "scoring_func"),
+    ("olmoe", OLMOE | {"routed_scaling_factor": 2.0}, "routed_scaling_factor 2.0"),
+    *(("llama", {"rope_interleave": True}, "rope_interleave True"), ("qwen3", {"rope_interleave": True}, "rope_inter")),
+    *(("llama", {key: True}, f"{key} True") for key in ("use_qk_norm", "qk_norm")),
+    *(("llama", {key: 4}, f"{key} 4") for key in ("num_experts", "n_routed_experts", "kv_lora_rank", "q_lora_rank")),
+    ("llama", {"swiglu_limit": 0.2}, "swiglu_limit 0.2"),
+    ("ernie4_5_moe", ERNIE | {"n_group": 2, "topk_group": 1}, "n_group 2"),
     *((kind, {}, "no such model") for kind in ("mistral", "gemma2", "phi3", "granite")),
 ]
 

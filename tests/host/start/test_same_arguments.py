@@ -1,5 +1,7 @@
 """What ranks tell each other of how they were started."""
 
+import time
+
 import pytest
 
 from swift_kd_plugin.errors import KDError
@@ -40,13 +42,44 @@ def test_every_rank_hears_what_differs(changes, env, said):
     assert found == [f"the ranks were started differently: {said} Start all with the same command."] * 3
 
 
-def test_files_of_one_name_are_compared_by_size(tmp_path):
+def said_beside_a_silent_rank(rank: int, silent: int) -> tuple[str, float]:
+    from datetime import timedelta
+
+    from swift_kd_plugin.host.start import same_arguments
+
+    same_arguments.PATIENCE = timedelta(seconds=3)
+    start = time.monotonic()
+    if rank == silent:
+        time.sleep(8)
+        return "", 0.0
+    return said_on_rank(rank, {}, {}), time.monotonic() - start
+
+
+@pytest.mark.parametrize("silent", [0, 2])
+def test_a_rank_without_the_plugin_is_named_by_all_others(silent):
+    found = run_distributed(said_beside_a_silent_rank, 3, silent)
+    for rank, (said, seconds) in enumerate(found):
+        assert rank == silent or said.startswith(f"rank {silent} did not say what it was started with; start all ranks")
+        assert seconds < 6
+
+
+@pytest.mark.parametrize(("text", "size"), [("{}\n{}\n", 6), ("[]\n", 3)])
+def test_files_of_one_name_are_compared_by_what_they_hold(tmp_path, text, size):
     file = tmp_path / "rows.jsonl"
     file.write_text("{}\n")
     mine = collect({"dataset": [str(file)]}, {})
-    file.write_text("{}\n{}\n")
+    file.write_text(text)
     theirs = collect({"dataset": [str(file)]}, {})
-    assert f"the size of {file} is 6 bytes on rank 1 and 3 bytes on rank 0" in describe(mine, {1: theirs})
+    assert f"what {file} holds is {size} bytes (digest of its ends: " in describe(mine, {1: theirs})
+
+
+def test_a_model_is_compared_by_what_it_is_and_not_by_its_place(tmp_path):
+    for name, config in (("here", "{}"), ("there", "{}"), ("other", '{"a": 1}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+    here, there, other = (collect({"model": str(tmp_path / name)}, {}) for name in ("here", "there", "other"))
+    assert describe(here, {1: there}) == ""
+    assert "--model is a model of 8 bytes (digest of its config.json: " in describe(here, {1: other})
 
 
 def test_many_differences_are_cut():

@@ -57,10 +57,11 @@ def test_all_that_is_overridden_is_in_the_table():
     from swift_kd_plugin.host.rollout.rollout_hooks import RolloutHooks
     from swift_kd_plugin.host.rollout.vllm_writers import ColocatedVllm
     from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+    from swift_kd_plugin.host.train.score_trainer import ScoreTrainer
     from swift_kd_plugin.host.train.stock_trainer import StockLossTrainer
     from swift_kd_plugin.host.train.trainer import KDTrainer
 
-    plugins = (ColocatedVllm, RolloutHooks, BaseTrainer, StockLossTrainer, KDTrainer)
+    plugins = (ColocatedVllm, RolloutHooks, BaseTrainer, StockLossTrainer, KDTrainer, ScoreTrainer)
     stock = [kind for kind in KDTrainer.__mro__ if kind not in (*plugins, object)]
     overridden = {
         f"{kind.__module__}.{kind.__qualname__}.{name}"
@@ -116,15 +117,18 @@ def tree_of(module) -> ast.Module:
 
 @pytest.mark.usefixtures("cpu_backend")
 @pytest.mark.parametrize(
-    ("divergence", "name"), [("stock", "StockLossTrainer"), ("jsd", "KDTrainer"), (None, "KDTrainer")]
+    ("divergence", "name"),
+    [("stock", "StockLossTrainer"), ("jsd", "KDTrainer"), (None, "KDTrainer"), (None, "ScoreTrainer")],
 )
-def test_the_divergence_chooses_the_trainer(divergence, name):
+def test_the_flags_choose_the_trainer(divergence, name):
     from swift_kd_plugin.host.train.base_trainer import BaseTrainer
+    from swift_kd_plugin.host.train.score_trainer import ScoreTrainer
     from swift_kd_plugin.host.train.stock_trainer import StockLossTrainer
     from swift_kd_plugin.host.train.trainer import KDTrainer
 
-    assert set(BaseTrainer.of_loss.values()) == {StockLossTrainer, KDTrainer}
-    trainer = BaseTrainer.__new__(BaseTrainer, SimpleNamespace(kd_divergence=divergence), template=None)
+    assert set(BaseTrainer.of_loss.values()) == {StockLossTrainer, KDTrainer, ScoreTrainer}
+    args = SimpleNamespace(kd_divergence=divergence, kd_teacher_cache_mode="fill" if name == "ScoreTrainer" else "auto")
+    trainer = BaseTrainer.__new__(BaseTrainer, args, template=None)
     assert type(trainer).__name__ == name
     assert type(copy.copy(trainer)) is type(trainer)
 

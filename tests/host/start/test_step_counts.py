@@ -12,6 +12,7 @@ def counted(monkeypatch, rows: int | None, val_rows: int | None, **changes) -> t
     from swift_kd_plugin.host.start import step_counts
 
     given = {"global_batch_size": 4, "train_iters": 2, "num_train_epochs": None, "eval_iters": -1}
+    given["kd_teacher_cache_mode"] = "auto"
     args = SimpleNamespace(**given | {"save_strategy": "steps", "save_steps": 500, "eval_steps": 500} | changes)
 
     def stock(train_dataset, val_dataset):
@@ -38,6 +39,12 @@ def test_epochs_are_counted_in_rows(monkeypatch, rows, epochs, steps, said):
     assert args.train_iters == steps
     assert said in lines
     assert args.eval_iters == 0
+
+
+def test_a_teacher_that_scores_takes_every_row_once(monkeypatch):
+    args, lines = counted(monkeypatch, 7, 3, num_train_epochs=1, kd_teacher_cache_mode="fill")
+    assert (args.train_iters, args.eval_iters) == (2, 1)
+    assert not lines
 
 
 @pytest.mark.parametrize(

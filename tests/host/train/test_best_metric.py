@@ -44,7 +44,7 @@ def test_what_moves_over_training_stands_at_its_end_in_evaluation(training, shar
     from swift_kd_plugin.host.train.trainer import KDTrainer
 
     trainer = SimpleNamespace(
-        unwrapped_models=[SimpleNamespace(training=training)],
+        training=training,
         state=SimpleNamespace(iteration=2),
         args=SimpleNamespace(train_iters=5),
     )

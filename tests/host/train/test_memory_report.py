@@ -77,6 +77,15 @@ def test_a_rank_without_the_output_layer_has_no_loss():
     assert loss_bytes(replace(BASE, batch_tokens=0)) == 0
 
 
+@pytest.mark.parametrize("on_host", [False, True])
+def test_features_lie_where_the_teachers_outputs_do(on_host):
+    plan = replace(BASE, feature_bytes=512, feature_tokens=7, tensor_parallel=2, payload_on_host=on_host)
+    (row,) = [row for row in memory_table(plan) if row.name == "teacher's features"]
+    assert (row.device, row.host) == ((0, 4 * 512) if on_host else (4 * 512, 0))
+    assert row.note == "at most: 7 tokens a cycle of 256 bytes"
+    assert "teacher's features" not in {row.name for row in memory_table(BASE)}
+
+
 def test_the_table_adds_up():
     rows = {row.name: row for row in memory_table(replace(BASE, optimizer_on_host=50, payload_on_host=True))}
     assert rows["optimizer"] == MemoryRow("optimizer", 6000, 50)
@@ -88,6 +97,12 @@ def test_the_table_adds_up():
 def test_an_offloaded_teacher_is_on_both_sides():
     rows = memory_table(replace(BASE, teacher_offloaded=True))
     assert MemoryRow("teacher", 3000, 3000) in rows
+
+
+def test_a_quantised_teacher_says_so():
+    rows = {row.name: row for row in memory_table(replace(BASE, teacher_bits=4, teacher_offloaded=True))}
+    assert rows["teacher"].note == "linear weights in 4 bits; offloaded, on the device for its forward"
+    assert {row.name: row for row in memory_table(replace(BASE, teacher_bits=4, teacher=0))}["teacher"].note == ""
 
 
 def test_it_reads_as_a_table():

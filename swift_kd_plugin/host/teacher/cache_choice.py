@@ -1,0 +1,115 @@
+"""Which part of a teacher cache a run works with, and sentences for what it lacks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from torch import distributed as dist
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.teacher.cache_identity import CacheIdentity, fingerprint
+from swift_kd_plugin.teacher.cache_shards import Shard, read_shard
+from swift_kd_plugin.teacher.teacher_cache import TeacherCache, caches_in
+
+FLAG = "--kd_teacher_cache"
+AUTO = "let --kd_teacher_cache_mode auto score what is missing"
+BUILT = ("rope_scaling", "moe_expert_capacity_factor")
+FULL = 16  # bits
+FEATURES = "features"  # codec
+
+
+def cache_folder(args) -> Path:
+    return Path(args.kd_teacher_cache).expanduser()
+
+
+def make_identity(args, config, folder: str) -> CacheIdentity:
+    """What the teacher of a run would be known by. All ranks call it; one of them reads the weights.
+
+    Args:
+        config: of the teacher as Megatron builds it.
+        folder: of its weights.
+
+    Raises:
+        KDError: the weights cannot be read.
+    """
+    prints: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            adapters = [fingerprint(Path(adapter), "adapter_config.json") for adapter in args.kd_teacher_adapters]
+            prints = [[fingerprint(Path(folder)), adapters], None]
+        except KDError as error:
+            prints = [None, str(error)]
+    dist.broadcast_object_list(prints, src=0)
+    if prints[1] is not None:
+        raise KDError(prints[1])
+    teacher, adapters = prints[0]
+    settings = {"hidden": config.hidden_size}
+    if args.gkd_logits_topk is not None:
+        vocabulary = config.padded_vocab_size
+        temperature = args.temperature if args.kd_temperature is None else args.kd_temperature
+        settings = {"k": min(args.gkd_logits_topk, vocabulary), "vocabulary": vocabulary, "temperature": temperature}
+    return CacheIdentity(
+        teacher=teacher,
+        adapters=tuple(adapters),
+        bits=args.kd_teacher_bits or FULL,
+        dtype=str(config.params_dtype).removeprefix("torch."),
+        codec="hidden" if args.gkd_logits_topk is None else "topk",
+        settings=settings,
+        built={name: getattr(args, name) for name in BUILT if getattr(args, name) is not None},
+    )
+
+
+def identity_of_layer(teacher: CacheIdentity, hidden: int, layer: int) -> CacheIdentity:
+    """Of what an inner layer of the same teacher puts out, whatever else is kept of it.
+
+    Args:
+        hidden: size of its hidden states.
+    """
+    return replace(teacher, codec=FEATURES, settings={"hidden": hidden, "layer": layer})
+
+
+def why_nothing(folder: Path, wanted: CacheIdentity) -> str:
+    """The sentence for a folder without a sample of this teacher: what is nearest to it there."""
+    shards = [read_shard(files[0]) for files in caches_in(folder)]
+    if not shards:
+        return f"{FLAG} {folder} holds no rows of any teacher; check the path, or {AUTO}."
+
+    def distance(shard: Shard) -> tuple[bool, int]:
+        identity = CacheIdentity.from_json(shard.identity)
+        return identity.codec == FEATURES, len(identity.differs_in(wanted))
+
+    shard = min(shards, key=distance)
+    found = CacheIdentity.from_json(shard.identity).differs_in(wanted)
+    name, (there, here) = next(iter(found.items()))
+    of = json.loads(shard.about).get("teacher", "a teacher")
+    if name == "teacher":
+        said = f"those are of {of}, whose weights or config.json are others than this run's"
+    elif name == "adapters":
+        said = f"those of {of} were written with {len(there)} adapters, and are not those of this run"
+    else:
+        said = f"those of {of} have {name} {there}, and this run has {here}"
+    return f"{FLAG} {folder} holds no rows of this teacher: {said}; give the same teacher and codec, or {AUTO}."
+
+
+def why_no_layer(folder: Path, wanted: CacheIdentity) -> str:
+    """The sentence for a folder that has rows of this teacher, and nothing of one of its inner layers."""
+    identities = [CacheIdentity.from_json(read_shard(files[0]).identity) for files in caches_in(folder)]
+    differences = [one.differs_in(wanted) for one in identities]
+    layers = sorted(found["layer"][0] for found in differences if list(found) == ["layer"])
+    held = f"the layers {', '.join(map(str, layers))}" if layers else "no inner layer"
+    return (
+        f"{FLAG} {folder} holds {held} of this teacher, and --kd_feature_layers asks for layer "
+        f"{wanted.settings['layer']}; match other layers, or {AUTO}."
+    )
+
+
+def why_missing(folder: Path, cache: TeacherCache, sample: str) -> str:
+    """The sentence for a sample that a run needs and does not find."""
+    before = {json.loads(shard.about).get("template") for shard in cache.shards}
+    template = cache.about["template"]
+    hint = "they are of other rows, another view, or another system prompt"
+    if template not in before:
+        hint = f"they were encoded with the template {', '.join(sorted(map(str, before)))}, and this run has {template}"
+    layer = cache.identity.settings.get("layer")
+    of = f"layer {layer} of this teacher" if layer else "this teacher"
+    return f"{sample} is not among the {len(cache):,} samples of {of} in {FLAG} {folder}: {hint}; {AUTO}."

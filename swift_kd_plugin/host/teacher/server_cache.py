@@ -1,0 +1,224 @@
+"""What teacher servers said of samples, kept in --kd_teacher_cache by the ranks that ask them.
+
+A server tells the name of its model and no more. Each shard therefore holds what it said of a fixed text, too, and a
+server that says something else of that text today serves other weights under the same name.
+"""
+
+import json
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
+
+import torch
+from megatron.core import mpu
+
+from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.cache_choice import AUTO, FLAG, FULL, cache_folder, why_missing
+from swift_kd_plugin.host.teacher.cache_keys import OUTPUTS, CacheEntry, cache_entry
+from swift_kd_plugin.host.teacher.cache_sharing import wrote_for_others
+from swift_kd_plugin.serving.model_server import TeacherServer
+from swift_kd_plugin.serving.scoring_routes import ServerScores
+from swift_kd_plugin.teacher.cache_codecs import TopKCodec
+from swift_kd_plugin.teacher.cache_identity import CacheIdentity
+from swift_kd_plugin.teacher.cache_shards import read_shard
+from swift_kd_plugin.teacher.teacher_cache import TeacherCache, caches_in
+from swift_kd_plugin.teacher.teacher_outputs import TopKOutputs
+
+SERVED = "as served"
+PADDING = 1024  # ids that a model may have beyond those of its tokenizer
+FIXED_TEXT = "The teacher says of this text what it always said: 2 + 3 = 5, and 7 * 6 = 42."
+FIXED_TOKENS, FIXED_TOPK = 24, 8
+MOST_APART = 0.1  # nats; SmolLM2-135M in bf16 is 0.03 from itself in fp32, and 0.19 with 3 % noise on its weights
+
+
+@dataclass(frozen=True)
+class ServedTeacher:
+    """One server's part of a cache.
+
+    Args:
+        server: None in a run that only reads.
+    """
+
+    server: TeacherServer | None
+    cache: TeacherCache
+
+    def read(self, entry: CacheEntry) -> ServerScores:
+        token_ids = torch.tensor(entry.token_ids, dtype=torch.long)
+        return ServerScores(*self._codec.decode([self.cache.read(entry.keys[OUTPUTS])], token_ids).rows)
+
+    def add(self, entry: CacheEntry, scores: ServerScores) -> None:
+        """Raises KDError if a full shard cannot be written, or an id lies beyond every vocabulary."""
+        if len(scores.ids) and (highest := scores.ids.max().item()) >> self._codec.bits:
+            raise KDError(
+                f"the teacher server {self.server.name} names the token id {highest}, and the tokenizer has "
+                f"{self.cache.identity.settings['vocabulary']}; serve a teacher with the student's tokenizer."
+            )
+        outputs = TopKOutputs((scores.log_probs, scores.ids), torch.tensor(entry.token_ids))
+        self.cache.add(entry.keys[OUTPUTS], self._codec.encode(outputs))
+
+    @property
+    def _codec(self) -> TopKCodec:
+        settings = self.cache.identity.settings
+        return TopKCodec(**settings | {"vocabulary": settings["vocabulary"] + PADDING})
+
+
+class ServerCache:
+    """In front of the servers of a run, on a rank that asks them.
+
+    Args:
+        configs: of all servers, with `url` and `adapter`.
+        servers: connected; none in a run that only reads.
+        rank: of this process.
+
+    Raises:
+        KDError: a shard is damaged; a server is not the one whose rows are there; a run that only reads finds nothing,
+            or rows of several servers.
+    """
+
+    def __init__(self, args, template, configs: list, servers: list[TeacherServer], rank: int):
+        self._rank = rank
+        self.mode, self.folder = args.kd_teacher_cache_mode, cache_folder(args)
+        self.read = self.scored = 0
+        self._teachers = [
+            self._open(args.gkd_logits_topk, template, config, server)
+            for config, server in zip_longest(configs, servers)
+        ]
+        self._check_names()
+        if self.mode != "read":
+            for teacher in self._teachers:
+                teacher.cache.check_writable()
+
+    def _open(self, topk: int, template, config, server: TeacherServer | None) -> ServedTeacher:
+        settings = {"k": topk, "vocabulary": len(template.tokenizer), "temperature": 1.0}
+        adapters = (config.adapter,) if config.adapter else ()
+        of_model = {"adapters": adapters, "bits": FULL, "dtype": SERVED, "codec": "topk", "settings": settings}
+        about = {"template": template.template_meta.template_type, "url": config.url}
+        if server is None:
+            return ServedTeacher(None, TeacherCache(self.folder, self._choose(config, of_model), about, self._rank))
+        identity = CacheIdentity(f"server of {server.model}", **of_model)
+        about |= {"teacher": f"{server.model} behind {server.name}", "fixed_text": say_fixed_text(server, template)}
+        cache = TeacherCache(self.folder, identity, about, self._rank)
+        self._check_same_weights(cache, server)
+        return ServedTeacher(server, cache)
+
+    def _choose(self, config, of_model: dict) -> CacheIdentity:
+        """The server whose rows are there: the only one, or that of the same address."""
+        shards = [read_shard(files[0]) for files in caches_in(self.folder)]
+        pairs = [(CacheIdentity.from_json(shard.identity), json.loads(shard.about).get("url")) for shard in shards]
+        fitting = [pair for pair in pairs if pair[0] == CacheIdentity(pair[0].teacher, **of_model)]
+        chosen = [pair for pair in fitting if pair[1] == config.url] if len(fitting) > 1 else fitting
+        if len(chosen) == 1:
+            return chosen[0][0]
+        if fitting:
+            names = ", ".join(identity.folder for identity, _ in fitting)
+            raise KDError(
+                f"{FLAG} {self.folder} holds rows of several servers ({names}), none or several of them from "
+                f"{config.url}; give the address from which one was filled, or a folder of one server."
+            )
+        adapter = f" with the adapter {config.adapter}" if config.adapter else ""
+        raise KDError(
+            f"{FLAG} {self.folder} holds no rows of a teacher server{adapter} with its {of_model['settings']['k']} "
+            f"most probable tokens; give the --kd_topk and the tokenizer of the run that filled it, or {AUTO}."
+        )
+
+    def _check_same_weights(self, cache: TeacherCache, server: TeacherServer) -> None:
+        here = cache.about["fixed_text"]
+        for shard in cache.shards:
+            apart = distance(json.loads(shard.about)["fixed_text"], here)
+            if apart > MOST_APART:
+                raise KDError(
+                    f"the teacher server {server.name} says something else of a fixed text than when {shard.file} was "
+                    f"written ({apart:.2f} nats apart, rounding stays below {MOST_APART}): it serves other weights as "
+                    f"{server.model}; give another {FLAG}, or clear that teacher (swift-kd cache clear {self.folder} "
+                    f"{cache.identity.folder})."
+                )
+
+    def _check_names(self) -> None:
+        """Raises KDError if two servers that are not the same have one name, by which their entries are known."""
+        for one, other in combinations((teacher for teacher in self._teachers if teacher.server), 2):
+            if one.cache.identity == other.cache.identity:
+                apart = distance(*(teacher.cache.about["fixed_text"] for teacher in (one, other)))
+                if apart > MOST_APART:
+                    raise KDError(
+                        f"the teacher servers {one.server.name} and {other.server.name} both call their model "
+                        f"{one.server.model} and say different things ({apart:.2f} nats apart), so that {FLAG} cannot "
+                        "keep them apart; serve them under different names (--served-model-name)."
+                    )
+
+    def fill_in(
+        self, results: list[ServerScores], chosen: list[list[int]], samples: list[KDSample], views: list[dict]
+    ) -> list[list[int]]:
+        """Puts what is there into its place. All ranks that ask call it together.
+
+        Args:
+            results: of each sample.
+            chosen: which samples go to each server.
+            views: of the teacher, with `input_ids` and `labels`.
+
+        Returns:
+            Of each server the samples that it must be asked for.
+        """
+        self._entries = {
+            index: cache_entry({OUTPUTS: teacher.cache.identity.digest}, samples[index].name, views[index])
+            for teacher, indices in zip(self._teachers, chosen, strict=True)
+            for index in indices
+        }
+        if self.mode == "write":
+            return chosen
+        self._look_again(chosen)
+        asked = [self._absent(number, indices) for number, indices in enumerate(chosen)]
+        for teacher, indices, absent in zip(self._teachers, chosen, asked, strict=True):
+            for index in (index for index in indices if index not in set(absent)):
+                results[index] = teacher.read(self._entries[index])
+                self.read += 1
+        return asked
+
+    def _absent(self, number: int, indices: list[int]) -> list[int]:
+        cache = self._teachers[number].cache
+        return [index for index in indices if self._entries[index].keys[OUTPUTS] not in cache]
+
+    def _look_again(self, chosen: list[list[int]]) -> None:
+        """Takes up what others have written. Raises KDError where something is not there and nothing may be asked."""
+        caches = [teacher.cache for teacher in self._teachers]
+        absent = [self._absent(number, indices) for number, indices in enumerate(chosen)]
+        keys = [self._entries[index].keys[OUTPUTS] for indices in absent for index in indices]
+        others_wrote = self.mode != "read" and wrote_for_others(caches, keys, mpu.get_data_parallel_group())
+        if keys or others_wrote:
+            for cache in caches:
+                cache.refresh()
+        for number, indices in enumerate(chosen) if self.mode == "read" else ():
+            if missing := self._absent(number, indices):
+                raise KDError(why_missing(self.folder, caches[number], self._entries[missing[0]].name))
+
+    def keep(self, number: int, indices: list[int], results: list[ServerScores]) -> None:
+        """What a server, by its number, has just said."""
+        for index in indices:
+            self._teachers[number].add(self._entries[index], results[index])
+            self.scored += 1
+
+    def flush(self) -> None:
+        for teacher in self._teachers:
+            teacher.cache.flush()
+
+
+def say_fixed_text(server: TeacherServer, template) -> list[dict[str, float]]:
+    """What a server says of each token of the fixed text: the most probable ids and their log-probabilities."""
+    ids = template.tokenizer.encode(FIXED_TEXT, add_special_tokens=False)[:FIXED_TOKENS]
+    scores = server.score_alone(ids)
+    rows = zip(scores.ids.tolist(), scores.log_probs.tolist(), strict=True)
+    return [{str(token): round(value, 4) for token, value in list(zip(*row, strict=True))[:FIXED_TOPK]} for row in rows]
+
+
+def distance(before: list[dict[str, float]], now: list[dict[str, float]]) -> float:
+    """How far log-probabilities are apart, weighted by the probability that they had, over all positions.
+
+    A token that is no longer told counts as if it had the probability of the last one that is.
+    """
+    if len(before) != len(now):
+        return float("inf")
+    apart = []
+    for old, new in zip(before, now, strict=True):
+        weights = torch.tensor(list(old.values()), dtype=torch.float64).softmax(0)
+        other = torch.tensor([new.get(token, min(new.values())) for token in old], dtype=torch.float64)
+        apart.append((weights * (torch.tensor(list(old.values()), dtype=torch.float64) - other).abs()).sum())
+    return torch.stack(apart).mean().item()

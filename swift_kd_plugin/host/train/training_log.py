@@ -1,0 +1,56 @@
+"""The figures of a run by step, from the log that ms-swift writes."""
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+LOG = "logging.jsonl"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log so far, whole lines only."""
+    file = folder / LOG
+    if not file.is_file():
+        return []
+    *lines, _ = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [row for line in lines if (row := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A row; None for what is none: where the disk was full for a moment, a line has lost its end."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def step_of_row(row: dict[str, Any]) -> tuple[int, int] | None:
+    """Step and number of steps of a log row; None for the row at the end of a run."""
+    if "iteration" not in row:
+        return None
+    step, _, steps = row["iteration"].partition("/")
+    return int(step), int(steps)
+
+
+def read_evaluations(folder: Path, metric: str) -> dict[int, float]:
+    """A metric of the evaluations by step, without what is no finite number; of a step that was run twice, what the
+    later run says."""
+    name = f"eval_{metric}"
+    values = {step_of_row(row)[0]: row[name] for row in read_log(folder) if name in row and step_of_row(row)}
+    return {step: value for step, value in values.items() if isfinite(value)}
+
+
+def cut_half_row(folder: Path) -> None:
+    """Removes the row that a killed run was writing: the next one would be appended to it."""
+    file = folder / LOG
+    if file.is_file():
+        content = file.read_bytes()
+        with file.open("rb+") as log:
+            log.truncate(content.rfind(b"\n") + 1)
+
+
+def best_step(values: dict[int, float], greater: bool = False) -> int:
+    """The step with the least value, or the greatest; the later one of equals, as ms-swift chooses."""
+    return max(values, key=lambda step: (values[step] if greater else -values[step], step))

@@ -1,0 +1,106 @@
+"""What a run that only reads says of a cache that is not its own, and which entry a sample has."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from swift_kd_plugin.host.samples.response_labels import IGNORED
+from swift_kd_plugin.host.teacher.cache_choice import identity_of_layer, why_missing, why_no_layer, why_nothing
+from swift_kd_plugin.host.teacher.cache_keys import cache_entry
+from swift_kd_plugin.teacher.teacher_cache import TeacherCache
+from tests.teacher.test_teacher_cache import IDENTITY, TOPK, hidden_values, key
+
+AUTO = "or let --kd_teacher_cache_mode auto score what is missing."
+
+
+@pytest.fixture
+def cache(tmp_path) -> TeacherCache:
+    made = TeacherCache(tmp_path, IDENTITY, {"teacher": "models/big", "template": "qwen3"})
+    made.add(key(0), hidden_values(0))
+    made.flush()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (replace(IDENTITY, teacher="u"), "those are of models/big, whose weights or config.json are others than this"),
+        (replace(IDENTITY, adapters=("a",)), "those of models/big were written with 0 adapters, and are not those of"),
+        (replace(IDENTITY, bits=8), "those of models/big have bits 16, and this run has 8"),
+        (TOPK, "those of models/big have codec hidden, and this run has topk"),
+        (replace(IDENTITY, built={"rope_scaling": "yarn"}), "have rope_scaling None, and this run has yarn"),
+    ],
+)
+def test_a_cache_of_another_teacher_is_told_apart(cache, tmp_path, wanted, said):
+    sentence = why_nothing(tmp_path, wanted)
+    assert sentence.startswith(f"--kd_teacher_cache {tmp_path} holds no rows of this teacher: those ")
+    assert said in sentence
+    assert sentence.endswith(AUTO)
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    assert why_nothing(tmp_path, IDENTITY).startswith(f"--kd_teacher_cache {tmp_path} holds no rows of any teacher; ")
+
+
+def test_layers_that_are_there_are_named(cache, tmp_path):
+    start = f"--kd_teacher_cache {tmp_path} holds "
+    end = f" of this teacher, and --kd_feature_layers asks for layer 8; match other layers, {AUTO}"
+    wanted = identity_of_layer(IDENTITY, 64, 8)
+    assert why_no_layer(tmp_path, wanted) == f"{start}no inner layer{end}"
+    for teacher, layer in ((IDENTITY, 4), (IDENTITY, 2), (replace(IDENTITY, bits=8), 8)):
+        of_layer = TeacherCache(tmp_path, identity_of_layer(teacher, 64, layer), {})
+        of_layer.add(key(0), hidden_values(0))
+        of_layer.flush()
+    assert why_no_layer(tmp_path, wanted) == f"{start}the layers 2, 4{end}"
+    assert "those of models/big have codec hidden, and this run has topk" in why_nothing(tmp_path, TOPK)
+    of_layer = TeacherCache(tmp_path, identity_of_layer(IDENTITY, 64, 2), cache.about)
+    assert "one is not among the 1 samples of layer 2 of this teacher in " in why_missing(tmp_path, of_layer, "one")
+
+
+def test_a_layer_is_the_same_whatever_else_is_kept():
+    assert identity_of_layer(IDENTITY, 64, 8) == identity_of_layer(TOPK, 64, 8)
+    assert identity_of_layer(IDENTITY, 64, 8).differs_in(identity_of_layer(TOPK, 64, 4)) == {"layer": (8, 4)}
+
+
+def test_a_sample_that_is_not_there_is_named(cache):
+    assert "rows.jsonl, row 3 is not among the 1 samples" in why_missing(cache.folder, cache, "rows.jsonl, row 3")
+    assert "other rows, another view" in why_missing(cache.folder, cache, "one")
+    cache.about["template"] = "chatml"
+    assert "with the template qwen3, and this run has chatml" in why_missing(cache.folder, cache, "one")
+
+
+VIEW = {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8], "length": 4}
+
+
+def entry_of(**changes):
+    return cache_entry({0: b"i"}, "name", {**VIEW, **changes})
+
+
+def test_an_entry_is_of_what_the_teacher_sees():
+    truth = entry_of()
+    assert truth.token_ids == [7, 8]
+    assert entry_of(loss_scale=[0, 0, 1, 0.5]) == truth
+    padded = {"input_ids": [*VIEW["input_ids"], 0, 0], "labels": [*VIEW["labels"], IGNORED, IGNORED]}
+    assert entry_of(**padded) == truth
+    others = [
+        entry_of(input_ids=[4, 6, 7, 8]),
+        entry_of(labels=[IGNORED, 6, 7, 8]),
+        entry_of(pixel_values=torch.zeros(2, 3, dtype=torch.bfloat16)),
+        entry_of(pixel_values=torch.ones(2, 3, dtype=torch.bfloat16)),
+        cache_entry({0: b"j"}, "name", VIEW),
+    ]
+    assert len({entry.keys[0] for entry in [truth, *others]}) == 6
+    assert entry_of(labels=[IGNORED] * 4).keys == {}
+
+
+def test_each_part_has_a_key_of_its_own():
+    found = cache_entry({0: b"i", 8: b"j"}, "name", VIEW)
+    assert found.keys[0] == entry_of().keys[0] != found.keys[8]
+    # As it was before there were parts: what is on a disk is still found.
+    assert found.keys[0].hex() == "3322d43a9dcfe3d37128437888f67a27"
+
+
+def test_the_identity_is_plain_json():
+    assert json.loads(IDENTITY.to_json())["codec"] == "hidden"
