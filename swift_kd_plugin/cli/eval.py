@@ -24,7 +24,7 @@ def evaluate(
     adapters: Annotated[
         list[str] | None,
         Option(
-            help="NAME=FOLDER of a LoRA adapter. Here and in the next four: without NAME for all.",
+            help="NAME=FOLDER of a LoRA adapter. Here and in the next five: without NAME for all.",
             rich_help_panel=WHO,
         ),
     ] = None,
@@ -44,6 +44,10 @@ def evaluate(
     model_type: Annotated[
         list[str] | None,
         Option("--model_type", help="NAME=ms-swift's, if the folder does not tell.", rich_help_panel=WHO),
+    ] = None,
+    bits: Annotated[
+        list[str] | None,
+        Option(help=f"NAME=BITS, {shared_flags.BITS_HELP}", rich_help_panel=WHO),
     ] = None,
     engine: shared_flags.EngineName = "auto",
     torch_dtype: shared_flags.TorchDtype = None,

@@ -36,6 +36,7 @@ def generate(
     model_type: Annotated[
         str | None, Option("--model_type", help="ms-swift's, if the folder does not tell.", rich_help_panel=WHO)
     ] = None,
+    bits: Annotated[int | None, Option(help=shared_flags.BITS_HELP, rich_help_panel=WHO)] = None,
     torch_dtype: shared_flags.TorchDtype = None,
     system: shared_flags.System = None,
     limit: shared_flags.Limit = None,

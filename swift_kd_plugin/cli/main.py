@@ -2,11 +2,13 @@
 
 import typer
 
+from swift_kd_plugin.cli.cache import cache
 from swift_kd_plugin.cli.config_file import ManyValues
 from swift_kd_plugin.cli.eval import evaluate
 from swift_kd_plugin.cli.generate import generate
 from swift_kd_plugin.cli.pair import pair
 from swift_kd_plugin.cli.patches import patches
+from swift_kd_plugin.cli.score import score
 from swift_kd_plugin.cli.show import show
 from swift_kd_plugin.cli.train import train
 from swift_kd_plugin.version import __version__
@@ -20,7 +22,9 @@ app = typer.Typer(
 app.command()(pair)
 app.command()(show)
 app.command()(train)
+app.command()(score)
 app.command()(patches)
+app.add_typer(cache, name="cache")
 app.command(cls=ManyValues)(generate)
 app.command("eval", cls=ManyValues)(evaluate)
 

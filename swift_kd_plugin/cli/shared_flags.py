@@ -9,6 +9,8 @@ from swift_kd_plugin.cli.config_file import read_defaults
 
 WHO, HOW, WHAT, ENGINE = "Who writes", "How", "What is asked", "The engine"
 
+BITS_HELP = "8 or 4 of the linear weights as --kd_teacher_bits keeps them, through transformers; needs bitsandbytes."
+
 Config = Annotated[
     Path | None,
     Option(help="A YAML or JSON file with these flags as keys; flags go first.", callback=read_defaults, is_eager=True),

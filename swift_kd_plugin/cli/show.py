@@ -1,4 +1,4 @@
-"""`swift-kd show`: rows of a data.yaml as both models will see them."""
+"""`swift-kd show`: rows of a data.yaml or of a file as both models will see them."""
 
 import tempfile
 from collections import Counter
@@ -15,9 +15,10 @@ from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
+from swift_kd_plugin.data.dataset_specs import DatasetSpec, File, RowsSpec
 from swift_kd_plugin.data.row_store import to_rows
-from swift_kd_plugin.data.rows import Message, Place, Row, text_of, without_response
-from swift_kd_plugin.data.turns import TOOL_ROLES
+from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
+from swift_kd_plugin.data.trained_turns import turn_weights
 from swift_kd_plugin.data.views import has_teacher_view, teacher_view
 from swift_kd_plugin.errors import KDError
 
@@ -27,8 +28,8 @@ SIGNS = {TRAINED: ("«", "»"), WEIGHTED: ("‹", "›"), OWN: ("⟦", "⟧"), C
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="The data.yaml.")],
-    name: Annotated[str, typer.Argument(help="The dataset in it.")],
+    file: Annotated[Path, typer.Argument(help="A data.yaml, or a file of rows.")],
+    name: Annotated[str | None, typer.Argument(help="The dataset in the data.yaml.")] = None,
     number: Annotated[int, typer.Option("-n", help="How many rows.", min=1)] = 3,
     model: Annotated[
         str | None, typer.Option(help="A model whose tokenizer shows the tokens and what is trained on.")
@@ -47,10 +48,8 @@ def show(
 ) -> None:
     """Prints rows: green is trained on, yellow is what only this view has, grey is context."""
     with errors_in_one_sentence("show"), tempfile.TemporaryDirectory() as folder:
-        nodes = read_data_yaml(file)
-        if name not in nodes:
-            raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
-        dataset, report = Builder(Path(folder), open_id).dataset(nodes[name])
+        node = choose(file, name)
+        dataset, report = Builder(Path(folder), open_id).dataset(node)
         print_report(report)
         thinking = {None: None, "true": True, "false": False}[enable_thinking]
         made = load(model, template, model_type, loss_scale, thinking) if model else None
@@ -59,9 +58,25 @@ def show(
             console.rule(Text(str(Place.of(row))))
             print_row(row, made, console, "|" if tokens else "", loss_scale)
         if not len(dataset):
-            console.print(f"{name} has no rows")
+            console.print(f"{node.name} has no rows")
         elif not model:
             console.print("\n--model FOLDER shows the tokens and what is trained on.", style=CONTEXT)
+
+
+def choose(file: Path, name: str | None) -> DatasetSpec:
+    """Raises KDError if there is no such dataset."""
+    if file.suffix not in (".yaml", ".yml"):
+        if name is not None:
+            raise KDError(f"{file} is a file of rows, not a data.yaml; leave {name!r} out.")
+        if not file.is_file():
+            raise KDError(f"{file} does not exist; give a data.yaml or a file of rows.")
+        return RowsSpec(str(file), File(file.resolve(), str(file)))
+    nodes = read_data_yaml(file)
+    if name is None:
+        raise KDError(f"which dataset of {file}? It has {', '.join(nodes)}; put one behind it.")
+    if name not in nodes:
+        raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
+    return nodes[name]
 
 
 def open_id(dataset_id: str) -> Any:
@@ -117,21 +132,6 @@ def style_of(piece) -> str:
 
 def style_of_weight(weight: float) -> str:
     return CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED
-
-
-def turn_weights(messages: Sequence[Message], loss_scale: str) -> list[float]:
-    """What each turn counts in the loss, as its keys and the strategy say; the template knows it by the token."""
-    asked = max((index for index, turn in enumerate(messages) if turn["role"] in ("user", *TOOL_ROLES)), default=-1)
-    strategy = loss_scale.partition("+")[0]
-    weights = []
-    for index, turn in enumerate(messages):
-        speaks, loss = turn["role"] in ("assistant", "tool_call"), turn.get("loss")
-        trained = strategy == "all" or (speaks and (strategy != "last_round" or index > asked))
-        if speaks and loss is not None:
-            trained = loss
-        scale = turn.get("loss_scale") if speaks else None
-        weights.append(float(trained) * (1.0 if scale is None else scale))
-    return weights
 
 
 def marked(text: str, style: str, console: Console) -> Text:

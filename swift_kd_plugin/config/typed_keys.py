@@ -16,7 +16,7 @@ def read_keys(kind: type, given: dict[str, Any], where: str):
         if key not in hints:
             raise KDError(f"{where} has the unknown key {key!r}{suggest(key, hints)}; known are {', '.join(hints)}.")
         if not fits(value, hints[key]):
-            raise KDError(f"{where}: {key} is {value!r}; it must be {describe_hint(hints[key])}.")
+            raise KDError(f"{where}: {key} is {value!r}; it must be {wanted(value, hints[key])}.")
     for spec in fields(kind):
         if spec.default is MISSING and spec.default_factory is MISSING and spec.name not in given:
             raise KDError(f"{where} lacks the key {spec.name!r}: {describe_hint(hints[spec.name])}.")
@@ -46,6 +46,12 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool) and isfinite(value)
     return isinstance(value, hint)
+
+
+def wanted(value: Any, hint: Any) -> str:
+    """What should stand in the place of a value that is of another type."""
+    read_as_number = isinstance(value, (int, float)) and fits("", hint)
+    return describe_hint(hint) + (", in quotes (YAML reads 2:2 as 122)" if read_as_number else "")
 
 
 def describe_hint(hint: Any) -> str:

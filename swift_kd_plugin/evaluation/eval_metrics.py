@@ -229,7 +229,7 @@ class Perplexity(Metric):
             "what": "exp of the mean negative log-likelihood of the gold response's tokens, behind the prompt of the "
             "cell; nll_per_char is the sum over the characters, in nats, which compares models of other tokenizers",
             "tokens": "the gold response, with its think block unless the mode is non-thinking, and the token that "
-            "ends the turn, as in training; not of models behind a server",
+            "ends the turn, without the line break behind it, which training counts; not of models behind a server",
         }
 
 

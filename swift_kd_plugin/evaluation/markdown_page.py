@@ -90,7 +90,8 @@ def _how(page: dict[str, Any]) -> str:
     lines = []
     for name, who in page["models"].items():
         adapters = f" with {', '.join(who['adapters'])}" if who["adapters"] else ""
-        lines.append(f"{name}: {who['model']}{adapters}, by {who['engine']}")
+        bits = f" in {who['bits']} bits" if who.get("bits") else ""
+        lines.append(f"{name}: {who['model']}{adapters}{bits}, by {who['engine']}")
     for name, description in page["metrics"].items():
         lines.append(f"{name}: " + "; ".join(str(v) if k == "what" else f"{k} {v}" for k, v in description.items()))
     flags = page["flags"]

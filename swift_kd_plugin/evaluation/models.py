@@ -10,7 +10,10 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.model_setup import ModelOptions
 
 # Flags that take VALUE for every model or NAME=VALUE for one, and whether they may have several values.
-PER_MODEL_FLAGS = {"adapters": True, "server": False, "server_adapter": False, "template": False, "model_type": False}
+PER_MODEL_FLAGS = {
+    "adapters": True,
+    **dict.fromkeys(("server", "server_adapter", "template", "model_type", "bits"), False),
+}
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -38,6 +41,7 @@ def read_models(options: ModelOptions) -> dict[str, ModelOptions]:
                 _set(flags_by_name[chosen], flag, value, chosen)
     for flags in flags_by_name.values():
         # A model with a server is asked there, whatever answers for the others.
+        flags["bits"] = int(bits) if (bits := flags["bits"] or "").isdecimal() else flags["bits"]
         flags["engine"] = "server" if flags["server"] else options.engine
     return {name: ModelOptions(**{**vars(options), **flags}) for name, flags in flags_by_name.items()}
 

@@ -144,7 +144,7 @@ class Measurement:
             if model is None:
                 from swift_kd_plugin.generation.transformers_engine import load_model
 
-                model = load_model(options.model, template, options.adapters)
+                model = load_model(options.model, template, options.adapters, options.bits)
             work.measure_likelihoods(self.gold, model, codec)
 
 

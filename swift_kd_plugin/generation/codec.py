@@ -11,16 +11,14 @@ from swift.template import Template, TemplateMeta, get_template, get_template_me
 from transformers import GenerationConfig
 
 from swift_kd_plugin.data.files import is_local
-from swift_kd_plugin.data.row_report import shorten
 from swift_kd_plugin.data.think_block import OPEN
-from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.errors import KDError, named_line, one_line
 from swift_kd_plugin.generation.adapters import CONFIG
 from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt, PromptError, Sampling
 from swift_kd_plugin.generation.tool_text import say_other_tool_text, write_tools_as_the_model
 
 # The start of a think block that stands at a prompt's end has this many tokens at most.
 TAIL = 8
-SHOWN_REASON = 400
 TOKENIZERS = ("tokenizer*", "tokenization*", "vocab*", "*.tiktoken", "*.model")
 
 
@@ -60,11 +58,6 @@ def load_processor(
         return processor, get_template_meta(processor.model_info, processor.model_meta, template_type=template)
     except (ValueError, OSError) as error:
         raise KDError(f"{model} has no template here: {one_line(error)}.") from error
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
-    return shorten(" ".join(str(error).split()), SHOWN_REASON).rstrip(".")
 
 
 def _check_folder(model: Path) -> None:
@@ -134,8 +127,7 @@ class Codec:
         try:
             encoded = self.template.encode(request, return_template_inputs=True)
         except Exception as error:  # of any kind, as each template and each reader of media has its own
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise PromptError(f"a prompt cannot be written by the template: {reason}.") from error
+            raise PromptError(f"a prompt cannot be written by the template: {named_line(error)}.") from error
         self.check_length(len(encoded["input_ids"]))
         return encoded
 

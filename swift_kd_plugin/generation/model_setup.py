@@ -14,10 +14,11 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from swift_kd_plugin.config.typed_keys import suggest
+from swift_kd_plugin.data.asked_columns import Asked
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
-from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec
-from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.dataset_specs import DatasetId, DatasetSpec, File, RowsSpec, with_asked
+from swift_kd_plugin.data.row_report import Report, no_row_left
 from swift_kd_plugin.data.sources import READERS
 from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, mode_of
 from swift_kd_plugin.errors import KDError
@@ -27,6 +28,7 @@ from swift_kd_plugin.generation.generation_run import limited
 from swift_kd_plugin.serving.transport import KEY_VARIABLE, Limits
 
 TRANSFORMERS_ROWS = 32
+BITS = (8, 4)
 SAMPLED_BYTES = 1 << 20
 FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
 
@@ -36,7 +38,9 @@ class ModelOptions(SimpleNamespace):
 
     @property
     def engine_name(self) -> str:
-        """Who answers. Raises KDError if --engine and --server disagree."""
+        """Who answers. Raises KDError if --engine, --server and --bits disagree."""
+        if self.bits is not None:
+            return self._quantised_engine()
         if (self.engine == "server") != (self.server is not None) and self.engine != "auto":
             raise KDError("--engine server and --server URL belong together.")
         if self.engine != "auto":
@@ -44,6 +48,22 @@ class ModelOptions(SimpleNamespace):
         if self.server:
             return "server"
         return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+
+    def _quantised_engine(self) -> str:
+        if self.bits not in BITS:
+            raise KDError(f"--bits {self.bits} of {self.model}: it must be {' or '.join(map(str, BITS))}.")
+        if self.server or self.engine == "server":
+            raise KDError(
+                f"--bits {self.bits} is about a model that is loaded here; quantise that of a server where it is "
+                "served (vllm serve --quantization bitsandbytes)."
+            )
+        if self.engine == "vllm":
+            raise KDError(f"--bits {self.bits} goes with --engine transformers, as vLLM keeps weights in other forms.")
+        if not importlib.util.find_spec("bitsandbytes"):
+            raise KDError(
+                f"--bits {self.bits} needs bitsandbytes, which is not installed; `pip install 'swift-kd-plugin[bits]'`."
+            )
+        return "transformers"
 
 
 def open_rows(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[Dataset, str, Report]:
@@ -54,18 +74,17 @@ def open_rows(options: ModelOptions, opener: Callable[[str], Any]) -> tuple[Data
     """
     named = read_data_yaml(options.kd_datasets) if options.kd_datasets else {}
     report, parts, digests = Report(), [], []
+    asked = Asked(gold=(options.gold,) if getattr(options, "gold", None) else ())
     with tempfile.TemporaryDirectory() as folder:
         builder = Builder(Path(folder), opener, options.strict)
         for name in options.dataset:
-            part, made = builder.dataset(_node(name, named, options.kd_datasets))
+            node = _node(name, named, options.kd_datasets)
+            part, made = builder.dataset(with_asked(node, asked))
+            if not len(part):
+                raise no_row_left(f"--dataset {name}", made)
             report.merge(made)
             parts.append(part)
             digests += [_file_digest(file["filename"]) for file in part.cache_files]
-        if not any(map(len, parts)):
-            reason = report.first_reason()
-            raise KDError(
-                f"--dataset {' '.join(options.dataset)} has no rows that can be used{reason and ': '}{reason}."
-            )
         # The files are mapped, and stay until they are let go.
         return limited(concatenate_datasets(parts), options.limit), "-".join(digests), report
 
@@ -127,7 +146,7 @@ def make_engine(options: ModelOptions, template: Any, name: str) -> Engine:
         from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 
         batch = min(options.max_num_seqs, TRANSFORMERS_ROWS)
-        return TransformersEngine(options.model, template, adapters, batch, options.max_model_len)
+        return TransformersEngine(options.model, template, adapters, batch, options.max_model_len, options.bits)
     settings = {"tensor_parallel_size": options.tensor_parallel_size, "max_num_seqs": options.max_num_seqs}
     if options.gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = options.gpu_memory_utilization
@@ -149,7 +168,8 @@ def describe_model(options: ModelOptions, folder: Path, engine_name: str) -> dic
     for adapter in options.adapters or ():
         check_adapter(Path(adapter), folder, engine_name)
     adapters = [f"{Path(adapter).name} ({fingerprint(Path(adapter))})" for adapter in options.adapters or ()]
-    return {"model": f"{folder.name} ({fingerprint(folder)})", "adapters": adapters, "engine": engine_name}
+    who = {"model": f"{folder.name} ({fingerprint(folder)})", "adapters": adapters, "engine": engine_name}
+    return who | {"bits": options.bits} if options.bits else who
 
 
 def describe_rows(dataset: Dataset, digest: str) -> dict[str, Any]:

@@ -31,7 +31,17 @@ from swift_kd_plugin.generation.verifiers import BUILT_IN, Gold, Scorer
 
 # Flags that change how a run goes and not what it makes.
 IDENTITY_EXEMPT_FLAGS = (
-    *("output", "kd_datasets", "dataset", "server", "overwrite", "strict", "server_timeout", "trust_remote_code"),
+    *(
+        "output",
+        "kd_datasets",
+        "dataset",
+        "server",
+        "overwrite",
+        "strict",
+        "server_timeout",
+        "trust_remote_code",
+        "bits",
+    ),
     *("gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs", "enforce_eager", "verifier_errors"),
 )
 DRAWN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}

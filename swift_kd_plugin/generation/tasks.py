@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from swift_kd_plugin.data.rows import Row, RowError, digest, response_of, text_of, without_response
+from swift_kd_plugin.data.rows import Row, RowError, digest, response_of, response_text, text_of, without_response
 from swift_kd_plugin.data.think_block import (
     CLOSE,
     NON_THINKING,
@@ -15,6 +15,7 @@ from swift_kd_plugin.data.think_block import (
     place_thought,
     split_thought,
 )
+from swift_kd_plugin.data.turn_keys import new_weights
 from swift_kd_plugin.data.validate import check_row
 from swift_kd_plugin.data.views import teacher_view
 from swift_kd_plugin.generation.engines import Prompt
@@ -75,7 +76,8 @@ def tasks_of(row: Row, number: int, thinking: Thinking) -> Iterator[PromptTask]:
 def write_response(task: PromptTask, text: str) -> Row:
     """The row with a text as its response; both views stay as they are.
 
-    What was thought by a teacher for a student that does not think becomes `teacher_thought`.
+    The loss_scale of the response in whose place it stands stays, but not that it is off. What was thought by a teacher
+    for a student that does not think becomes `teacher_thought`.
 
     Raises:
         RowError: the text is none that can be trained on in the row's mode.
@@ -93,21 +95,21 @@ def write_response(task: PromptTask, text: str) -> Row:
         text, row["teacher_thought"] = place_thought(thought, answer, writer, student)
     elif student == NON_THINKING or thought == "":
         text = answer
-    row["messages"] = [*without_response(task.row["messages"]), {"role": "assistant", "content": text}]
+    response = {"role": "assistant", "content": text, **new_weights(response_of(task.row))}
+    row["messages"] = [*without_response(task.row["messages"]), response]
     check_row(row)
     return row
 
 
 def shown_mode(task: PromptTask, row: Row) -> str:
     """The mode in which a response was written: as told, else as it shows."""
-    content = response_of(row)["content"]
-    return task.mode or (THINKING if isinstance(content, str) and split_thought(content)[0] else NON_THINKING)
+    return task.mode or (THINKING if split_thought(response_text(row))[0] else NON_THINKING)
 
 
 def own_answer(row: Row) -> str | None:
-    """The answer of the response that the dataset has, without its thought."""
+    """The answer of the response that the dataset has, without its thought and with its calls of tools."""
     response = response_of(row)
-    return None if response is None else split_thought(text_of(response["content"]))[1]
+    return split_thought("".join(text_of(turn["content"]) for turn in response))[1] if response else None
 
 
 def _in_mode(row: Row, mode: bool) -> Row:

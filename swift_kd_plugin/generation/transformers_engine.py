@@ -10,7 +10,7 @@ import torch
 from swift.model import get_model_processor
 from swift.template.utils import StopWordsCriteria
 from swift.tuners import Swift
-from swift.utils import to_device
+from swift.utils import get_device, to_device
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -20,9 +20,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.generation.codec import Codec, one_line
+from swift_kd_plugin.errors import KDError, one_line
+from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
+from swift_kd_plugin.generation.quantised_model import quantise_model
 from swift_kd_plugin.generation.sampling import choose, draws
 
 
@@ -48,6 +49,7 @@ class TransformersEngine(Engine):
         adapters: folders of adapters, put on a model that is loaded here.
         batch_size: responses that are written at a time.
         max_model_len: tokens of prompt and response together.
+        bits: 8 or 4, of the linear weights of a model that is loaded here, adapters merged before.
 
     Raises:
         KDError: the model cannot be loaded.
@@ -62,9 +64,10 @@ class TransformersEngine(Engine):
         adapters: Sequence[str | Path] = (),
         batch_size: int = 16,
         max_model_len: int | None = None,
+        bits: int | None = None,
     ):
         self.codec = Codec(template, "transformers", max_model_len)
-        self.model = model if isinstance(model, nn.Module) else load_model(str(model), template, adapters)
+        self.model = model if isinstance(model, nn.Module) else load_model(str(model), template, adapters, bits)
         self.batch_size = batch_size
 
     def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
@@ -125,15 +128,16 @@ class TransformersEngine(Engine):
         return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=pad)
 
 
-def load_model(model: str, template, adapters: Sequence[str | Path]) -> nn.Module:
+def load_model(model: str, template, adapters: Sequence[str | Path], bits: int | None = None) -> nn.Module:
     """The model in the weights' type that the template's processor names.
 
     Raises:
         KDError: it cannot be loaded, or an adapter does not fit it.
     """
     info = template.processor.model_info
+    place = {"device_map": "cpu"} if bits else {}
     try:
-        loaded, _ = get_model_processor(model, model_type=info.model_type, torch_dtype=info.torch_dtype)
+        loaded, _ = get_model_processor(model, model_type=info.model_type, torch_dtype=info.torch_dtype, **place)
     except (ValueError, OSError, RuntimeError) as error:
         raise KDError(f"{model} cannot be loaded by transformers: {one_line(error)}.") from error
     for adapter in adapters:
@@ -141,6 +145,9 @@ def load_model(model: str, template, adapters: Sequence[str | Path]) -> nn.Modul
             loaded = Swift.from_pretrained(loaded, str(adapter))
         except (ValueError, OSError, RuntimeError) as error:
             raise KDError(f"The adapter {adapter} does not fit {model}: {one_line(error)}.") from error
+    if bits:
+        loaded = loaded.merge_and_unload() if adapters else loaded
+        quantise_model(loaded, bits, get_device())
     return loaded.eval()
 
 

@@ -7,16 +7,17 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from math import isfinite
 from typing import Any
 
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.export import public_row
-from swift_kd_plugin.data.rows import Place, Row, response_of, text_of
+from swift_kd_plugin.data.gold_answers import gold_text
+from swift_kd_plugin.data.rows import Place, Row, response_text
 from swift_kd_plugin.data.think_block import split_thought
-from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.errors import KDError, named_line
 
 # (row as it stands in a file, response) -> whether it is right, or how good it is
 Verifier = Callable[[dict[str, Any], str], bool | float]
@@ -60,10 +61,8 @@ class Gold:
     def response_of(self, row: Row) -> str | None:
         """The same with the thought that it has."""
         if self.column is None:
-            turn = response_of(row)
-            return None if turn is None else text_of(turn["content"])
-        value = row.get("columns", {}).get(self.column)
-        return None if value is None else text_of(value)
+            return response_text(row)
+        return gold_text(row.get("columns", {}).get(self.column))
 
 
 def normalise_answer(text: str) -> str:
@@ -116,7 +115,11 @@ def _as_division(match: re.Match) -> str:
     if below.startswith("-"):
         above, below = above.removeprefix("-") if above.startswith("-") else f"-{above}", below[1:]
     if whole and above.isdecimal() and below.isdecimal():
-        return f"{int(whole[-18:]) * int(below[:18]) + int(above[:18])}/{below}"
+        digits = len(whole) + len(above) + len(below)
+        if digits > MOST_DIGITS:
+            return "9" * digits  # no number either
+        with localcontext(prec=digits + 1):  # exact
+            return f"{Decimal(whole) * Decimal(below) + Decimal(above):f}/{below}"
     return f"{whole or ''} {above}/{below}"
 
 
@@ -216,10 +219,9 @@ class Scorer:
                 raise TypeError(f"it returned {score!r}, which is neither a bool nor a number")
             return float(score)
         except Exception as error:  # of any kind: it is the user's code
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise VerifierError(
-                f"The verifier {self.name} failed on {Place.of(row)}: {reason}; mend it and start again, which goes on "
-                f"from here{self.instead}."
+                f"The verifier {self.name} failed on {Place.of(row)}: {named_line(error)}; mend it and start again, "
+                f"which goes on from here{self.instead}."
             ) from error
 
 
@@ -232,9 +234,9 @@ def _find_function(name: str, flag: str, known: Sequence[str]) -> Verifier:
     try:
         verifier = getattr(importlib.import_module(module), function)
     except Exception as error:  # of any kind: it is the user's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise KDError(
-            f"{flag} {name} cannot be imported from here or from Python's path ({reason}); give module:function."
+            f"{flag} {name} cannot be imported from here or from Python's path ({named_line(error)}); "
+            "give module:function."
         ) from error
     if not callable(verifier):
         raise KDError(f"{flag} {name} is no function.")

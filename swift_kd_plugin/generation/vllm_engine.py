@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.errors import KDError, one_line
 from swift_kd_plugin.generation.adapters import CONFIG
-from swift_kd_plugin.generation.codec import Codec, one_line
+from swift_kd_plugin.generation.codec import Codec
 from swift_kd_plugin.generation.engines import Answer, Completion, Engine, Prompt, PromptError, Sampling
 
 IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"

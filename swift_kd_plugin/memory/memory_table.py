@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 MIB, GIB = 2**20, 2**30
 HALF, FULL = 2, 4  # bytes of bf16 and fp32
+OFFLOADED = "offloaded, on the device for its forward"
 CHUNK_TENSORS = 6  # fp32 tensors [chunk, columns] that a chunk of a loss holds at once, of both sides together
 
 
@@ -14,12 +15,15 @@ class MemoryPlan:
     Args:
         weights, gradients: of the student; `trainable` is the part of the weights that has gradients.
         optimizer, optimizer_on_host: main weights and states on the device and, offloaded, on the CPU.
-        teacher: its weights, 0 without a teacher model on this rank.
+        teacher: its weights, 0 without a teacher model on this rank, and `teacher_note` what of it is there.
+        teacher_bits: of its linear weights, where they are kept in fewer than they are computed with.
         teacher_offloaded: they lie on the CPU and come back for each forward.
         outputs: the form of what is kept of the teacher.
         output_bytes: of a response token over all ranks.
         outputs_by_columns: they are spread over the tensor-parallel ranks by columns, and otherwise by rows.
         payload_tokens: the most response tokens of a generation cycle, 0 on ranks that compute no loss.
+        feature_bytes: of a response token's inner layers that this rank keeps, over all tensor-parallel ranks.
+        feature_tokens: the most response tokens of a generation cycle that they are kept of.
         payload_on_host: they wait on the CPU for their micro-batch.
         batch_tokens: the most tokens of a micro-batch.
         fused: the loss goes from hidden states to its value without whole logits.
@@ -48,8 +52,12 @@ class MemoryPlan:
     chunk: int
     block: int
     tensor_parallel: int = 1
+    teacher_bits: int | None = None
+    feature_bytes: int = 0
+    feature_tokens: int = 0
     engine: int = 0
     engine_note: str = "none"
+    teacher_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,17 +101,36 @@ def memory_table(plan: MemoryPlan) -> list[MemoryRow]:
     per_token = payload_bytes(plan, plan.tensor_parallel) // plan.tensor_parallel
     at_most = f"at most: {plan.payload_tokens:,} tokens a cycle of {per_token:,} bytes, {plan.outputs}"
     offloaded = plan.teacher * plan.teacher_offloaded
+    features = -(-plan.feature_tokens // plan.tensor_parallel) * plan.feature_bytes
+    of_features = (
+        f"at most: {plan.feature_tokens:,} tokens a cycle of {plan.feature_bytes // plan.tensor_parallel:,} bytes"
+    )
     return [
         MemoryRow("student's weights", plan.weights, note=f"{_size(plan.trainable)} of them trainable"),
         MemoryRow("gradients", plan.gradients),
         MemoryRow("optimizer", plan.optimizer, plan.optimizer_on_host, "main weights and states"),
-        MemoryRow("teacher", plan.teacher, offloaded, "offloaded, on the device for its forward" if offloaded else ""),
-        MemoryRow("teacher's outputs", *((0, payload) if plan.payload_on_host else (payload, 0)), at_most),
+        MemoryRow("teacher", plan.teacher, offloaded, _of_teacher(plan)),
+        MemoryRow("teacher's outputs", *_placed(plan, payload), at_most),
+        *([MemoryRow("teacher's features", *_placed(plan, features), of_features)] if features else []),
         MemoryRow(
             "loss", loss_bytes(plan), note=f"{'fused' if plan.fused else 'logits'}, {plan.batch_tokens:,} tokens"
         ),
         MemoryRow("rollout engine", plan.engine, note=plan.engine_note),
     ]
+
+
+def _of_teacher(plan: MemoryPlan) -> str:
+    notes = [plan.teacher_note] if plan.teacher_note else []
+    if plan.teacher and plan.teacher_bits:
+        notes.append(f"linear weights in {plan.teacher_bits} bits")
+    if plan.teacher and plan.teacher_offloaded:
+        notes.append("offloaded, on the device for its forward")
+    return "; ".join(notes)
+
+
+def _placed(plan: MemoryPlan, kept: int) -> tuple[int, int]:
+    """What waits for its micro-batch, on the device and on the CPU."""
+    return (0, kept) if plan.payload_on_host else (kept, 0)
 
 
 def total_row(rows: list[MemoryRow]) -> MemoryRow:

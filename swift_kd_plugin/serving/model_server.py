@@ -67,8 +67,10 @@ class TeacherServer:
         """
         if self.speaks_swift():
             answer = self._connect_swift()
+            self.model = self.choose_model()
         else:
-            self.route = VllmRoute(self.choose_model())
+            self.model = self.choose_model()
+            self.route = VllmRoute(self.model)
             answer = self._probe(self.topk)
         entries = [item for position in answer.entries[1:] for item in position.items()]
         return {int(token): entry.get("decoded_token") or "" for token, entry in entries}
@@ -133,10 +135,16 @@ class TeacherServer:
         self.max_length = models[0].get("max_model_len")
         return self.adapter or names[0]
 
-    def _probe(self, topk: int, attempts: int | None = None) -> ServerAnswer:
+    def score_alone(self, ids: list[int]) -> ServerScores:
+        """Of each token after the first, with nothing in front of them but what the server itself puts there."""
+        answer = self._probe(self.topk, sequence=Sequence(ids, list(range(1, len(ids)))))
+        start = next(n for n in range(len(answer.ids)) if answer.ids[n : n + len(ids)] == ids)
+        return read_scores(answer, list(range(start + 1, start + len(ids))), self.topk)
+
+    def _probe(self, topk: int, attempts: int | None = None, sequence: Sequence = PROBE) -> ServerAnswer:
         route = SwiftRoute() if self.needs_messages else self.route
         try:
-            (answer,) = route.read(self.endpoint.post(route.path, route.body([PROBE], topk), attempts))
+            (answer,) = route.read(self.endpoint.post(route.path, route.body([sequence], topk), attempts))
         except Refused as error:
             raise self.advise(error) from error
         except Unavailable as error:

@@ -75,6 +75,20 @@ def test_text_views_know_the_teachers_own_turns():
     ]
 
 
+def test_a_file_of_rows_needs_no_data_yaml():
+    code, page = run_show("-n", "1", file=DATA / "exp.jsonl")
+    assert code == 0, page
+    assert "exp.jsonl, line 1" in page
+    for arguments, file, said in (
+        (["exp"], DATA / "exp.jsonl", "exp.jsonl is a file of rows, not a data.yaml; leave 'exp' out."),
+        ([], DATA / "nothing.jsonl", "nothing.jsonl does not exist; give a data.yaml or a file of rows."),
+        ([], DATASETS, "which dataset of "),
+    ):
+        code, page = run_show(*arguments, file=file)
+        assert code == 1
+        assert said in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -134,7 +148,7 @@ def test_characters_of_several_tokens_stay_whole_and_a_row_without_response_is_i
 def test_an_image_that_is_not_there_is_one_sentence(odd):
     code, page = run_show("image", *MODEL, file=odd)
     assert code == 1
-    assert "swift-kd show: error: image.jsonl, row 1 cannot be encoded: " in page
+    assert "swift-kd show: error: image.jsonl, line 1 cannot be encoded: " in page
     assert "No such file or directory: 'nowhere.png'" in page
     assert "Traceback" not in page
     assert "A cat." in run_show("image", file=odd)[1]

@@ -9,7 +9,7 @@ from swift_kd_plugin.evaluation.models import read_models
 
 
 def read(*models: str, **flags: list[str]):
-    usual = dict.fromkeys(("adapters", "server", "server_adapter", "template", "model_type"))
+    usual = dict.fromkeys(("adapters", "server", "server_adapter", "template", "model_type", "bits"))
     return read_models(SimpleNamespace(**usual | {"model": models, "engine": "auto"} | flags))
 
 
@@ -53,3 +53,10 @@ def test_what_cannot_be_meant_is_refused(models, flags, said):
     with pytest.raises(KDError) as error:
         read(*models, **flags)
     assert said in str(error.value)
+
+
+def test_bits_are_of_one_model():
+    found = read("student=a", "teacher=b", "other=c", bits=["teacher=4", "other=all"])
+    assert [one.bits for one in found.values()] == [None, 4, "all"]
+    with pytest.raises(KDError, match="--bits all of c: it must be 8 or 4"):
+        _ = found["other"].engine_name

@@ -293,5 +293,5 @@ def test_without_a_row_to_ask_nothing_is_loaded(tmp_path):
     (tmp_path / "none.jsonl").write_text('{"query": 5}\n')
     code, log = try_generate(tmp_path / "out", dataset=tmp_path / "none.jsonl", model="/none")
     assert code == 1
-    assert f"--dataset {tmp_path}/none.jsonl has no rows that can be used: " in log
+    assert f"--dataset {tmp_path}/none.jsonl has no row that can be used (" in log
     assert not (tmp_path / "out").exists()

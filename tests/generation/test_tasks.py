@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_kd_plugin.data.rows import RowError
-from swift_kd_plugin.generation.tasks import PromptTask, shown_mode, tasks_of, write_response
+from swift_kd_plugin.generation.tasks import PromptTask, own_answer, shown_mode, tasks_of, write_response
 from tests.generation.row_factories import make_row
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n4"
@@ -22,6 +22,37 @@ def test_the_teacher_writes_from_its_own_view():
     assert written["messages"] == [*row["messages"][:-1], {"role": "assistant", "content": "4"}]
     assert written["teacher_thought"] == "Two and two."
     assert {key: written[key] for key in own} == own
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"),
+    [
+        ({"loss": True, "loss_scale": 0.5}, {"loss_scale": 0.5}),
+        ({}, {}),
+        # That the old answer is not to be trained says nothing of the new one.
+        ({"loss": False}, {}),
+        ({"loss_scale": 0.0}, {}),
+    ],
+)
+def test_a_response_has_the_weight_of_the_one_in_whose_place_it_stands(weights, kept):
+    row = make_row(response="old")
+    row["messages"][-1] |= weights
+    expected = {"role": "assistant", "content": "new", **kept}
+    assert write_response(PromptTask(0, row), "new")["messages"][-1] == expected
+
+
+WAIT = {"role": "assistant", "content": "Wait."}
+
+
+@pytest.mark.parametrize("said", [[], [WAIT], [WAIT, WAIT]])
+def test_a_response_that_calls_tools_is_asked_for_anew_and_replaced(said):
+    calls = [{"role": "tool_call", "content": {"name": name, "arguments": {}}} for name in ("f", "g")]
+    row = make_row()
+    question = row["messages"]
+    row["messages"] = [*question, *said, *calls]
+    assert PromptTask(0, row).prompt(1).messages == question
+    assert own_answer(row) == "Wait." * len(said) + "".join(json.dumps(call["content"]) for call in calls)
+    assert write_response(PromptTask(0, row), "4")["messages"] == [*question, {"role": "assistant", "content": "4"}]
 
 
 def test_without_a_view_of_its_own_it_sees_the_students():

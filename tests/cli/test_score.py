@@ -1,0 +1,39 @@
+"""`swift-kd score` on a training run's file, up to the command."""
+
+from typer.testing import CliRunner
+
+from swift_kd_plugin.cli.main import app
+
+FILE = """\
+model: student
+teacher_model: teacher
+dataset: rows.jsonl
+lmbda: 0.5
+kd_student_engine: transformers
+train_iters: 100
+kd_teacher_cache: cache
+"""
+
+
+def score(folder, text: str, *overrides: str) -> tuple[int, str]:
+    (folder / "run.yaml").write_text(text)
+    result = CliRunner().invoke(app, ["score", str(folder / "run.yaml"), *overrides, "--dry_run"])
+    return result.exit_code, result.output
+
+
+def test_what_the_student_does_is_left_out(tmp_path):
+    code, text = score(tmp_path, FILE, "tensor_model_parallel_size=2", "nproc_per_node=2")
+    assert code == 0, text
+    for part in ("--kd_teacher_cache_mode fill", "--lmbda 0", "--tensor_model_parallel_size 2", "--num_train_epochs 1"):
+        assert part in text
+    for part in ("kd_student_engine", "train_iters"):
+        assert part not in text
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    code, text = score(tmp_path, FILE.replace("kd_teacher_cache", "output_dir"))
+    assert code == 1
+    assert "has no kd_teacher_cache, the folder to fill; add it, or give kd_teacher_cache=FOLDER." in text
+    code, text = score(tmp_path, FILE + "off_policy: {lr: 1e-5}\n")
+    assert code == 1
+    assert "has stages, and a teacher scores the rows of one run" in text
