@@ -12,6 +12,7 @@ TEACHER_MODEL=${TEACHER_MODEL:-$MODEL}
 DATASET=${DATASET:-pairs}
 OUTPUT_DIR=${OUTPUT_DIR:-output/internalize_experience/skd}
 DATASETS=${DATASETS:-examples/internalize_experience/data.yaml}
+TEACHER_CACHE=${TEACHER_CACHE:-output/teacher_cache}
 ENVIRONMENT=(NPROC_PER_NODE=${NPROC_PER_NODE:-8})
 
 MODELS=(
@@ -23,7 +24,7 @@ PARALLEL=(
     --tensor_model_parallel_size 2 --sequence_parallel true --micro_batch_size 1 --global_batch_size 32
     --recompute_granularity selective
 )
-LOSS=(--lmbda 0 --kd_divergence forward_kl --temperature 1.0)
+LOSS=(--lmbda 0 --kd_divergence forward_kl --temperature 1.0 --kd_teacher_cache "$TEACHER_CACHE")
 TRAINING=(
     --lr 2e-05 --lr_warmup_fraction 0.1 --num_train_epochs 3 --save_strategy epoch --no_save_optim true
     --no_save_rng true --logging_steps 5 --output_dir "$OUTPUT_DIR"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.quickstart.code_book import TASKS
-from swift_kd_plugin.recipes.progress import read_log, step_of_row
+from swift_kd_plugin.host.train.training_log import read_log, step_of_row
 
 Accuracy = dict[str, float]
 Page = dict[str, Any]

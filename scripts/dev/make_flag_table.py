@@ -17,13 +17,13 @@ from swift_kd_plugin.arguments import (
     GenerationFlags,
     ModelFlags,
     ObjectiveFlags,
-    TeacherFlags,
 )
+from swift_kd_plugin.teacher_arguments import FeatureFlags, TeacherFlags
 
 REPO = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- flag table -->", "<!-- end of flag table -->"
 HEADS = {"README.md": "| flag | values | default | |", "README.zh-CN.md": "| 参数 | 取值 | 默认 | |"}
-GROUPS = (DataFlags, ModelFlags, DivergenceFlags, ObjectiveFlags, TeacherFlags, GenerationFlags)
+GROUPS = (DataFlags, ModelFlags, DivergenceFlags, ObjectiveFlags, TeacherFlags, FeatureFlags, GenerationFlags)
 
 
 def flag_table(page: str) -> str:

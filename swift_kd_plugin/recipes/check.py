@@ -2,12 +2,14 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.stages import StageRunner, complete_keys
 
+CACHE = "teacher_cache"
 # Schedules that are longer than one step, and what keeps checkpoints.
 LEFT_OUT = ("num_train_epochs", "lr_warmup_iters", "lr_decay_iters", "save_total_limit", "save_strategy")
 ONE_STEP = {
@@ -29,14 +31,32 @@ def check_stages(stages: list[Stage], runner: StageRunner) -> None:
     Raises:
         KDError: a stage fails.
     """
-    for stage in stages:
-        keys = complete_keys(stage, _stand_in)
+    for number, stage in enumerate(stages):
+        keys = _with_cache_apart(complete_keys(stage, _stand_in), stages[:number], stage.root)
         keys = keys | {"limit": _rows_of_a_batch(stages)} if stage.kind == GENERATE else _one_step(keys)
         stage = replace(stage, keys=keys)
         stage.folder.mkdir(parents=True, exist_ok=True)
         runner.run(stage, runner.command(stage, keys))
         if stage.kind != GENERATE:
             shutil.rmtree(stage.folder)  # a checkpoint is large
+
+
+def _with_cache_apart(keys: dict[str, Any], before: list[Stage], root: Path) -> dict[str, Any]:
+    """Keys whose teacher cache, if it would be written to, lies in the temporary folder.
+
+    One that is only read stays where it is, unless a stage before this one is to fill it.
+    """
+    cache = keys.get("kd_teacher_cache")
+    filled_here = any(_fills(stage.keys, cache) for stage in before)
+    if cache is None or (keys.get("kd_teacher_cache_mode") == "read" and not filled_here):
+        return keys
+    return keys | {"kd_teacher_cache": str(root / CACHE), "kd_teacher_cache_mode": None}
+
+
+def _fills(keys: dict[str, Any], cache: str | None) -> bool:
+    other = keys.get("kd_teacher_cache")
+    same = None not in (cache, other) and Path(cache).expanduser().resolve() == Path(other).expanduser().resolve()
+    return same and keys.get("kd_teacher_cache_mode") != "read"
 
 
 def _one_step(keys: dict[str, Any]) -> dict[str, Any]:

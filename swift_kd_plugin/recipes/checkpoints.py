@@ -17,7 +17,7 @@ from swift_kd_plugin.host.train.checkpoint_manifest import (
     state_of,
     step_of,
 )
-from swift_kd_plugin.recipes.progress import best_step, read_divergences
+from swift_kd_plugin.host.train.training_log import best_step, read_evaluations
 
 PREFIX = "checkpoint-"
 KEPT, ASIDE = "kept", "aside"
@@ -77,7 +77,7 @@ def keep_best(folder: Path, metric: str) -> None:
     if checkpoint is None:
         return
     divergences = {
-        step: value for step, value in read_divergences(folder, metric).items() if step <= step_of(checkpoint)
+        step: value for step, value in read_evaluations(folder, metric).items() if step <= step_of(checkpoint)
     }
     if not divergences:
         return
@@ -103,7 +103,7 @@ def read_result(folder: Path, metric: str, adapter: bool) -> tuple[Checkpoint, C
     final = last_whole_checkpoint(folder)
     if final is None:
         raise KDError(f"the training in {folder} ended without a whole checkpoint.")
-    divergences = read_divergences(folder, metric)
+    divergences = read_evaluations(folder, metric)
     last = step_of(final)
     best = best_step(divergences) if divergences else last
     return tuple(Checkpoint(step, divergences.get(step), _model_folder(folder, step, adapter)) for step in (best, last))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
-from swift_kd_plugin.config.typed_keys import describe_hint, fits, suggest
+from swift_kd_plugin.config.typed_keys import fits, suggest, wanted
 from swift_kd_plugin.errors import NAME, KDError
 from swift_kd_plugin.host.start.megatron_flags import FLAG_ALIASES
 
@@ -48,7 +48,7 @@ def check_keys(keys: Mapping[str, Any], hints: Mapping[str, Any], where: Where) 
             meant = f" (here it is {FLAG_ALIASES[key]!r})" if FLAG_ALIASES.get(key) in known else suggest(key, known)
             raise KDError(f"{where(key)}: unknown key {key!r}{meant}.")
         if value is not None and not fits(value, known[key]) and not _fits_as_list(value, known[key]):
-            raise KDError(f"{where(key)}: {key} is {value!r}; it must be {describe_hint(known[key])}.")
+            raise KDError(f"{where(key)}: {key} is {value!r}; it must be {wanted(value, known[key])}.")
         if value == []:
             raise KDError(f"{where(key)}: {key} is an empty list, which no flag can say; leave the key out.")
 

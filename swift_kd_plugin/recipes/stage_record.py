@@ -16,6 +16,8 @@ from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS
 
 MARKER = "stage.json"
 OUTPUT_DIR = "{output_dir}"
+# Where and how it runs.
+LEFT_OUT = (*LAUNCH_KEYS, "output_dir", "kd_teacher_cache", "kd_teacher_cache_mode")
 # Of a larger file, this many parts of BLOCK bytes are read.
 HASHED_BYTES, PARTS, BLOCK = 64 << 20, 64, 64 << 10
 INPUT_KEYS = ("model", "teacher_model", "adapters", "kd_teacher_adapters", "dataset", "val_dataset", "kd_datasets")
@@ -26,8 +28,8 @@ class StageRecord:
     """A stage's identity and how far it came.
 
     Args:
-        keys: its flags, without those that say only where and how it runs (output_dir, env, nproc_per_node). What
-            lies in the run's own folder is named from there, so that the folder may be moved.
+        keys: its flags, without those that say only where and how it runs (LEFT_OUT). What lies in the run's own folder
+            is named from there, so that the folder may be moved.
         inputs: local files and folders that it reads, with a digest each.
         started: when its newest attempt began, in seconds since 1970.
         seconds: what its earlier attempts took, and once it is finished all of them.
@@ -65,7 +67,7 @@ def new_record(keys: dict[str, Any], root: Path) -> StageRecord:
     Args:
         root: the folder of the whole run.
     """
-    flags = {key: value for key, value in keys.items() if key not in (*LAUNCH_KEYS, "output_dir") and value is not None}
+    flags = {key: value for key, value in keys.items() if key not in LEFT_OUT and value is not None}
     inputs = {_from_root(path, root): digest for path, digest in _inputs(flags).items()}
     return StageRecord(_from_root(json.loads(json.dumps(flags)), root), inputs, started=time.time())
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from swift_kd_plugin.data.files import first_free
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.train.training_log import cut_half_row, read_log, step_of_row
 from swift_kd_plugin.recipes.checkpoints import (
     damaged_checkpoints,
     keep_best,
@@ -20,7 +21,6 @@ from swift_kd_plugin.recipes.checkpoints import (
 )
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.process import run_process
-from swift_kd_plugin.recipes.progress import cut_half_row, read_log, step_of_row
 from swift_kd_plugin.recipes.shell_command import Command, megatron_command, program_command
 from swift_kd_plugin.recipes.stage_record import MARKER, StageRecord, find_change, new_record, read_record
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,9 @@ RECIPES = [
 GIVEN = {
     "qwen25_lora_to_small/run.yaml": ("kd_teacher_adapters=[adapter]",),
     "strong_to_weak/run.yaml": ("dataset=questions.jsonl",),
+    "qwen25_lora_to_small/teacher_8bit.yaml": ("kd_teacher_adapters=[adapter]",),
     "strong_to_weak/local_teacher.yaml": ("dataset=questions.jsonl",),
+    "strong_to_weak/local_teacher_4bit.yaml": ("dataset=questions.jsonl",),
 }
 NEEDS_GPUS = ("megatron_gkd/on_policy_server.yaml",)
 
@@ -106,6 +109,16 @@ def run_tiny(folder: Path, models: Path, recipe: str, *overrides: str, script: s
         checkpoints = [*file.parent.glob("checkpoint-*/*.safetensors")]
         assert checkpoints, name
     return TinyRun(log, folder, seconds, steps)
+
+
+def samples_used(stage: Path) -> tuple[int, int]:
+    """Samples that a stage of `swift-kd train` has read from its teacher cache, and those that it has scored."""
+    return samples_in((stage / "train.log").read_text(encoding="utf-8"))
+
+
+def samples_in(log: str) -> tuple[int, int]:
+    found = re.search(r"([\d,]+) samples were read, ([\d,]+) scored", log)
+    return int(found[1]), int(found[2])
 
 
 def _steps(file: Path) -> list[dict]:

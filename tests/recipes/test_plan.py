@@ -74,7 +74,7 @@ def test_students_follow_one_another(tmp_path):
     students = {"medium": {"model": "M", "model_type": "qwen3"}, "small": {"model": "S", "off_policy": {"lr": 2}}}
     stages = plan(
         tmp_path,
-        **COMMON | {"teacher_model_server": "http://t"},
+        **COMMON | {"teacher_model_server": "http://t", "kd_topk": 64},
         progressive=["medium", "small"],
         students=students,
         generate={},
