@@ -55,7 +55,10 @@ bench: install
 	$(BIN)/python -m scripts.dev.bench_fused
 	$(BIN)/python -m scripts.dev.bench_data
 	$(BIN)/python -m scripts.dev.bench_rollout --check
+	$(BIN)/python -m scripts.dev.bench_bits
+	$(BIN)/python -m scripts.dev.bench_features
 	$(BIN)/python -m scripts.dev.bench_generate
+	$(BIN)/python -m scripts.dev.bench_cache
 
 QUICK := --check --output output/bench_quick
 bench-quick: install

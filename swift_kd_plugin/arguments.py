@@ -1,15 +1,12 @@
 """Every kd_* flag: its default, allowed values and what it refuses. This is the only home of these defaults, but for
 those of a divergence's parameters, which its table has. Imports no torch."""
 
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, make_dataclass
 from typing import Literal
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.losses.divergences import DIVERGENCE_OF_STOCK, DIVERGENCES, parameters
-
-
-def _flag(default, text: str):
-    return field(default=default, metadata={"help": text})
+from swift_kd_plugin.teacher_arguments import FeatureFlags, TeacherFlags, flag
 
 
 def _default(flag: Field):
@@ -18,12 +15,12 @@ def _default(flag: Field):
 
 @dataclass
 class DataFlags:
-    kd_datasets: str | None = _flag(
+    kd_datasets: str | None = flag(
         None,
         "YAML file that names datasets (experience pairs, thinking mixes, ratio mixes); each name can then be given to "
         "--dataset and --val_dataset, as in --dataset pairs#1000. Paths in it are relative to the file.",
     )
-    kd_bad_rows: Literal["error", "drop"] = _flag(
+    kd_bad_rows: Literal["error", "drop"] = flag(
         "error",
         "What to do with a dataset row that cannot be used (no messages, an unknown role, an empty content, a "
         "teacher_messages column without a user turn): 'error' ends the run and names the row, 'drop' leaves it out "
@@ -33,7 +30,7 @@ class DataFlags:
 
 @dataclass
 class DivergenceName:
-    kd_divergence: Literal[*DIVERGENCES, "stock"] | None = _flag(
+    kd_divergence: Literal[*DIVERGENCES, "stock"] | None = flag(
         None,
         "Divergence between teacher P and student Q per token. Default: what ms-swift's --beta says (0 forward KL, "
         "1 reverse KL, between them JSD). 'stock' runs ms-swift's own loss code, for comparison.",
@@ -46,13 +43,13 @@ def _parameter_flags() -> list[tuple[str, type, Field]]:
     for parameter, owners in parameters().items():
         of, kind = ", ".join(owners), type(parameter.default)
         if parameter.stock is None:
-            flags.append((parameter.flag, kind, _flag(parameter.default, f"{of}: {parameter.help}")))
+            flags.append((parameter.flag, kind, flag(parameter.default, f"{of}: {parameter.help}")))
         else:
             text = f"{of}: {parameter.help} Default: ms-swift's --{parameter.stock}."
-            flags.append((parameter.flag, kind | None, _flag(None, text)))
+            flags.append((parameter.flag, kind | None, flag(None, text)))
         if parameter.scheduled:
             text = f"{of}: value of --{parameter.flag} at the end of training (see --kd_schedule)."
-            flags.append((parameter.final_flag, kind | None, _flag(None, text)))
+            flags.append((parameter.final_flag, kind | None, flag(None, text)))
     return flags
 
 
@@ -61,17 +58,17 @@ ParameterFlags = make_dataclass("ParameterFlags", _parameter_flags(), bases=(Div
 
 @dataclass
 class DivergenceFlags(ParameterFlags):
-    kd_topk: int | None = _flag(
+    kd_topk: int | None = flag(
         None,
         "Use the teacher's k most probable tokens only (the same as --gkd_logits_topk). Default: the whole vocabulary; "
         "a teacher server needs a number.",
     )
-    kd_topk_tail: Literal["bucket", "ignore", "renormalise"] = _flag(
+    kd_topk_tail: Literal["bucket", "ignore", "renormalise"] = flag(
         "bucket",
         "With --kd_topk, what becomes of all other tokens: 'bucket' compares their probability as one entry, 'ignore' "
         "leaves them out of the sum, 'renormalise' makes the k add up to one on both sides, as ms-swift does.",
     )
-    kd_allow_removed_mass: bool = _flag(
+    kd_allow_removed_mass: bool = flag(
         False,
         "Where the vocabularies differ, train on although the ids that only one side has hold more than 0.001 of its "
         "probability.",
@@ -80,51 +77,52 @@ class DivergenceFlags(ParameterFlags):
 
 @dataclass
 class ObjectiveFlags:
-    kd_temperature: float | None = _flag(
+    kd_temperature: float | None = flag(
         None,
         "Temperature of the loss, above 0. Default: --temperature, which is also that of sampling. Giving it turns "
         "--kd_t_squared on.",
     )
-    kd_temperature_final: float | None = _flag(None, "Value of --kd_temperature at the end of training.")
-    kd_t_squared: bool | None = _flag(
+    kd_temperature_final: float | None = flag(None, "Value of --kd_temperature at the end of training.")
+    kd_t_squared: bool | None = flag(
         None,
         "Multiply the divergence by the squared temperature, which keeps the size of its gradient. Default: true if "
         "--kd_temperature or --kd_ce_alpha is given, else false as in ms-swift.",
     )
-    kd_ce_alpha: float | None = _flag(
+    kd_ce_alpha: float | None = flag(
         None,
         "Loss per token: ce_alpha * CE + (1 - ce_alpha) * T^2 * D, 0 to 1; CE counts on responses of the dataset only. "
         "Default: ms-swift's D + sft_alpha * CE.",
     )
-    kd_ce_alpha_final: float | None = _flag(None, "Value of --kd_ce_alpha at the end of training.")
-    kd_ce_column: str | None = _flag(
+    kd_ce_alpha_final: float | None = flag(None, "Value of --kd_ce_alpha at the end of training.")
+    kd_ce_column: str | None = flag(
         None,
         "Dataset column with true or false that chooses the rows whose responses have a cross-entropy; a response "
         "of the student never has one.",
     )
-    kd_schedule: Literal["constant", "linear", "cosine"] = _flag(
+    kd_schedule: Literal["constant", "linear", "cosine"] = flag(
         "constant",
         "How temperature, ce_alpha and beta go to their final values; a resumed run goes on where it was.",
     )
-    kd_token_policy: Literal["none", "teacher_entropy", "student_top_rho", "clip", "position"] = _flag(
+    kd_token_policy: Literal["none", "teacher_entropy", "student_top_rho", "clip", "position"] = flag(
         "none",
         "How much each token counts: 'teacher_entropy' 1 - H(P) / log(vocabulary); 'student_top_rho' only the share "
         "--kd_token_rho of each response where the student is least sure; 'clip' bounds what one vocabulary entry adds "
         "to the divergence by --kd_token_clip; 'position' goes from 1 at the first to --kd_position_final at the last "
         "token of a response.",
     )
-    kd_token_rho: float = _flag(0.2, "Share of tokens that student_top_rho keeps, above 0, at most 1.")
-    kd_token_clip: float = _flag(0.05, "Largest contribution of one vocabulary entry under the policy clip, above 0.")
-    kd_position_final: float = _flag(0.5, "Weight of a response's last token under the policy position, at least 0.")
-    kd_metrics: bool = _flag(
+    kd_token_rho: float = flag(0.2, "Share of tokens that student_top_rho keeps, above 0, at most 1.")
+    kd_token_clip: float = flag(0.05, "Largest contribution of one vocabulary entry under the policy clip, above 0.")
+    kd_position_final: float = flag(0.5, "Weight of a response's last token under the policy position, at least 0.")
+    kd_metrics: bool = flag(
         True,
         "Log both KLs, entropies, agreement, overlap, tail mass and both sides' cross-entropy on the responses next to "
-        "the loss, also by who wrote the response and by thinking mode; false leaves them out and is faster.",
+        "the loss, also by who wrote the response and by thinking mode, and warn of a teacher that knows nothing; "
+        "false leaves all that out and is faster.",
     )
-    kd_kernels: bool = _flag(
+    kd_kernels: bool = flag(
         True, "Use Triton kernels for the loss on a GPU where they know the divergence; false computes it in PyTorch."
     )
-    kd_grad_norm: Literal["stock", "exact"] = _flag(
+    kd_grad_norm: Literal["stock", "exact"] = flag(
         "stock",
         "Gradient norm (and with it gradient clipping) under tensor parallelism: 'stock' leaves out the embedding and "
         "output-layer shards of all but one rank, as ms-swift 4.6 does; 'exact' counts all of them and gives the norm "
@@ -134,7 +132,7 @@ class ObjectiveFlags:
 
 @dataclass
 class ModelFlags:
-    kd_allow_model_differences: bool = _flag(
+    kd_allow_model_differences: bool = flag(
         False,
         "Train on although Megatron builds another model than a config.json says (a sliding window or bias that is "
         "left out, another activation or router); what differs is a warning then.",
@@ -142,68 +140,43 @@ class ModelFlags:
 
 
 @dataclass
-class TeacherFlags:
-    kd_fused_loss: bool = _flag(
-        True,
-        "Compute the loss from hidden states and output weight, a few tokens at a time, so that no logits of a whole "
-        "micro-batch are held; false computes the student's logits first. Models that change their logits after the "
-        "output layer (softcaps, biases) take the logits anyway.",
-    )
-    kd_teacher_payload_device: Literal["cuda", "cpu"] = _flag(
-        "cuda",
-        "Where what the teacher said waits until it is trained on: on the GPU or in pinned CPU memory.",
-    )
-    kd_on_mismatch: Literal["error", "drop"] = _flag(
-        "error",
-        "What to do with a sample whose two views end in different response tokens: 'error' ends the run and names "
-        "the sample, 'drop' trains on the others and logs their share.",
-    )
-    kd_teacher_adapters: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Folders of PEFT LoRA adapters, merged in order into the local --teacher_model when it is loaded."
-        },
-    )
-
-
-@dataclass
 class GenerationFlags:
-    kd_lmbda_granularity: Literal["sample", "cycle"] = _flag(
+    kd_lmbda_granularity: Literal["sample", "cycle"] = flag(
         "sample",
         "Whether each sample draws by itself who writes its response (the student with probability --lmbda), or all "
         "samples of a generation cycle together, as in ms-swift.",
     )
-    kd_lmbda_final: float | None = _flag(None, "Value of --lmbda at the end of training (see --kd_schedule).")
-    kd_seq_kd_prob: float = _flag(
+    kd_lmbda_final: float | None = flag(None, "Value of --lmbda at the end of training (see --kd_schedule).")
+    kd_seq_kd_prob: float = flag(
         1.0,
         "With --seq_kd true, the probability that the teacher writes a response that the student does not write; "
         "otherwise it is the dataset's.",
     )
-    kd_thinking_prob: float | None = _flag(
+    kd_thinking_prob: float | None = flag(
         None,
         "Share of the written responses that are asked for in thinking mode (enable_thinking), the others without it. "
         "Default: each row's own mode.",
     )
-    kd_truncated: Literal["keep", "mask", "drop"] = _flag(
+    kd_truncated: Literal["keep", "mask", "drop"] = flag(
         "keep",
         "What becomes of a written response that met --max_completion_length: 'keep' trains on it, 'mask' leaves it "
         "without a loss, 'drop' takes the dataset's response in its place (where the row has none, it is masked).",
     )
-    kd_student_engine: Literal["vllm", "transformers", "megatron"] | None = _flag(
+    kd_student_engine: Literal["vllm", "transformers", "megatron"] | None = flag(
         None,
         "Who runs the student when it writes: 'transformers' with a copy of the model on each device, 'megatron' with "
         "the training model in place, which is slow. Default: vLLM with --use_vllm true; without it the student does "
         "not write, as in ms-swift.",
     )
-    kd_teacher_engine: Literal["auto", "vllm", "server", "transformers", "megatron"] = _flag(
+    kd_teacher_engine: Literal["auto", "vllm", "server", "transformers", "megatron"] = flag(
         "auto",
         "Who runs the teacher when it writes (--seq_kd true). 'auto': the --teacher_model_server if there is one, else "
         "vLLM with --use_vllm true, else transformers if the teacher fits on the device, else the Megatron teacher.",
     )
-    kd_teacher_temperature: float | None = _flag(
+    kd_teacher_temperature: float | None = flag(
         None, "Sampling temperature of the teacher when it writes, 0 for greedy. Default: --temperature."
     )
-    kd_teacher_gpu_memory_utilization: float | None = _flag(
+    kd_teacher_gpu_memory_utilization: float | None = flag(
         None,
         "Share of the device for the teacher's own vLLM engine, which sleeps and wakes together with the student's. "
         "Default: --vllm_gpu_memory_utilization.",
@@ -211,7 +184,7 @@ class GenerationFlags:
 
 
 @dataclass
-class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, ModelFlags, DataFlags):
+class KDArguments(GenerationFlags, FeatureFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, ModelFlags, DataFlags):
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:
@@ -255,17 +228,21 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise KDError(f"--{name} is {value}; it must be above 0.")
+        for name in ("kd_feature_weight", "kd_feature_weight_final"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < float("inf"):
+                raise KDError(f"--{name} is {value}; it must be a number of at least 0.")
         if self.kd_token_rho > 1 or self.kd_position_final < 0:
             raise KDError("--kd_token_rho must be at most 1 and --kd_position_final at least 0.")
 
     def _check_contradictions(self, changed: list[str]) -> None:
-        groups = (DivergenceFlags, ObjectiveFlags, TeacherFlags, GenerationFlags)
+        groups = (DivergenceFlags, ObjectiveFlags, TeacherFlags, FeatureFlags, GenerationFlags)
         loss_flags = {f.name for group in groups for f in fields(group)}
-        loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk", "kd_on_mismatch", "kd_teacher_adapters"}
+        loss_flags -= {"kd_divergence", "kd_grad_norm", "kd_topk", "kd_on_mismatch"}
+        loss_flags -= {"kd_teacher_adapters", "kd_teacher_bits", "kd_teacher_head_bits"}
         if self.kd_divergence == "stock" and (flags := sorted(loss_flags & set(changed))):
             raise KDError(f"--{flags[0]} has no effect on ms-swift's own loss; drop it or --kd_divergence stock.")
         scheduled = [parameter.flag for parameter in parameters() if parameter.scheduled]
-        for name in ("kd_temperature", "kd_ce_alpha", *scheduled, "kd_lmbda"):
+        for name in ("kd_temperature", "kd_ce_alpha", *scheduled, "kd_lmbda", "kd_feature_weight"):
             final = getattr(self, f"{name}_final")
             if final is not None and getattr(self, name, 0) is None:
                 raise KDError(f"--{name}_final is where a schedule ends; say with --{name} where it begins.")
@@ -280,8 +257,15 @@ class KDArguments(GenerationFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags
                 "--kd_teacher_adapters are merged into a local teacher; give one with --teacher_model (a server loads "
                 "its own adapters), or drop the flag."
             )
+        self._check_cache_flags()
         self._check_divergence_flags(changed)
+        self._check_feature_flags(changed)
         self._check_generation_flags(changed)
+        if self.teacher_model_server and (self.kd_topk or self.gkd_logits_topk) is None:
+            raise KDError(
+                "--teacher_model_server needs --kd_topk, how many most probable tokens it tells at each position "
+                "(at most its --max_logprobs): 64, for instance."
+            )
 
     def _check_generation_flags(self, changed: list[str]) -> None:
         if self.kd_divergence == "stock" and self.seq_kd:

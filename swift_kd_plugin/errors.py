@@ -7,10 +7,23 @@ import traceback
 from typing import NoReturn
 
 NAME = "swift_kd_plugin"
+SHOWN_CHARACTERS = 400
+HELP = "megatron rlhf --external_plugins swift_kd_plugin --help"  # without the plugin its flags are not listed
 
 
 class KDError(ValueError):
     """A mistake in what the user gave. The message is one sentence: what is wrong, where, and what to do."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of a bounded length."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ...").rstrip(".")
+
+
+def named_line(error: BaseException) -> str:
+    """`one_line` behind the error's kind."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _rank_prefix() -> str:
@@ -59,9 +72,14 @@ def _find_sentence(error: BaseException) -> str | None:
         return str(error)
     unknown = re.fullmatch(r"remaining_argv: \[(.*)\]", str(error))
     if isinstance(error, ValueError) and unknown:
-        return f"unknown on the command line: {unknown[1]}; see `megatron rlhf --help` for the flags."
+        return f"unknown on the command line: {unknown[1]}; see `{HELP}` for the flags."
     if isinstance(error, RuntimeError) and re.search("Connection (closed|reset) by peer", str(error)):
         return "the connection to another rank is gone; that rank's own message tells why."
+    if isinstance(error, RuntimeError) and re.search("found (NaN|Inf) in local grad norm", str(error)):
+        return (
+            "the gradient is no finite number in this step, and the run ends before it is applied; lower --lr or warm "
+            "it up (--lr_warmup_iters), and go on from the last checkpoint."
+        )
     return None
 
 

@@ -3,6 +3,10 @@
 import contextlib
 import time
 
+import torch
+
+from swift_kd_plugin.ledger import Undo
+
 
 class Stream:
     """Work on a CPU is done when the call returns: there is nothing to wait for."""
@@ -83,3 +87,17 @@ class CUDAGraph:
 
 def refuse_cuda_graphs(*_args, **_kwargs):
     raise NotImplementedError("CUDA graphs are not available on the CPU backend; switch them off or use a GPU.")
+
+
+def raw_stream(device: int) -> int:
+    """`torch._C._cuda_getCurrentRawStream`: the number of the one stream that there is."""
+    return 0
+
+
+def provide_raw_stream(module) -> Undo:
+    """bitsandbytes loads its CUDA operators, which read this name, wherever `torch.cuda` is said to be available."""
+    name = "_cuda_getCurrentRawStream"
+    if hasattr(torch._C, name):  # a build with CUDA, on a machine without
+        return lambda: None
+    torch._C._cuda_getCurrentRawStream = raw_stream
+    return lambda: delattr(torch._C, name)

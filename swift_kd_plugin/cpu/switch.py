@@ -7,7 +7,7 @@ from types import FunctionType, ModuleType
 
 import torch
 
-from swift_kd_plugin.cpu import cuda, gloo_groups, half_matmul, random_state, vllm
+from swift_kd_plugin.cpu import cuda, gloo_groups, half_matmul, random_state, streams, vllm
 from swift_kd_plugin.cpu.cpu_flags import adapt_command_line
 from swift_kd_plugin.cpu.device_mode import CudaMeansCpu
 from swift_kd_plugin.ledger import Ledger, Patch, Undo, replace_attribute, undo_all
@@ -102,6 +102,13 @@ CPU_LEDGER = Ledger(
             why="Megatron-Core's layer specs and mcore-bridge need Transformer Engine, which needs CUDA",
             remove_when="Megatron-Core and mcore-bridge run with local layers",
             apply=mount_transformer_engine,
+        ),
+        Patch(
+            symbol="torch._C._cuda_getCurrentRawStream",
+            module="bitsandbytes._ops",
+            why="bitsandbytes loads its CUDA operators where torch.cuda is available, and they read this name",
+            remove_when="bitsandbytes looks for CUDA in its own library",
+            apply=streams.provide_raw_stream,
         ),
         Patch(
             symbol="vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm",

@@ -10,12 +10,11 @@ import psutil
 from tests.launching.commands import BIN
 from tests.launching.warm_process import end_family
 
-# Starts a process of its own session and stops there.
+# Starts a process of its own session and stops there. Each line is one write: ranks share an unbuffered output.
 HANG = """
 import os, subprocess, time
 sleeper = subprocess.Popen(["sleep", "3600"], start_new_session=True)
-print("process", os.getpid(), flush=True)
-print("process", sleeper.pid, flush=True)
+os.write(1, b"process %d\\nprocess %d\\n" % (os.getpid(), sleeper.pid))
 time.sleep(3600)
 """
 

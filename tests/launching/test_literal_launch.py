@@ -41,9 +41,9 @@ def test_a_caller_that_is_ended_leaves_nothing_behind(number, torchrun, tmp_path
     env = environment(None, PYTHONPATH=str(ROOT))
     with subprocess.Popen(argv, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as caller:
         log = tmp_path / "log.txt"
-        wait_for_moment(caller, lambda: log.exists() and len(processes_in(log.read_text())) == 4, log)
-        caller.send_signal(number)
         try:
+            wait_for_moment(caller, lambda: log.exists() and len(processes_in(log.read_text())) == 4, log)
+            caller.send_signal(number)
             caller.wait(30)
         finally:
             caller.kill()

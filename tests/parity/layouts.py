@@ -21,6 +21,16 @@ FAMILIES: dict[str, dict[str, object]] = {
     "sft_alpha": {"sft_alpha": 0.5},
     # The teacher's prompt is 8 or 200 tokens longer than the student's; 12 samples a step make batches of 1, 2 and 3.
     "views": {"global_batch_size": 12, "max_length": 512},
+    # Under PP2 the first pair lies on the first stage, the second goes to it from the second, the last stays there.
+    "features": {
+        **{"kd_feature_weight": 1.0, "kd_feature_layers": "1:2,2:3,4:4"},
+        **{"global_batch_size": 12, "max_length": 512},
+    },
+    "features, LoRA": {
+        **{"kd_feature_weight": 1.0, "tuner_type": "lora", "lora_dropout": 0.0, "target_modules": "all-linear"},
+    },
+    "bits": {"kd_teacher_bits": 4},
+    "features, moe": {"kd_feature_weight": 1.0, "moe_aux_loss_coeff": 0.0},
     # One weight is embedding and output layer, and gets its gradient from both.
     "tied": {},
     # Forward KL where both sides are sure of other answers: there the JSD is flat and its gradient is noise.
@@ -83,6 +93,20 @@ LAYOUTS = [
     Layout("sft_alpha, CP2", "sft_alpha", 2, {CP: 2}),
     Layout("top-k, TP2", "top-k", 2, {TP: 2}),
     Layout("LoRA, TP2", "lora", 2, {TP: 2}),
+    Layout(
+        "features, PP2, full recompute",
+        "features",
+        2,
+        {
+            **{PP: 2, "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2},
+            **{"kd_teacher_payload_device": "cpu", "offload_teacher_model": True},
+        },
+    ),
+    Layout("features, PP2, 2 virtual stages", "features", 2, {PP: 2, "virtual_pipeline_model_parallel_size": 2}),
+    Layout("features, CP2 x TP2 + SP", "features", 4, {CP: 2, TP: 2, "sequence_parallel": True}),
+    Layout("features, LoRA, TP2 + SP", "features, LoRA", 2, {TP: 2, "sequence_parallel": True}),
+    Layout("features, EP2", "features, moe", 2, {EP: 2}),
+    Layout("4 bits, PP2", "bits", 2, {PP: 2}),
     Layout("EP2", "moe", 2, {EP: 2}),
     Layout("EP2 x TP2", "moe, all active", 2, {EP: 2, TP: 2, "sequence_parallel": True, ETP: 1}),
     Layout("ETP2", "moe, all active", 2, {TP: 2, "sequence_parallel": True, ETP: 2}),

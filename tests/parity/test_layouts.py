@@ -120,17 +120,18 @@ def models_for(material: Path, family: str) -> dict[str, object]:
         rows = material / "pairs.jsonl"
         student = teacher = BASE_MODEL
     else:
-        rows = material / ("views.jsonl" if family == "views" else "sums.jsonl")
-        kind = {"moe": "moe_", "moe, all active": "all_moe_", "tied": "tied_"}.get(family, "")
+        rows = material / ("views.jsonl" if family in ("views", "features") else "sums.jsonl")
+        kinds = {"moe": "moe_", "features, moe": "moe_", "moe, all active": "all_moe_", "tied": "tied_"}
+        kind = kinds.get(family, "")
         student, teacher = material / f"{kind}student", material / f"{kind}teacher"
-    model_type = "qwen3_moe" if family.startswith("moe") else "qwen3"
+    model_type = "qwen3_moe" if "moe" in family else "qwen3"
     return {
         "model": student,
         "teacher_model": teacher,
         "model_type": model_type,
         "teacher_model_type": model_type,
         "dataset": rows,
-        "adapters": material / "adapter" if family == "lora" else None,
+        "adapters": material / "adapter" if family in ("lora", "features, LoRA") else None,
     }
 
 

@@ -36,9 +36,23 @@ def write_gradients(trainer, file: str) -> None:
         is_lora = trainer.args.tuner_type == "lora"
         exported = trainer.bridge.export_weights(trainer.unwrapped_models, peft_format=is_lora)
         gradients = {name: tensor.float().clone().contiguous() for name, tensor in exported}
+    gradients |= projection_gradients(trainer.unwrapped_models)
     if dist.get_rank() == dist.get_world_size() - 1:
         save_file(gradients, file)
     dist.barrier()
+
+
+def projection_gradients(models) -> dict[str, torch.Tensor]:
+    """Of the projections of matched features, which no export has: by pair of layers, from whichever rank has them."""
+    found = {
+        f"projection of {name.split('.')[-2]}": parameter.main_grad.float().clone()
+        for model in models
+        for name, parameter in model.named_parameters()
+        if "kd_features" in name
+    }
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, found)
+    return {name: gradient for rank in ranks for name, gradient in rank.items()}
 
 
 @contextmanager

@@ -53,8 +53,16 @@ def test_a_mistake_is_said_before_a_rank_starts(flags, tmp_path, changes, messag
             {"max_length": 8},
             "--max_length 8: none of the 32 rows of --dataset fits into it, the shortest has ",
         ),
+        (
+            {"tensor_model_parallel_size": 2, "global_batch_size": 1, "micro_batch_size": 1},
+            "a --global_batch_size of at least the number of ranks; raise it.",
+        ),
+        (
+            {"lr": 1e30, "lr_warmup_fraction": 0, "train_iters": 3},
+            "the gradient is no finite number in this step, and the run ends before it is applied; lower --lr",
+        ),
     ],
-    ids=["fp8", "max_length"],
+    ids=["fp8", "max_length", "batch", "NaN"],
 )
 def test_a_mistake_that_ranks_say(flags, material, tmp_path, changes, message):
     if "fp8_format" in changes and HAS_GPU:
@@ -84,7 +92,7 @@ def test_a_model_that_is_not_supported(flags, material, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(config))
-    run = megatron_rlhf(tmp_path, {**flags, "model": folder, "model_type": None}, 2, timeout=90, literal=True)
+    run = megatron_rlhf(tmp_path, {**flags, "model": folder, "model_type": None}, 2, timeout=90)
     assert run.code == 1
     assert any(f"Model: {folder} is not supported" in line for line in sentences(run.log)), run.log[-3000:]
     assert "Traceback" not in run.log
@@ -100,7 +108,7 @@ def test_a_model_that_is_not_supported(flags, material, tmp_path):
 def test_a_row_that_cannot_be_used(flags, material, tmp_path, row, reason):
     data = tmp_path / "rows.jsonl"
     data.write_text(f"{(material / 'sums.jsonl').read_text()}{row}\n")
-    run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90, literal=True)
+    run = megatron_rlhf(tmp_path, {**flags, "dataset": data}, processes=2, timeout=90)
     assert run.code == 1
     said = f"{data}, line 33 cannot be used: {reason}"
     assert any(said in line for line in sentences(run.log)), run.log[-3000:]

@@ -3,6 +3,7 @@
 import pytest
 from safetensors import safe_open
 
+from tests.json_lines import read_json_lines
 from tests.launching.commands import Run, megatron_rlhf
 
 RATES = {"lr": 1e-3, "lr_warmup_iters": 1}
@@ -76,3 +77,22 @@ def test_files_are_no_larger_than_asked(flags, tmp_path):
     assert [file.name for file in again.checkpoint.glob("model*")] == ["model.safetensors"]
     with safe_open(again.checkpoint / "model.safetensors", "pt") as weights:
         assert "lm_head.weight" in weights.keys()  # noqa: SIM118
+
+
+def test_virtual_stages_go_on(flags, tmp_path):
+    staged = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    begun = megatron_rlhf(tmp_path / "begun", {**flags, **RATES, **staged, "save_steps": 2}, 2).expect_success()
+    longer = go_on(begun, flags, tmp_path / "longer", 2, **staged, train_iters=4).expect_success()
+    whole = megatron_rlhf(tmp_path / "whole", {**flags, **RATES, **staged, "train_iters": 4}, 2).expect_success()
+    assert begun.losses + longer.losses == whole.losses
+
+
+def test_the_best_checkpoint_of_the_run_before_stays_the_best(flags, tmp_path):
+    evaluated = {"val_dataset": flags["dataset"], "eval_steps": 1, "save_steps": 1, "no_save_optim": False}
+    begun = megatron_rlhf(tmp_path, {**flags, **RATES, **evaluated}).expect_success()
+    changes = {"lr": 0.5, "train_iters": 4, "save_total_limit": 2}
+    worse = go_on(begun, {**flags, **evaluated}, tmp_path, **changes).expect_success()
+    assert sorted(path.name for path in worse.output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert f"The best checkpoint so far is {worse.output}/checkpoint-2, by loss 0." in worse.log
+    (*_, end) = read_json_lines(worse.output / "logging.jsonl")
+    assert end["best_model_checkpoint"] == f"{worse.output}/checkpoint-2"

@@ -1,6 +1,6 @@
 """The recipes of examples/internalize_experience on a laptop, through the real command."""
 
-from tests.examples.recipes import run_tiny, tiny_command
+from tests.examples.recipes import run_tiny, samples_in, tiny_command
 from tests.machine import needs_cpu_backend
 from tests.readme_commands import LEARNS
 
@@ -15,7 +15,9 @@ def only(run) -> list[dict]:
 
 def test_skd_learns(tmp_path, tiny_models):
     assert tiny_command(f"{FOLDER}/skd.yaml") == LEARNS.split()
-    losses = [step["loss"] for step in only(run_tiny(tmp_path, tiny_models, f"{FOLDER}/skd.yaml"))]
+    run = run_tiny(tmp_path, tiny_models, f"{FOLDER}/skd.yaml")
+    assert samples_in(run.log) == (2 * 384, 384)  # three epochs
+    losses = [step["loss"] for step in only(run)]
     assert len(losses) == 36
     assert losses[-1] < 0.2 * losses[0]
 

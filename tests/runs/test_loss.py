@@ -60,7 +60,7 @@ def topk(name: str, tail: str):
     def divergence(student, shards, temperature):
         teacher = shards[0]["teacher"]
         assert teacher["temperature"] == temperature
-        return reference.topk(student, *teacher["rows"], name, temperature, temperature, tail)
+        return reference.topk(student, *teacher["rows"][:2], name, temperature, temperature, tail)
 
     return divergence
 

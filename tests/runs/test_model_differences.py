@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
+from transformers import Glm4Config, Glm4ForCausalLM
 
+from swift_kd_plugin.host.samples.preview import load_training_template, preview
 from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
-from tests.tiny_models import make_moe
+from tests.tiny_models import VOCABULARY, make_moe, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +62,26 @@ def test_the_balancing_loss_of_experts_is_said(flags, material, tmp_path):
     kind = {"model": student, "model_type": "qwen3_moe", "train_iters": 1}
     run = megatron_rlhf(tmp_path / "run", {**flags, **kind}).expect_success()
     assert run.log.count("give --moe_aux_loss_coeff 0.001 to balance the experts") == 1
+
+
+def test_a_teacher_is_built_as_its_own_kind(flags, material, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 2}
+    teacher = Glm4ForCausalLM(Glm4Config(**sizes)).float().eval()
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_tokenizer().save_pretrained(tmp_path / "teacher")
+    row = next(iter(read_json_lines(material / "sums.jsonl")))
+    file = write_json_lines(tmp_path / "row.jsonl", [row])
+    changes = {"teacher_model": tmp_path / "teacher", "teacher_model_type": "glm4", "val_dataset": file}
+    changes |= {"train_iters": 1, "eval_steps": 1, "torch_dtype": "float32", "fp16": False, "bf16": False}
+    run = megatron_rlhf(tmp_path / "run", {**flags, **changes}).expect_success()
+    (figures,) = [line for line in read_json_lines(run.output / "logging.jsonl") if "eval_loss" in line]
+    template = load_training_template(str(material / "student"), "qwen3", "qwen3", "last_round", None)
+    pieces = preview(row, template)["student and teacher"]
+    token_ids = torch.tensor([token for piece in pieces for token in piece.ids])
+    trained = torch.tensor([piece.weight > 0 for piece in pieces for _ in piece.ids])
+    with torch.no_grad():
+        log_probs = teacher(token_ids[None]).logits[0, :-1].log_softmax(-1)
+    told = -log_probs.gather(1, token_ids[1:, None])[trained[1:], 0].mean()
+    assert figures["eval_teacher_ce"] == pytest.approx(told.item(), rel=1e-5)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from tests.examples.recipes import run_tiny
+from tests.examples.recipes import run_tiny, samples_used
 from tests.machine import needs_cpu_backend
 
 pytestmark = needs_cpu_backend
 
 
-@pytest.mark.parametrize("student", ["dense", "moe"])
+@pytest.mark.parametrize("student", ["dense", "features", "moe"])
 def test_minimind(student, tmp_path, tiny_models):
     run = run_tiny(tmp_path, tiny_models, f"minimind/{student}.yaml")
     (steps,) = run.steps.values()
@@ -19,6 +19,9 @@ def test_minimind(student, tmp_path, tiny_models):
     assert (temperatures[0], temperatures[-1]) == (5, 1)
     assert steps[-1]["learning_rate"] == pytest.approx(1e-4)  # a tenth of lr
     assert "eval_divergence" in run.log
+    if student == "features":
+        assert [steps[step]["feature_weight"] for step in (0, -1)] == [1, 0]
+        assert {"feature_1_2", "feature_2_4"} <= steps[0].keys()
 
 
 def test_minimind_progressive(tmp_path, tiny_models):
@@ -29,14 +32,27 @@ def test_minimind_progressive(tmp_path, tiny_models):
     args = json.loads((output / "small" / "off_policy" / "args.json").read_text())
     assert args["teacher_model"] == stages[0]["best"]["folder"]
     assert len(run.steps) == 2
+    scored = [samples_used(output / name / "off_policy") for name in ("medium", "small")]
+    assert scored == [(24 * 2 + 8 * 2, 24 + 8)] * 2  # 24 rows and 8 of validation, three times each
 
 
-def test_qwen25_lora_to_small(tmp_path, tiny_models):
-    run_tiny(tmp_path, tiny_models, "qwen25_lora_to_small/run.yaml")
-    rows = (tmp_path / "output" / "qwen25_lora_to_small_tiny" / "generate" / "responses.jsonl").read_text().splitlines()
-    assert len(rows) >= 32
+@pytest.mark.parametrize(("recipe", "output"), [("run", "small_tiny"), ("teacher_8bit", "small_8bit_tiny")])
+def test_qwen25_lora_to_small(recipe, output, tmp_path, tiny_models):
+    run_tiny(tmp_path, tiny_models, f"qwen25_lora_to_small/{recipe}.yaml")
+    folder = tmp_path / "output" / f"qwen25_lora_to_{output}"
+    assert len((folder / "generate" / "responses.jsonl").read_text().splitlines()) >= 32
+    log = (folder / "off_policy" / "train.log").read_text()
+    assert ("linear weights are kept in 8 bits" in log) == (recipe == "teacher_8bit")
+    read, scored = samples_used(folder / "off_policy")
+    assert read > 0  # of validation
+    assert scored >= 32
 
 
-def test_strong_to_weak_with_a_local_teacher(tmp_path, tiny_models):
-    run = run_tiny(tmp_path, tiny_models, "strong_to_weak/local_teacher.yaml")
+def test_strong_to_weak_with_a_local_teacher_in_four_bits(tmp_path, tiny_models):
+    """Its `base` is the recipe with the teacher as it is."""
+    run = run_tiny(tmp_path, tiny_models, "strong_to_weak/local_teacher_4bit.yaml")
     assert len(run.steps) == 2
+    for stage in ("off_policy", "on_policy"):
+        log = tmp_path / "output" / "strong_to_weak_local_4bit_tiny" / stage / "train.log"
+        assert "linear weights are kept in 4 bits" in log.read_text()
+        assert ("--kd_teacher_cache" in log.read_text()) == (stage == "off_policy")

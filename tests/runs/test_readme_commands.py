@@ -27,13 +27,8 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def starts_several(command: str) -> bool:
-    """Whether it is several commands, or a recipe whose stages are."""
-    return command.startswith("swift-kd train") or len(re.findall(r"^(?:megatron|swift-kd) ", command, re.M)) > 1
-
-
 def environment_of_forks() -> dict[str, str]:
-    """Commands are forks of a warm process; in `environment` they are started literally."""
+    """Commands are forks of a warm process: test_literal_command.py starts some literally."""
     env = environment(2)
     if not HAS_GPU:
         env["PATH"] = f"{warm_process(env).bin}{os.pathsep}{env['PATH']}"
@@ -42,8 +37,7 @@ def environment_of_forks() -> dict[str, str]:
 
 @pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
 def test_command(command, folder):
-    env = environment_of_forks() if starts_several(command) else environment(2)
-    code, log, _ = run_command(make_smaller(command), folder, env)
+    code, log, _ = run_command(make_smaller(command), folder, environment_of_forks())
     assert code == 0, log[-4000:]
 
 

@@ -57,6 +57,23 @@ def test_two_replicas_use_the_same_rows(still, figures, tmp_path, streaming):
     assert other == pytest.approx(figures, rel=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["pipeline_model_parallel_size", "context_parallel_size"])
+def test_a_row_on_two_ranks_has_the_same_figures(still, figures, tmp_path, layout):
+    changes = {layout: 2, "micro_batch_size": 2, "global_batch_size": 2, "train_iters": 5, "eval_steps": 5}
+    other = check(megatron_rlhf(tmp_path, still | changes, processes=2), moments=1)
+    assert other == pytest.approx(figures, rel=1e-6)
+
+
+def test_a_teacher_that_knows_no_more_is_said_by_the_last_stage(still, figures, blurred, tmp_path):
+    """Of a list that was made at another temperature, too."""
+    changes = {"model": blurred, "teacher_model": BASE_MODEL, "kd_topk": 10_000, "temperature": 0.9}
+    changes |= {"micro_batch_size": 2, "global_batch_size": 2, "train_iters": 1, "eval_steps": 1}
+    run = megatron_rlhf(tmp_path, still | changes | {"pipeline_model_parallel_size": 2}, processes=2).expect_success()
+    (found,) = evaluations(run)
+    assert found["eval_teacher_ce"] == pytest.approx(figures["eval_student_ce"], rel=1e-5)
+    assert run.log.count("At the first step the teacher's cross-entropy on the responses is ") == 1
+
+
 def test_rows_that_fill_no_step_are_evaluated(still, figures, tmp_path):
     changes = {"micro_batch_size": 4, "global_batch_size": 8, "train_iters": 1, "split_dataset_ratio": 0}
     changes["dataset"] = [still["dataset"]] * 4
@@ -74,6 +91,8 @@ def test_a_shuffled_stream_goes_on_where_it_was(still, tmp_path):
     assert whole.log.count("line 6 is left out: it has ") == 1
     again = {"mcore_model": whole.output / "checkpoint-4", "finetune": False}
     resumed = megatron_rlhf(tmp_path / "resumed", still | changes | again, processes=2).expect_success()
-    assert "The stream is read again up to row 8, where the checkpoint was written." in resumed.log
+    assert resumed.log.count("The stream is read again up to row 8, where the checkpoint was written.") == 1
+    assert resumed.log.count("The stream is read again") == 1  # though its first pass ends before
+    assert "took its rows in another order" not in resumed.log
     assert resumed.losses == whole.losses[4:]
     assert len(set(whole.losses)) == 7

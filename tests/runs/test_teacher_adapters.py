@@ -1,5 +1,6 @@
 """--kd_teacher_adapters against teachers that PEFT merged beforehand."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.launching.commands import megatron_rlhf
+from tests.examples.recipes import samples_in
+from tests.launching.commands import Run, megatron_rlhf
 
 PLAIN = {"r": 8, "lora_alpha": 32, "target_modules": "all-linear"}
 RANK_STABLE = {
@@ -39,15 +41,21 @@ def adapters(material, tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def merged_run(flags, material, adapters, tmp_path_factory):
-    """The run with a teacher that PEFT merged."""
-    folder = tmp_path_factory.mktemp("merged")
+def merged(material, adapters, tmp_path_factory) -> Path:
+    """The teacher as PEFT merged it."""
+    folder = tmp_path_factory.mktemp("merged") / "teacher"
     model = AutoModelForCausalLM.from_pretrained(material / "teacher", dtype=torch.float32)
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    shutil.copytree(material / "teacher", folder / "teacher")
-    model.save_pretrained(folder / "teacher")
-    return megatron_rlhf(folder / "run", {**flags, "teacher_model": folder / "teacher"}).expect_success()
+    shutil.copytree(material / "teacher", folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged_run(flags, merged, tmp_path_factory):
+    """The run with a teacher that PEFT merged."""
+    return megatron_rlhf(tmp_path_factory.mktemp("merged_run"), {**flags, "teacher_model": merged}).expect_success()
 
 
 @pytest.mark.parametrize(
@@ -64,6 +72,34 @@ def test_a_merged_teacher_is_that_of_peft(flags, adapters, merged_run, tmp_path,
     assert "Merged 2 adapters into 28 weights of the teacher" in run.log
     tolerance = 1e-4 if name == "single" else 5e-3  # bf16 sums in another order under TP
     assert run.losses == pytest.approx(merged_run.losses, rel=tolerance)
+
+
+def test_adapters_are_merged_before_the_teacher_is_quantised(flags, adapters, merged, tmp_path):
+    """And one cache keeps its forms apart: with the adapters and merged, in 8 bits and as it is."""
+    flags = {**flags, "kd_teacher_bits": 8, "kd_teacher_cache": tmp_path / "cache"}
+    adapted = {**flags, "kd_teacher_adapters": adapters}
+    expected = megatron_rlhf(tmp_path / "merged", {**flags, "teacher_model": merged}).expect_success()
+    run = megatron_rlhf(tmp_path / "adapters", adapted).expect_success()
+    assert of_teacher(run) == of_teacher(expected)
+    assert samples_in(expected.log) == samples_in(run.log) == (0, 8)
+    read = megatron_rlhf(tmp_path / "read", {**adapted, "kd_teacher_cache_mode": "read"}).expect_success()
+    assert (read.losses, samples_in(read.log)) == (run.losses, (8, 0))
+    changes = {"kd_teacher_bits": None, "kd_teacher_cache_mode": "read"}
+    refused = megatron_rlhf(tmp_path / "refused", {**adapted, **changes})
+    assert refused.code == 1
+    assert "have bits 8, and this run has 16" in refused.log
+
+
+def test_adapters_are_merged_before_the_teacher_is_cut_and_quantised(flags, adapters, merged, tmp_path):
+    flags = {**flags, "kd_teacher_bits": 4, "tensor_model_parallel_size": 2}
+    expected = megatron_rlhf(tmp_path / "merged", {**flags, "teacher_model": merged}, 2).expect_success()
+    run = megatron_rlhf(tmp_path / "adapters", {**flags, "kd_teacher_adapters": adapters}, 2).expect_success()
+    assert of_teacher(run) == of_teacher(expected)
+
+
+def of_teacher(run: Run) -> tuple:
+    """Losses, norms of the gradient, and how far the teacher is from its files with their adapters."""
+    return run.losses, run.grad_norms, re.search(r"is ([\d.]+) nats a token", run.log)[1]
 
 
 def test_an_adapter_of_another_model_is_refused(flags, material, tmp_path):

@@ -86,7 +86,7 @@ def with_a_trained_history(index, text):
 def test_a_sample_with_other_tokens_is_named(flags, material, tmp_path):
     run = run_with(flags, material, tmp_path / "run", with_a_trained_history, train_iters=8)
     assert run.code == 1
-    assert "rows.jsonl, row 5 (id 'q-4') has different response tokens in its two views" in run.log
+    assert "rows.jsonl, line 5 (id 'q-4') has different response tokens in its two views" in run.log
     assert "Traceback" not in run.log
 
 

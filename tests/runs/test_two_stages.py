@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from swift_kd_plugin.data.files import locked
-from swift_kd_plugin.recipes.progress import read_divergences, read_log, step_of_row
+from swift_kd_plugin.host.train.training_log import read_evaluations, read_log, step_of_row
 from tests.launching.commands import environment, run_tool
 from tests.launching.left_behind import unsupervised, wait_for_moment
 from tests.launching.supervisor import supervised
@@ -63,7 +63,7 @@ def test_the_best_checkpoint_is_handed_over(undisturbed):
     assert [stage["stage"] for stage in page["stages"]] == ["off_policy", "on_policy"]
     for stage in page["stages"]:
         folder = undisturbed / stage["stage"]
-        divergences = read_divergences(folder, "divergence")
+        divergences = read_evaluations(folder, "divergence")
         assert sorted(divergences) == list(range(EVERY, STEPS[stage["stage"]] + 1, EVERY))
         assert stage["best"]["divergence"] == min(divergences.values())
         assert stage["best"]["divergence"] == divergences[stage["best"]["step"]]
@@ -133,7 +133,7 @@ def expect_the_same(out: Path, undisturbed: Path) -> None:
     """Figures, choices and weights of a finished run."""
     for stage in STEPS:
         assert figures(out / stage) == figures(undisturbed / stage)
-        assert read_divergences(out / stage, "divergence") == read_divergences(undisturbed / stage, "divergence")
+        assert read_evaluations(out / stage, "divergence") == read_evaluations(undisturbed / stage, "divergence")
     pages = [json.loads((folder / "summary.json").read_text()) for folder in (out, undisturbed)]
     chosen = [[stage["best"]["step"] for stage in page["stages"]] for page in pages]
     assert chosen[0] == chosen[1]

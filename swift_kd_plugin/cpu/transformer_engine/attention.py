@@ -25,6 +25,12 @@ MASK_TYPES = (
 LAYOUTS = ("sbhd", "bshd", "thd")
 
 
+def forgive_extra_state(module: torch.nn.Module, incompatible_keys) -> None:
+    """A checkpoint without the attention's extra state is whole."""
+    keys = incompatible_keys.missing_keys
+    keys[:] = [key for key in keys if not key.endswith("core_attention._extra_state")]
+
+
 class DotProductAttention(TransformerEngineBaseModule):
     """Queries [.., h, d], keys [.., g, d] and values [.., g, e] to [.., h * e]; g divides h.
 
@@ -82,6 +88,9 @@ class DotProductAttention(TransformerEngineBaseModule):
         # With sequence parallelism Transformer Engine draws from the default state, without it from the tracker's.
         self.get_rng_state_tracker = None if sequence_parallel else get_rng_state_tracker
         self.set_context_parallel_group(cp_group, cp_global_ranks, cp_stream, cp_comm_type)
+        # As Transformer Engine: Megatron's sharded checkpoints hold none of attention's, and virtual stages are loaded
+        # strictly.
+        self.register_load_state_dict_post_hook(forgive_extra_state)
 
     def set_context_parallel_group(self, cp_group, cp_global_ranks=None, cp_stream=None, cp_comm_type="p2p") -> None:
         """Sets the group over which sequences are split; None switches context parallelism off.

@@ -1,0 +1,84 @@
+"""--kd_teacher_bits against teachers whose files hold the quantised values."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.json_lines import read_json_lines, write_json_lines
+from tests.launching.commands import Run, environment, megatron_rlhf, run_tool
+from tests.plain_quantisation import quantised_model
+from tests.tiny_models import make_moe
+
+
+@pytest.fixture(scope="module")
+def few(flags):
+    """One micro-batch a step, so that the first step's figures are of the rows that are measured."""
+    return {**flags, "global_batch_size": 2, "lr": 1e-3}
+
+
+def kl_of(run: Run, bits: int) -> float:
+    return float(re.search(rf"The teacher in {bits} bits is ([\d.]+) nats a token \(KL\)", run.log)[1])
+
+
+def test_eight_bits_are_those_of_the_formulas(few, material, tmp_path):
+    """Also the output layer, whole for the loss alone."""
+    teacher = quantised_model(material / "teacher", tmp_path / "teacher", 8, ("_proj.weight", "lm_head.weight"))
+    expected = megatron_rlhf(tmp_path / "files", {**few, "teacher_model": teacher}).expect_success()
+    changes = {"kd_teacher_bits": 8, "kd_teacher_head_bits": 8, "offload_teacher_model": True}
+    run = megatron_rlhf(tmp_path / "bits", {**few, **changes}).expect_success()
+    assert run.losses == expected.losses
+    assert run.grad_norms == expected.grad_norms
+    assert "The teacher's linear weights are kept in 8 bits: 0.62 MiB on this rank in place of 1.22 MiB." in run.log
+    assert 0 < kl_of(run, 8) < 1e-3
+
+
+def test_four_bits_are_those_of_the_formulas_on_every_rank(few, material, tmp_path):
+    teacher = quantised_model(material / "teacher", tmp_path / "teacher", 4)
+    expected = megatron_rlhf(tmp_path / "files", {**few, "teacher_model": teacher}).expect_success()
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "offload_teacher_model": True}
+    run = megatron_rlhf(tmp_path / "bits", {**few, **layout, "kd_teacher_bits": 4}, 2).expect_success()
+    assert run.losses == pytest.approx(expected.losses, rel=2e-3)  # bf16 sums in another order
+    assert "0.16 MiB on this rank in place of 0.56 MiB" in run.log
+    # The same distance, as a loss between two models of files.
+    models = {"model": teacher, "teacher_model": material / "teacher", "train_iters": 1, "temperature": 1}
+    distance = megatron_rlhf(tmp_path / "distance", {**few, **models}).expect_success()
+    assert kl_of(run, 4) == pytest.approx(distance.steps[0]["forward_kl"], rel=1e-2)
+
+
+def test_experts_are_quantised_one_by_one(few, tmp_path):
+    kinds = {"model_type": "qwen3_moe", "teacher_model_type": "qwen3_moe", "moe_aux_loss_coeff": 0}
+    student, teacher = (make_moe(tmp_path / name, hidden, active=4) for name, hidden in (("s", 64), ("t", 128)))
+    flags = {**few, **kinds, "model": student, "teacher_model": teacher}
+    files = quantised_model(teacher, tmp_path / "teacher-4", 4)
+    expected = megatron_rlhf(tmp_path / "files", {**flags, "teacher_model": files}).expect_success()
+    layout = {"expert_model_parallel_size": 2, "micro_batch_size": 1, "kd_teacher_bits": 4}
+    run = megatron_rlhf(tmp_path / "bits", {**flags, **layout}, 2).expect_success()
+    assert run.losses == pytest.approx(expected.losses, rel=1e-3)
+
+
+def evaluated(run: Run) -> list[float]:
+    return [row["eval_loss"] for row in read_json_lines(run.output / "logging.jsonl") if "eval_loss" in row]
+
+
+def test_it_scores_alone(few, tmp_path):
+    """What is read then is what it says within a run, and another form than that of the whole teacher. Rows that are
+    held out are there, too."""
+    held_out = write_json_lines(tmp_path / "held_out.jsonl", [{"query": "say 99", "response": "99"}])
+    few = {**few, "val_dataset": held_out, "eval_steps": 1}
+    online = megatron_rlhf(tmp_path / "online", {**few, "kd_teacher_bits": 8}).expect_success()
+    keys = {name: str(value) if isinstance(value, Path) else value for name, value in few.items()}
+    keys |= {"kd_teacher_bits": 8, "kd_teacher_cache": str(tmp_path / "cache")}
+    del keys["external_plugins"], keys["rlhf_type"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys | {"output_dir": "output"}))
+    code, log, _ = run_tool(["swift-kd", "score", "run.yaml"], tmp_path, environment(None))
+    assert code == 0, log[-3000:]
+    assert "The teacher in 8 bits is" in log
+    reads = {"kd_teacher_cache": tmp_path / "cache", "kd_teacher_cache_mode": "read"}
+    run = megatron_rlhf(tmp_path / "read", {**few, **reads, "kd_teacher_bits": 8}).expect_success()
+    assert run.losses == online.losses
+    assert evaluated(run) == evaluated(online) != []
+    whole = megatron_rlhf(tmp_path / "whole", {**few, **reads})
+    assert whole.code == 1
+    assert "have bits 8, and this run has 16" in " ".join(whole.log.split())
