@@ -21,7 +21,7 @@ from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.cache_sharing import say_use
-from swift_kd_plugin.host.teacher.local_teacher import store_outputs
+from swift_kd_plugin.host.teacher.local_teacher import store_outputs, wanted_here
 from swift_kd_plugin.host.teacher.server_cache import ServerCache
 from swift_kd_plugin.serving.model_server import TeacherServer, check_same_texts
 from swift_kd_plugin.serving.scoring_routes import Sequence, ServerScores
@@ -107,9 +107,8 @@ class ServerTeacher:
         samples = [sample for batch in batches for sample in batch.pop("samples")]
         scores = iter(self._score_together(trainer, samples, [view for group in views for view in group]))
         for batch, group in zip(batches, views, strict=True):
-            number = batch["responses"].number
             outputs = _joined([next(scores) for _ in group], group)
-            wanted = number[number >= 0].to(outputs.token_ids.device)
+            wanted = wanted_here(batch).to(outputs.token_ids.device)
             batch["teacher_outputs"] = store_outputs(
                 trainer, outputs.map(lambda rows, wanted=wanted: rows[wanted].to(trainer.device))
             )
