@@ -1,9 +1,11 @@
 """How a run ends when something is wrong: one sentence per rank, a non-zero exit, and no rank left waiting."""
 
+import difflib
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import NoReturn
 
 NAME = "swift_kd_plugin"
@@ -13,6 +15,12 @@ HELP = "megatron rlhf --external_plugins swift_kd_plugin --help"  # without the 
 
 class KDError(ValueError):
     """A mistake in what the user gave. The message is one sentence: what is wrong, where, and what to do."""
+
+
+def suggest(word: object, known: Iterable[object]) -> str:
+    """`` (did you mean 'x'?)`` with the nearest known word, or nothing."""
+    near = difflib.get_close_matches(str(word), [str(name) for name in known], 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,12 +1,11 @@
 """Keys of a file held against the annotations of a class, and how a mistake in them is said."""
 
-import difflib
 from dataclasses import MISSING, fields
 from math import isfinite
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.errors import KDError, suggest
 
 
 def read_keys(kind: type, given: dict[str, Any], where: str):
@@ -21,12 +20,6 @@ def read_keys(kind: type, given: dict[str, Any], where: str):
         if spec.default is MISSING and spec.default_factory is MISSING and spec.name not in given:
             raise KDError(f"{where} lacks the key {spec.name!r}: {describe_hint(hints[spec.name])}.")
     return kind(**given)
-
-
-def suggest(word: str, known) -> str:
-    """`` (did you mean 'x'?)`` with the nearest known word, or nothing."""
-    near = difflib.get_close_matches(str(word), [str(name) for name in known], 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def fits(value: Any, hint: Any) -> bool:

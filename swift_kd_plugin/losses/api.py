@@ -4,6 +4,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.losses.autograd import run_loss
+from swift_kd_plugin.losses.divergences import check_keywords
+from swift_kd_plugin.losses.entries import check_entries
 from swift_kd_plugin.losses.prepare import prepare_loss
 from swift_kd_plugin.losses.request import LossOptions, TopK
 
@@ -51,6 +53,7 @@ def token_divergence(
     Raises:
         ValueError: unknown names, parameters out of range, shapes that do not fit, vocabularies that need their sizes.
     """
+    check_keywords(token_divergence, divergence, params)
     options = LossOptions(
         divergence=divergence,
         params=params,
@@ -87,7 +90,7 @@ def topk_divergence(
     Args:
         student_logits: [T, v], this rank's columns.
         teacher_log_probs: [T, K] log-probabilities over the teacher's whole vocabulary; -inf marks a missing entry.
-        teacher_ids: [T, K] global token ids, each at most once per token.
+        teacher_ids: [T, K] global token ids, each at most once per token; where an entry is missing, any number.
         temperature: of the loss, for both sides.
         teacher_temperature: what the teacher's logits were divided by. Equal to `temperature`: the student's are too,
             and then both are put in buckets. Otherwise it must be 1, and the buckets are tempered.
@@ -99,8 +102,10 @@ def topk_divergence(
         The divergence per token [T], fp32 (float64 for float64 logits), differentiable in `student_logits`.
 
     Raises:
-        ValueError: as `token_divergence`, or an unknown `tail`.
+        ValueError: as `token_divergence`; an unknown `tail`; entries that are no log-probabilities (they add up to more
+            than 1) or no ids of the teacher's vocabulary. Their check takes one synchronisation of a GPU.
     """
+    check_keywords(topk_divergence, divergence, params)
     options = LossOptions(
         divergence=divergence,
         params=params,
@@ -112,4 +117,6 @@ def topk_divergence(
         tail=tail,
     )
     teacher = TopK(teacher_log_probs, teacher_ids, teacher_temperature)
-    return run_loss(*prepare_loss(student_logits, teacher, options, inplace=inplace_grad))
+    task, *sides = prepare_loss(student_logits, teacher, options, inplace=inplace_grad)
+    check_entries(teacher_log_probs, teacher_ids, task.request.teacher.vocab)
+    return run_loss(task, *sides)

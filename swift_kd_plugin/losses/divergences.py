@@ -12,9 +12,12 @@ The table of the divergences is read by the command line too, so that nothing he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, NamedTuple
+
+from swift_kd_plugin.errors import suggest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -253,19 +256,41 @@ def parameters() -> dict[Parameter, tuple[str, ...]]:
     return owners
 
 
-def check_params(name: str, params: dict) -> dict:
+def check_params(name: str, params: dict, arguments: Iterable[str] = ()) -> dict:
     """The divergence's parameters with defaults filled in.
+
+    Args:
+        arguments: the other keywords of the function that was called, one of which may have been meant.
 
     Raises:
         ValueError: an unknown divergence or parameter, or a value out of its range.
     """
     if name not in DIVERGENCES:
-        raise ValueError(f"There is no divergence {name!r}; choose one of {', '.join(DIVERGENCES)}.")
+        hint = suggest(name, DIVERGENCES)
+        raise ValueError(f"There is no divergence {name!r}{hint}; choose one of {', '.join(DIVERGENCES)}.")
     known = {parameter.name: parameter for parameter in DIVERGENCES[name].params}
     for key, value in params.items():
         if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r} (it has: {', '.join(known) or 'none'}).")
+            hint = suggest(key, [*known, *arguments]) or _owners_of(key)
+            raise ValueError(f"{name} has no parameter {key!r}{hint}; it has: {', '.join(known) or 'none'}.")
         low, high = known[key].limits or (value, value)
         if not low <= value <= high:
             raise ValueError(f"{name} needs {key} between {low:g} and {high:g}, and it is {value}.")
     return {**{key: parameter.default for key, parameter in known.items()}, **params}
+
+
+def _owners_of(key: str) -> str:
+    owners = [name for parameter, names in parameters().items() if parameter.name == key for name in names]
+    return f" (of {', '.join(owners)})" if owners else ""
+
+
+def check_keywords(loss: Callable, name: str, params: dict) -> None:
+    """Refuses a keyword that is neither an argument of `loss` nor a parameter of the divergence.
+
+    Raises:
+        ValueError: as `check_params`, with what may have been meant.
+    """
+    own = {key: value for key, value in params.items() if key != "clip"}
+    if own:
+        arguments = [key for key, value in signature(loss).parameters.items() if value.kind is value.KEYWORD_ONLY]
+        check_params(name, own, ["clip", *arguments])

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.losses.autograd import run_loss
+from swift_kd_plugin.losses.divergences import check_keywords
 from swift_kd_plugin.losses.lm_head import LMHead
 from swift_kd_plugin.losses.prepare import prepare_loss
 from swift_kd_plugin.losses.request import LossOptions
@@ -55,6 +56,7 @@ def fused_linear_divergence(
     Raises:
         ValueError: as `token_divergence`, or hidden states that do not fit the weight.
     """
+    check_keywords(fused_linear_divergence, divergence, params)
     student, teacher = LMHead((student_hidden,), (student_weight,)), LMHead((teacher_hidden,), (teacher_weight,))
     options = LossOptions(
         divergence=divergence,

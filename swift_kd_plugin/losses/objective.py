@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from swift_kd_plugin.losses.divergences import check_params
 from swift_kd_plugin.losses.schedules import Schedule
 
 ALWAYS_ONE, NEVER = Schedule(1.0), Schedule(0.0)
@@ -25,6 +26,9 @@ class Objective:
         mixed: ce_alpha * CE + (1 - ce_alpha) * D; otherwise D + ce_alpha * CE, as stock ms-swift's sft_alpha.
         t_squared: multiply D by the square of the temperature (Hinton et al. 2015), which keeps its gradient's size.
         tail: what becomes of ids that a top-k teacher does not list.
+
+    Raises:
+        ValueError: an unknown divergence, or a parameter that it does not have or that goes out of its range.
     """
 
     divergence: str
@@ -35,6 +39,12 @@ class Objective:
     t_squared: bool = False
     tail: str = "bucket"
     policy: TokenPolicy = TokenPolicy()
+
+    def __post_init__(self) -> None:
+        for end in ("start", "final"):
+            ends = {name: getattr(value, end, value) for name, value in self.params.items()}
+            known = {name: value for name, value in ends.items() if value is not None and name != "clip"}
+            check_params(self.divergence, known)
 
     def at(self, progress: float) -> "Settings":
         params = self.params | {name: schedule.at(progress) for name, schedule in self._scheduled.items()}

@@ -6,8 +6,10 @@ from inspect import signature
 import pytest
 import torch
 
-from swift_kd_plugin.losses import DIVERGENCES, token_divergence, topk_divergence
+from swift_kd_plugin.losses import DIVERGENCES, fused_linear_divergence, token_divergence, topk_divergence
 from swift_kd_plugin.losses.divergences import parameters
+from swift_kd_plugin.losses.objective import Objective
+from swift_kd_plugin.losses.schedules import Schedule
 
 LOGITS = torch.zeros(3, 8)
 ENTRIES = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.long)
@@ -21,10 +23,19 @@ def topk(**options):
     return topk_divergence(LOGITS, *ENTRIES, **options)
 
 
+def fused(**options):
+    return fused_linear_divergence(LOGITS, torch.zeros(8, 8), LOGITS, torch.zeros(8, 8), **options)
+
+
 BAD_OPTIONS = [
     ({"divergence": "kl"}, r"no divergence 'kl'; choose one of forward_kl, reverse_kl"),
-    ({"beta": 0.5}, r"forward_kl has no parameter 'beta' \(it has: none\)"),
-    ({"divergence": "jsd", "lam": 0.1}, r"jsd has no parameter 'lam' \(it has: beta, scaled\)"),
+    ({"divergence": "foward_kl"}, r"no divergence 'foward_kl' \(did you mean 'forward_kl'\?\); choose one of"),
+    ({"beta": 0.5}, r"forward_kl has no parameter 'beta' \(of jsd\); it has: none"),
+    ({"temprature": 2.0}, r"forward_kl has no parameter 'temprature' \(did you mean 'temperature'\?\); it has: none"),
+    ({"chunksize": 2}, r"no parameter 'chunksize' \(did you mean 'chunk_size'\?\)"),
+    ({"clp": 2}, r"no parameter 'clp' \(did you mean 'clip'\?\)"),
+    ({"divergence": "jsd", "lam": 0.1}, r"jsd has no parameter 'lam' \(of skew_kl, skew_rkl\); it has: beta, scaled"),
+    ({"divergence": "jsd", "skaled": 1}, r"jsd has no parameter 'skaled' \(did you mean 'scaled'\?\)"),
     ({"divergence": "jsd", "beta": 1.1}, "jsd needs beta between 0 and 1, and it is 1.1"),
     ({"divergence": "jsd", "beta": math.nan}, "jsd needs beta between 0 and 1, and it is nan"),
     ({"divergence": "skew_kl", "lam": -0.1}, "skew_kl needs lam between 0 and 1"),
@@ -42,7 +53,7 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("loss", [dense, topk])
+@pytest.mark.parametrize("loss", [dense, topk, fused])
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[str(options) for options, _ in BAD_OPTIONS])
 def test_options(loss, options, message):
     with pytest.raises(ValueError, match=message):
@@ -50,7 +61,7 @@ def test_options(loss, options, message):
 
 
 def test_dense_shapes():
-    with pytest.raises(ValueError, match=r"\[tokens, vocabulary\].*\(1, 3, 8\) and the teacher's \(1, 3, 8\)"):
+    with pytest.raises(ValueError, match=r"\[tokens, vocabulary\].*\(1, 3, 8\) and the teacher's \(1, 3, 8\); flatten"):
         token_divergence(LOGITS[None], LOGITS[None])
     with pytest.raises(ValueError, match="student has logits for 3 tokens and the teacher for 2"):
         token_divergence(LOGITS, LOGITS[:2])
@@ -73,7 +84,68 @@ def test_topk_shapes():
         topk_divergence(LOGITS, log_probs[:2], ids[:2])
 
 
+def test_topk_of_more_dimensions():
+    log_probs, ids = ENTRIES
+    with pytest.raises(
+        ValueError, match=r"shapes are \(1, 3, 8\), \(1, 3, 2\) and \(1, 3, 2\); flatten\(0, -2\) makes"
+    ):
+        topk_divergence(LOGITS[None], log_probs[None], ids[None])
+
+
+LOG_PROBS, IDS = torch.full((3, 2), -1.0), torch.tensor([[0, 1], [2, 7], [4, 3]])
+
+
+def changed(tensor, place, value):
+    tensor = tensor.clone()
+    tensor[place] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "ids", "message"),
+    [
+        (IDS, LOG_PROBS, r"teacher_log_probs are torch.int64 and teacher_ids torch.float32; .* are the two swapped"),
+        (
+            LOG_PROBS + 3,
+            IDS,
+            "teacher_log_probs of token 0 add up to a probability of 14.78, .* at most 1; pass logits",
+        ),
+        (changed(LOG_PROBS, (1, 0), -0.4), IDS, "teacher_log_probs of token 1 add up to a probability of 1.038"),
+        (changed(LOG_PROBS, (2, 1), math.nan), IDS, "teacher_log_probs of token 2 add up to a probability of nan"),
+        (changed(LOG_PROBS, (2, 1), math.inf), IDS, "teacher_log_probs of token 2 add up to a probability of inf"),
+        (LOG_PROBS, changed(IDS, (1, 1), 8), "teacher_ids of token 1 have the id 8, .* has 8 ids, .* teacher_vocab"),
+        (LOG_PROBS, changed(IDS, (2, 0), -1), "teacher_ids of token 2 have the id -1"),
+    ],
+)
+def test_what_are_no_entries(log_probs, ids, message):
+    with pytest.raises(ValueError, match=message):
+        topk_divergence(LOGITS, log_probs, ids)
+
+
+def test_what_are_entries():
+    """Those of half precisions are rounded, a missing one may have any id, and a larger vocabulary has more of them."""
+    whole = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    ids = torch.arange(1000).expand(64, -1)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        assert topk_divergence(torch.zeros(64, 1000), whole.to(dtype), ids).isfinite().all()
+    missing = changed(LOG_PROBS, (1, 1), -math.inf), changed(IDS, (1, 1), -1)
+    assert topk_divergence(LOGITS, *missing).isfinite().all()
+    assert topk_divergence(LOGITS, LOG_PROBS, changed(IDS, (1, 1), 8), teacher_vocab=9).isfinite().all()
+    assert topk_divergence(LOGITS[:0], LOG_PROBS[:0], IDS[:0]).shape == (0,)
+
+
+def test_an_objective_refuses_its_parameters_when_it_is_made():
+    with pytest.raises(ValueError, match=r"jsd has no parameter 'betta' \(did you mean 'beta'\?\)"):
+        Objective("jsd", {"betta": 0.5})
+    with pytest.raises(ValueError, match="jsd needs beta between 0 and 1, and it is 2"):
+        Objective("jsd", {"beta": Schedule(0.5, 2.0, "linear")})
+    with pytest.raises(ValueError, match=r"no divergence 'jds' \(did you mean 'jsd'\?\)"):
+        Objective("jds")
+
+
 def test_topk_options():
+    with pytest.raises(ValueError, match=r"no tail 'buckets' \(did you mean 'bucket'\?\); choose one of"):
+        topk(tail="buckets")
     with pytest.raises(ValueError, match="no tail 'drop'; choose one of bucket, ignore, renormalise"):
         topk(tail="drop")
     with pytest.raises(ValueError, match=r"teacher_temperature is 3\.0; it must be 1 or the loss's, 2\.0"):
