@@ -35,6 +35,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["swift_kd_plugin", "swift_kd_plugin.*"]),
+    package_data={"swift_kd_plugin": ["py.typed"]},
     cmdclass={"build_py": BuildWithAutoloadGuard},
     install_requires=[
         "ms-swift>=4.6,<4.7",

@@ -10,3 +10,7 @@ def install() -> None:
     from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 
     HOST_LEDGER.arm()
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
+from dataclasses import MISSING, fields
+from inspect import Parameter, getdoc, signature
+from typing import get_type_hints
 
 import pytest
 from datasets import Dataset
@@ -58,6 +61,69 @@ def make(name: str):
 
 
 NAMES = ["rows", "experience", "pair", "thinking", "mix"]
+
+
+# The keys of a data.yaml that a preprocessor does not take: the dataset stands in their place, or they have no meaning.
+OTHER_KEYS = {
+    "RowsPreprocessor": ("rows", {"source"}),
+    "ExperiencePreprocessor": ("exp_noexp", {"source", "exp", "noexp", "on", "duplicates", "unmatched"}),
+    "PairPreprocessor": ("exp_noexp", {"source", "exp", "experience", "place", "template", "separator"}),
+    "ThinkingPreprocessor": ("thinking_mix", {"source", "thinking", "non_thinking", "total", "replacement"}),
+    "MixPreprocessor": ("mix", set()),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KEYS)
+def test_signatures_are_those_of_the_data_yaml(name):
+    from swift_kd_plugin.data.data_yaml_keys import TYPES
+    from swift_kd_plugin.host.rows import preprocessors
+
+    kind, others = OTHER_KEYS[name]
+    schema, hints = {field.name: field for field in fields(TYPES[kind])}, get_type_hints(TYPES[kind])
+    made = getattr(preprocessors, name)
+    arguments, annotations = signature(made.__init__).parameters, get_type_hints(made.__init__)
+    assert arguments["unknown"].kind is Parameter.VAR_KEYWORD
+    keys = [key for key in arguments if key not in ("self", "unknown")]
+    assert {*keys} == {*schema} - others - {"type"}
+    for key in keys:
+        argument, field = arguments[key], schema[key]
+        assert argument.kind is Parameter.KEYWORD_ONLY
+        assert re.search(rf"^    (\w+, )*{key}(, \w+)*: ", getdoc(made), re.MULTILINE), f"{name} does not explain {key}"
+        if argument.default is Parameter.empty:  # what the preprocessor needs
+            assert key in ("noexp", "sources")
+            assert hints[key] in (annotations[key], annotations[key] | None)
+        elif field.default_factory is not MISSING:
+            assert argument.default is None
+            assert annotations[key] == hints[key] | None
+        else:
+            assert (argument.default, annotations[key]) == (field.default, hints[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        (
+            "PairPreprocessor",
+            {"noexp": "noexp.jsonl", "onn": "id"},
+            r"has the unknown key 'onn' \(did you mean 'on'\?\)",
+        ),
+        ("ThinkingPreprocessor", {"thinking_shere": 0.5}, r"'thinking_shere' \(did you mean 'thinking_share'\?\)"),
+        ("ExperiencePreprocessor", {"source": "other.jsonl"}, "unknown key 'source'; known are experience, place"),
+        ("RowsPreprocessor", {"gold": 3}, ": gold is 3; it must be a text"),
+        ("MixPreprocessor", {"sources": {"dataset": 1}, "bad_rows": "omit"}, "bad_rows is 'omit'; it must be error or"),
+    ],
+)
+def test_a_wrong_key_is_said(folder, name, keys, message):
+    from swift_kd_plugin.host.rows import preprocessors
+
+    with pytest.raises(ValueError, match=rf"^{name}.*{message}"):
+        getattr(preprocessors, name)(**keys)
+
+
+def test_public_names_of_the_module():
+    from swift_kd_plugin.host.rows import preprocessors
+
+    assert {*OTHER_KEYS, "KDPreprocessor"} == {*preprocessors.__all__} == {*dir(preprocessors)}
 
 
 def without_nulls(dataset) -> list[dict]:
