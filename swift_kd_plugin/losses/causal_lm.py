@@ -50,11 +50,10 @@ def kd_loss(
         ce = cross_entropy(student[counted], labels[counted], reduction="none")
         (ce_alpha * ce + (1 - ce_alpha) * temperature**2 * d).sum() / counted.sum()
 
-    Computed chunk by chunk as `token_divergence` is: beside the gradient (in the logits' precision; none with
-    `inplace_grad`) no second [B, S, V] is made, and tokens that do not count cost nothing. In `compute_loss` of a
-    Trainer of transformers or TRL pass its `num_items_in_batch` on; on several devices, whose gradients are averaged,
-    multiply the loss by their number, as `Trainer.compute_loss` does. Collectives over `group`: those of
-    `token_divergence`.
+    Computed chunk by chunk as `token_divergence` is, with its collectives and memory: the gradient in the logits'
+    precision (none with `inplace_grad`) and a few chunks; tokens that do not count take none but the gradient's. In
+    `compute_loss` of a Trainer of transformers or TRL pass its `num_items_in_batch` on; on several devices, whose
+    gradients are averaged, multiply the loss by their number, as `Trainer.compute_loss` does.
 
     Args:
         student_logits: [B, S, v_student], or [T, v_student] of one sequence; any float type, worked on in fp32

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def flatten_hint(shapes: Iterable[tuple[int, ...]]) -> str:
+    """How tensors of more than two dimensions become rows of tokens, for the end of a message."""
+    return "; flatten(0, -2) makes that of more dimensions" if any(len(shape) > 2 for shape in shapes) else ""
+
+
 @dataclass(frozen=True)
 class LMHead:
     """The output layer of a model and what goes into it: logits = sum of inputs[i] @ weights[i].T.
@@ -31,7 +36,7 @@ class LMHead:
         if not matrices or any(len({shape[0] for shape in side}) > 1 for side in (inputs, weights)):
             raise ValueError(
                 "A head needs inputs [tokens, hidden size] and as many weights [vocabulary, hidden size], with the "
-                f"same tokens and the same vocabulary; the shapes are {inputs} and {weights}."
+                f"same tokens and the same vocabulary; the shapes are {inputs} and {weights}{flatten_hint(inputs)}."
             )
         for states, weight in zip(inputs, weights, strict=True):
             if states[1] != weight[1]:

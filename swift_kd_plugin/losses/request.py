@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from swift_kd_plugin.errors import suggest
 from swift_kd_plugin.losses.divergences import DIVERGENCES, check_params
-from swift_kd_plugin.losses.lm_head import LMHead
+from swift_kd_plugin.losses.lm_head import LMHead, flatten_hint
 from swift_kd_plugin.losses.shards import VocabShard, shards_of
 
 TAILS = ("bucket", "ignore", "renormalise")
@@ -134,7 +134,7 @@ def _check_dense(student: Tensor | LMHead, teacher: Tensor | LMHead, options: Lo
     if len(student.shape) != 2 or len(teacher.shape) != 2:
         raise ValueError(
             f"Logits are [tokens, vocabulary]; the student's have shape {tuple(student.shape)} and the teacher's "
-            f"{tuple(teacher.shape)}{_flatten_hint(student, teacher)}."
+            f"{tuple(teacher.shape)}{flatten_hint([student.shape, teacher.shape])}."
         )
 
 
@@ -143,7 +143,7 @@ def _check_topk(student: Tensor | LMHead, teacher: TopK, options: LossOptions) -
         raise ValueError(
             f"Logits are [tokens, vocabulary] and log-probabilities and ids [tokens, K]; the shapes are "
             f"{tuple(student.shape)}, {tuple(teacher.log_probs.shape)} and {tuple(teacher.ids.shape)}"
-            f"{_flatten_hint(student, teacher.log_probs, teacher.ids)}."
+            f"{flatten_hint([student.shape, teacher.log_probs.shape])}."
         )
     if options.tail not in TAILS:
         raise ValueError(
@@ -153,11 +153,6 @@ def _check_topk(student: Tensor | LMHead, teacher: TopK, options: LossOptions) -
         raise ValueError(
             f"teacher_temperature is {teacher.temperature}; it must be 1 or the loss's, {options.temperature}."
         )
-
-
-def _flatten_hint(*given: Tensor | LMHead) -> str:
-    """How tensors of more than two dimensions become rows of tokens."""
-    return "; flatten(0, -2) makes that of more dimensions" if any(len(one.shape) > 2 for one in given) else ""
 
 
 def _check_params(options: LossOptions) -> tuple[float | None, dict]:

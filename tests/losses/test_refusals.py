@@ -84,6 +84,12 @@ def test_topk_shapes():
         topk_divergence(LOGITS, log_probs[:2], ids[:2])
 
 
+def test_hidden_states_of_more_dimensions():
+    weight = torch.zeros(8, 8)
+    with pytest.raises(ValueError, match=r"inputs \[tokens, hidden size\].*\(1, 3, 8\).*; flatten\(0, -2\) makes"):
+        fused_linear_divergence(LOGITS[None], weight, LOGITS[None], weight)
+
+
 def test_topk_of_more_dimensions():
     log_probs, ids = ENTRIES
     with pytest.raises(
