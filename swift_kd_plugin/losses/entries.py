@@ -29,7 +29,7 @@ def check_entries(log_probs: Tensor, ids: Tensor, vocab: int) -> None:
         token = int(too_much.int().argmax())
         raise ValueError(
             f"The teacher_log_probs of token {token} add up to a probability of {sums[token].item():.4g}, and it is at "
-            "most 1; pass logits.log_softmax(-1) of the listed ids, and -inf where an entry is missing."
+            "most 1; pass what logits.log_softmax(-1) over all ids has at the listed, and -inf where one is missing."
         )
     token, entry = outside.nonzero()[0].tolist()
     raise ValueError(

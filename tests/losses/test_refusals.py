@@ -114,7 +114,7 @@ def changed(tensor, place, value):
         (
             LOG_PROBS + 3,
             IDS,
-            "teacher_log_probs of token 0 add up to a probability of 14.78, .* at most 1; pass logits",
+            "teacher_log_probs of token 0 add up to a probability of 14.78, .* at most 1; pass what",
         ),
         (changed(LOG_PROBS, (1, 0), -0.4), IDS, "teacher_log_probs of token 1 add up to a probability of 1.038"),
         (changed(LOG_PROBS, (2, 1), math.nan), IDS, "teacher_log_probs of token 2 add up to a probability of nan"),
