@@ -27,6 +27,7 @@ from swift_kd_plugin.generation.generation_run import GenerationPlan, ShardRunne
 from swift_kd_plugin.generation.judging import Judge
 from swift_kd_plugin.generation.model_setup import (
     ModelOptions,
+    default_mode,
     describe_model,
     describe_rows,
     make_engine,
@@ -164,7 +165,7 @@ class Work:
     def measure_likelihoods(self, gold: Gold, model: Any, codec: Codec) -> None:
         """Measures and writes them."""
         results: dict[int, Found] = {}
-        numbers, pairs = self._gold_responses(gold, results)
+        numbers, pairs = self._gold_responses(gold, default_mode(codec.template), results)
         with tqdm(total=len(pairs), desc=f"{self.cell}: gold responses", unit="row", disable=None) as bar:
             for index, result in measure_likelihoods(model, codec, pairs):
                 results[numbers[index]] = str(result) if isinstance(result, PromptError) else result
@@ -175,8 +176,14 @@ class Work:
             lines.append({"row": number, **entry})
         write_atomically(self._file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-    def _gold_responses(self, gold: Gold, refused: dict[int, Found]) -> tuple[list[int], list[tuple[Prompt, str]]]:
-        """Numbers of rows, and their prompts with the gold response, whose thought stays where the row may think."""
+    def _gold_responses(
+        self, gold: Gold, default: str | None, refused: dict[int, Found]
+    ) -> tuple[list[int], list[tuple[Prompt, str]]]:
+        """Numbers of rows, and their prompts with the gold response, whose thought stays where one is asked for.
+
+        Args:
+            default: the mode of prompts whose row names none.
+        """
         numbers, pairs = [], []
         tasks = self.plan.tasks_in(range(self.plan.tasks))
         for number, task in zip(self.view.numbers, tasks, strict=True):
@@ -188,7 +195,8 @@ class Work:
                 refused[number] = "it has no thought, and the mode is thinking"
                 continue
             numbers.append(number)
-            pairs.append((task.prompt(self.plan.seed), answer if task.mode == NON_THINKING else text))
+            asked = task.mode or default
+            pairs.append((task.prompt(self.plan.seed), answer if asked == NON_THINKING else text))
         return numbers, pairs
 
     def read_likelihoods(self, gold: Gold) -> dict[int, Found] | None:

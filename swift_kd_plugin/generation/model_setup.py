@@ -113,20 +113,28 @@ def make_template(options: ModelOptions) -> Any:
     return load_template(options.model, options.template, options.model_type, dtype, default_system=options.system)
 
 
+def default_mode(template: Any) -> str | None:
+    """The mode in which a row that names none is asked; None if the model does not have both."""
+    if not template.template_meta.non_thinking_prefix:
+        return None
+    return THINKING if template.enable_thinking else NON_THINKING
+
+
 def say_mode(template: Any, dataset: Dataset, thinking: str, report: Report) -> bool:
     """Says at once, and in the report, in which mode a model that has both is asked by rows that name none.
 
-    It is the mode in which training and rollouts write such rows; the model's own chat template may have another.
+    It is the mode in which rollouts write such rows, and in which a response without a thought is trained; the model's
+    own chat template may have another.
 
     Returns:
         Whether there was something to say.
     """
-    if thinking != "row" or not template.template_meta.non_thinking_prefix:
+    mode = default_mode(template)
+    if thinking != "row" or mode is None:
         return False
     count = sum(mode_of(kwargs) is None for kwargs in dataset["chat_template_kwargs"])
     if count:
-        mode = THINKING if template.enable_thinking else NON_THINKING
-        text = f"{mode}, as in training (--thinking on asks for thoughts)"
+        text = f"{mode}, as rollouts ask them (--thinking on asks for thoughts)"
         report.state("prompts", **{"rows without a mode": count, "asked as": text})
         print(f"{count:,} rows name no thinking mode and are asked as {text}", file=sys.stderr, flush=True)
     return bool(count)

@@ -117,6 +117,8 @@ def test_gold_with_a_thought_is_measured_with_it(tmp_path):
         figures = entry_of(report, thinking=mode)["figures"]
         assert figures["exact"]["value"] == 1
         assert figures["ppl"]["value"] < 1.1
+    run_eval(tmp_path / "plain", dataset=rows_file, gold=None, view="with", thinking="row", metric=["ppl"])
+    assert read_report(tmp_path / "plain")["cells"][0]["figures"]["ppl"] == figures["ppl"], "rows that name no mode"
 
 
 def test_a_thought_that_was_cut_off_is_no_answer(tmp_path):
