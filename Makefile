@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DOCS_VENV ?= .venv-docs
+DOCS_BIN := $(DOCS_VENV)/bin
+DOCS_PORT ?= 8000
 SOURCES := $(shell find swift_kd_plugin -name '*.py') setup.py swift_kd_plugin_autoload_guard.pth
 
-.PHONY: help install lint format test test-quick bench bench-quick quickstart proof clean
+.PHONY: help install lint format test test-quick bench bench-quick quickstart proof wheel docs docs-serve clean
 
 help:
 	@echo "make install     make $(VENV) and install the plugin with all that it needs (CPU builds without a GPU)"
@@ -14,6 +17,9 @@ help:
 	@echo "make test-quick  install and run what starts no command, server or vLLM, under 5 minutes"
 	@echo "make bench       time and memory of losses, datasets and generation against others, about 12 minutes"
 	@echo "make bench-quick the same at small sizes, about 3 minutes; fails where a target is not held"
+	@echo "make wheel       build a wheel of the package in dist/, for other machines"
+	@echo "make docs        build the docs as a site in site/, in both languages"
+	@echo "make docs-serve  the same, and serve it on port $(DOCS_PORT)"
 	@echo "make lint        check format and style"
 	@echo "make format      mend format and style"
 	@echo "make clean       remove $(VENV) and what the targets wrote"
@@ -29,8 +35,10 @@ $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
 
 install: $(VENV)/.package
 
-$(BIN)/ruff:
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/ruff: | $(BIN)/pip
 	$(BIN)/pip install --quiet ruff==0.17.5
 
 lint: $(BIN)/ruff
@@ -74,5 +82,23 @@ quickstart: install
 proof: install
 	$(BIN)/python -m examples.proof.proof
 
+wheel: | $(BIN)/pip
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build swift_kd_plugin.egg-info
+
+$(DOCS_VENV)/.installed: pyproject.toml
+	test -x $(DOCS_BIN)/pip || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(DOCS_BIN)/pip install --quiet --disable-pip-version-check --group docs
+	touch $@
+
+# The Chinese site lies in a folder of the English one, whose building empties its own.
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet --strict --config-file mkdocs.zh.yml
+
+docs-serve: docs
+	$(DOCS_BIN)/python -m http.server --directory site $(DOCS_PORT)
+
 clean:
-	rm -rf $(VENV) build output .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) site dist build output .pytest_cache .ruff_cache
