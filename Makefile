@@ -94,8 +94,8 @@ $(DOCS_VENV)/.installed: pyproject.toml
 
 # The Chinese site lies in a folder of the English one, whose building empties its own.
 docs: $(DOCS_VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet --strict
-	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet --strict --config-file mkdocs.zh.yml
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --strict --config-file mkdocs.zh.yml
 
 docs-serve: docs
 	$(DOCS_BIN)/python -m http.server --directory site $(DOCS_PORT)

@@ -65,10 +65,15 @@ def tier_of(item: pytest.Item) -> str:
 
 
 def group_of(item: pytest.Item) -> str:
-    """A file, as its tests share what was trained; the families of layouts each have a reference of their own."""
-    layout = getattr(item, "callspec", None) and item.callspec.params.get("layout")
-    family = getattr(layout, "reference", None)
+    """A file, as its tests share what was trained; a family of layouts has a reference of its own, a page commands."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    family = getattr(params.get("layout"), "reference", None) or launched_page(item, params)
     return f"{item.path.relative_to(HERE)} {family or ''}".strip()
+
+
+def launched_page(item: pytest.Item, params: dict) -> str | None:
+    """Commands of one page run one after the other, those of two pages beside each other."""
+    return params.get("page") if tier_of(item) == "launch" else None
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,7 @@ def accuracy_table(page: Page) -> str:
     columns = {name: (name, "test") for name in names_of(page, "scenario")}
     for name in names_of(page, "scenario"):
         if teachers(page, name, "test") != teachers(page, name, "taught"):
-            columns[f"{name}: as its teacher says"] = (name, "taught")
+            columns[f"{name}, scored by the teacher's book"] = (name, "taught")
     rows = [["before, without the book"], ["teacher, with its book"]]
     rows += [[TITLES[method]] for method in names_of(page, "method")]
     for scenario, figure in columns.values():

@@ -14,7 +14,8 @@ from examples.proof.runs import BASE_MODEL, METHODS, Run
 from examples.proof.scenarios import SCENARIOS, SEEDS, TEST, TRAIN, VALIDATION, make_material, to_train_on
 from examples.quickstart.code_book import book_text, final_answer
 from examples.quickstart.evaluate import load_checkpoint
-from tests.paths import EXAMPLES, ROOT
+from tests.docs.pages import page as page_of_docs
+from tests.paths import EXAMPLES
 
 PROOF = EXAMPLES / "proof"
 PERFECT, LONG, WRONG, THINKING = SCENARIOS
@@ -194,10 +195,10 @@ def test_the_page_has_every_figure(tmp_path):
     assert (tmp_path / "proof.png").stat().st_size > 10_000
 
 
-def test_the_committed_result_is_the_readmes_and_meets_every_target():
+def test_the_committed_result_is_the_pages_and_meets_every_target():
     page = json.loads((PROOF / "result" / "proof.json").read_text(encoding="utf-8"))
     assert proof_page.missed_targets(page) == []
-    assert proof_page.accuracy_table(page) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert proof_page.accuracy_table(page) in page_of_docs("evidence/proof.md").english.source
     runs = {(run["scenario"], run["seed"], run["method"]) for run in page["results"]}
     assert runs == {(scenario.name, seed, method) for scenario, seed in EVERYWHERE for method in METHODS}
     assert page["steps"] == STEPS

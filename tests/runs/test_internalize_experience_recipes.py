@@ -1,8 +1,8 @@
 """The recipes of examples/internalize_experience on a laptop, through the real command."""
 
+from tests.docs.runnable_commands import LEARNS
 from tests.examples.recipes import run_tiny, samples_in, tiny_command
 from tests.machine import needs_cpu_backend
-from tests.readme_commands import LEARNS
 
 pytestmark = needs_cpu_backend
 FOLDER = "internalize_experience"

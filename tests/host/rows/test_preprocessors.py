@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from typing import get_type_hints
 import pytest
 from datasets import Dataset
 
+from tests.docs.pages import page
 from tests.gloo_ranks import run_distributed
 from tests.json_lines import write_json_lines
-from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 COUNT = 6
@@ -212,10 +211,9 @@ def test_a_run_asks_them_for_responses_too(folder):
     assert len(preprocessor(dataset)) == COUNT
 
 
-def test_the_example_of_the_readme_is_a_plain_script(folder):
+def test_the_example_of_the_page_is_a_plain_script(folder):
     """The teacher's columns survive although no command line names the plugin, also of the CPU backend and a stream."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(from swift.dataset import.*?)```", readme, re.DOTALL)
+    (example,) = page("guides/data.md").english.code("python")
     script = example + (
         "from swift.dataset import load_dataset\n"
         "for streaming in (False, True):\n"

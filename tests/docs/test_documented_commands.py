@@ -1,4 +1,4 @@
-"""Every command in every page is one that its program takes; the README's are run in tests/runs."""
+"""Every command in every page is one that its program takes; those that are marked are run in tests/runs."""
 
 import re
 import shlex
@@ -18,6 +18,7 @@ PROGRAMS = ("bash", "export", "make", "megatron", "pip", "python", "swift", "swi
 LEFT_OUT = " … "
 FENCED = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 INDENTED = re.compile(r"^ {4}(?:\w+=\S+ )*(?:" + "|".join(PROGRAMS) + r") (?:.*\\\n)*.*$", re.MULTILINE)
+CHECKOUT = re.compile(r"\.(\[\w+(,\w+)*\])?")
 VARIABLE = re.compile(r"\w+=")
 
 
@@ -60,7 +61,7 @@ def test_its_program_takes_it(words, ask_swift, monkeypatch):
     if program == "swift-kd":
         parse(arguments)
     elif program in ("megatron", "swift"):
-        ask_swift(arguments[1:], f"{program} {arguments[0]}")
+        ask_swift([word for word in arguments[1:] if word != "--help"], f"{program} {arguments[0]}")
     elif program == "make":
         assert f"\n{arguments[0]}:" in Path("Makefile").read_text(encoding="utf-8")
     elif program == "python":
@@ -69,9 +70,14 @@ def test_its_program_takes_it(words, ask_swift, monkeypatch):
         assert Path(arguments[0]).is_file()
     elif program == "pip":
         assert arguments[0] == "install"
-        assert all(map(Requirement, arguments[1:]))
+        assert all(map(is_installable, arguments[1:]))
     else:
         assert program == "export"
+
+
+def is_installable(what: str) -> bool:
+    """The checkout with or without extras, or the name of a package."""
+    return bool(CHECKOUT.fullmatch(what) or Requirement(what))
 
 
 def parse(arguments: list[str]) -> None:

@@ -1,26 +1,19 @@
-"""The commands of the README, and how they run on tiny models and few processes."""
+"""The commands of the pages that are run, and how they run on tiny models and few processes."""
 
-import re
+from tests.docs.pages import PAGES
 
-from tests.paths import ROOT
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-# Run by other means: the gate runs the targets, and an installation is what a test runs in.
-INSTALLATIONS = ("pip install",)
-
-
-def is_target(command: str) -> bool:
-    return command.startswith("make ")
-
-
-SERVER = next(c for c in COMMANDS if c.startswith("swift deploy"))
-ITS_USER = next(c for c in COMMANDS if "--teacher_model_server" in c)
-TOGETHER = (SERVER, ITS_USER)
+# In front of a block: it is run as it stands; the server is started for its user.
+RUN, RUN_SERVER, RUN_ITS_USER, RUN_AND_LEARNS = "run", "run: server", "run: its user", "run: learns"
+MARKED = [
+    (page.name, block.mark, block.text)
+    for page in PAGES
+    for block in page.english.blocks
+    if block.language == "bash" and block.mark
+]
+RUNNABLE = [(page, command) for page, mark, command in MARKED if mark == RUN]
+TOGETHER = tuple(command for kind in (RUN_SERVER, RUN_ITS_USER) for _, mark, command in MARKED if mark == kind)
 # tests/runs/test_internalize_experience_recipes.py runs it, and shows that the student learns.
-LEARNS = next(c for c in COMMANDS if "internalize_experience/skd.yaml" in c)
-ELSEWHERE = (*TOGETHER, LEARNS)
-RUNNABLE = [c for c in COMMANDS if not is_target(c) and not c.startswith(INSTALLATIONS) and c not in ELSEWHERE]
+(LEARNS,) = (command for _, mark, command in MARKED if mark == RUN_AND_LEARNS)
 ON_CPU = " --template qwen3 --vllm_enforce_eager true --vllm_gpu_memory_utilization 0.1"
 
 

@@ -30,7 +30,12 @@ def test_what_is_named_is_there(language, name):
     named = PATH.findall(page(language, name))
     assert named
     for path in named:
-        places = (ROOT / path, ROOT / "swift_kd_plugin" / path, ROOT / "docs" / language / "contributing" / path)
+        places = (
+            ROOT / path,
+            ROOT / "swift_kd_plugin" / path,
+            ROOT / "docs" / language / path,
+            ROOT / "docs" / language / "contributing" / path,
+        )
         assert any(place.is_file() for place in places), path
 
 

@@ -1,28 +1,24 @@
-"""Every command of the README runs as it stands there, on tiny models and few processes."""
+"""Every command of the pages that is marked runs as it stands there, on tiny models and few processes."""
 
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import README
+from tests.docs.runnable_commands import ON_CPU, RUNNABLE, TOGETHER, make_smaller
 from tests.launching.commands import HAS_GPU, environment, free_port, run_command
 from tests.launching.warm_client import warm_process
 from tests.machine import needs_cpu_backend
 from tests.paths import ROOT
-from tests.readme_commands import ON_CPU, README, RUNNABLE, TOGETHER, make_smaller
 from tests.servers import run_server, wait_for
-
-
-def test_there_are_commands():
-    assert len(RUNNABLE) >= 3
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    row = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    row = json.loads(README.english.code("json")[0])
     (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 16)
     return tmp_path
 
@@ -35,8 +31,10 @@ def environment_of_forks() -> dict[str, str]:
     return env
 
 
-@pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: " ".join(command.split()[:3]))
-def test_command(command, folder):
+@pytest.mark.parametrize(
+    ("page", "command"), [pytest.param(*each, id=f"{each[0]}-{' '.join(each[1].split()[:3])}") for each in RUNNABLE]
+)
+def test_command(page, command, folder):
     code, log, _ = run_command(make_smaller(command), folder, environment_of_forks())
     assert code == 0, log[-4000:]
 
