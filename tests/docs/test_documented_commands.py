@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from swift_kd_plugin.cli.main import app
 from tests.paths import ROOT
 from tests.recipes.swift_parser import real_parser
 
-PROGRAMS = ("bash", "export", "make", "megatron", "pip", "python", "swift", "swift-kd")
+PROGRAMS = ("bash", "export", "make", "megatron", "pip", "python", "sbatch", "swift", "swift-kd", "vllm")
 LEFT_OUT = " … "
 FENCED = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 INDENTED = re.compile(r"^ {4}(?:\w+=\S+ )*(?:" + "|".join(PROGRAMS) + r") (?:.*\\\n)*.*$", re.MULTILINE)
@@ -68,11 +69,33 @@ def test_its_program_takes_it(words, ask_swift, monkeypatch):
         assert find_spec(arguments[1]) if arguments[0] == "-m" else Path(arguments[0]).is_file()
     elif program == "bash":
         assert Path(arguments[0]).is_file()
+    elif program == "sbatch":
+        assert Path(next(word for word in arguments if word.endswith(".sbatch"))).is_file()
+    elif program == "vllm":
+        assert arguments[0] == "serve"
+        ask_vllm(arguments[1:])
     elif program == "pip":
         assert arguments[0] == "install"
         assert all(map(is_installable, arguments[1:]))
     else:
         assert program == "export"
+
+
+@cache
+def vllm_parser():
+    """That of `vllm serve`, which takes its model without a flag."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    parser.add_argument("model_tag")
+    return make_arg_parser(parser)
+
+
+def ask_vllm(words: list[str]) -> None:
+    known, unknown = vllm_parser().parse_known_args(words)
+    assert known.model_tag
+    assert not unknown
 
 
 def is_installable(what: str) -> bool:

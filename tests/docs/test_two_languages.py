@@ -23,6 +23,8 @@ def structure_of(code: str, language: str) -> object:
     """What is left without comments."""
     if language == "python":
         return ast.dump(ast.parse(code))
+    if language == "mermaid":  # without the texts in its boxes and on its arrows
+        return re.sub(r"\[.*?\]|\{.*?\}|(?<=-- ).*?(?= -->)", "", code)
     return yaml.safe_load(code) if language in ("yaml", "json") else re.sub(r"(?m)(^|\s)#.*$", "", code)
 
 

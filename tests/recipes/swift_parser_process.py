@@ -12,7 +12,7 @@ from swift_kd_plugin.cpu import switch_on
 
 switch_on()
 
-from swift.arguments import DeployArguments  # noqa: E402
+from swift.arguments import DeployArguments, ExportArguments, InferArguments  # noqa: E402
 from swift.megatron.arguments.rlhf_args import MegatronRLHFArguments  # noqa: E402
 from swift.utils.utils import _patch_get_type_hints  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
@@ -23,6 +23,8 @@ with _patch_get_type_hints():
     parsers = {
         "megatron rlhf": HfArgumentParser([extend_arguments(MegatronRLHFArguments)]),
         "swift deploy": HfArgumentParser([DeployArguments]),
+        "swift export": HfArgumentParser([ExportArguments]),
+        "swift infer": HfArgumentParser([InferArguments]),
     }
 print("ready", flush=True)
 for line in sys.stdin:
