@@ -10,7 +10,7 @@ from posixpath import dirname, join, normpath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.nav import Navigation, Section
+from mkdocs.structure.nav import Navigation
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = {"en": "README.md", "zh": "README.zh-CN.md"}
@@ -52,8 +52,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_nav(nav: Navigation, config: Any, files: Files) -> Navigation:
+    """The navigation is written once; its own words are put into the language."""
     names = config.extra.get("sections", {})
     for item in nav.items:
-        if isinstance(item, Section):
-            item.title = names.get(item.title, item.title)
+        item.title = names.get(item.title, item.title)
     return nav
