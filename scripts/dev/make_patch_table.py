@@ -1,5 +1,6 @@
 """The tables of what the plugin replaces and overrides in its host, from the ledger and the list of seams."""
 
+from scripts.dev.table_cells import marked
 from swift_kd_plugin.host.start.host_patches import HOST_LEDGER
 from swift_kd_plugin.host.start.seams import SEAMS
 
@@ -19,4 +20,4 @@ def patch_table(language: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return marked(text.replace("|", "\\|"))
