@@ -16,7 +16,7 @@ from tests.launching.commands import HAS_GPU, environment, flags_to_argv, free_p
 from tests.launching.supervisor import supervised
 from tests.launching.warm_client import WarmCommand
 
-# What a CPU needs, as the README says.
+# What a CPU needs, as docs/en/guides/teachers.md says.
 CPU = {
     "VLLM_PLUGINS": "none",
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -20,7 +20,7 @@ def test_tiny(recipe, tmp_path, tiny_models):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """The server of the README."""
+    """The server of guides/teachers.md."""
     folder = tmp_path_factory.mktemp("teacher")
     flags = {"max_logprobs": 64, "use_chat_template": False, "vllm_max_model_len": 257, "torch_dtype": "float32"}
     with swift_deploy(BASE_MODEL, folder, **flags) as url:
