@@ -78,6 +78,10 @@ def _prepare_launcher() -> None:
 
     check_command_line(sys.argv)
     sys.excepthook = report_failed_ranks
+    if os.path.basename(sys.argv[0]) == "megatron":
+        from swift_kd_plugin.launcher import end_ranks_with_launcher
+
+        end_ranks_with_launcher()
 
 
 def check_command_line(argv: list[str]) -> None:

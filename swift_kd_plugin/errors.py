@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -94,8 +95,39 @@ def _find_sentence(error: BaseException) -> str | None:
 def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) -> None:
     """`sys.excepthook` of the launcher: the ranks have spoken, so torchrun's own traceback is left out."""
     failures = getattr(error, "failures", None)
+    if kind.__name__ == "SignalException":  # torchrun was told to end, and has ended the ranks
+        print_error(f"{one_line(error)}.")
+        return
     if kind.__name__ != "ChildFailedError" or not failures:
         sys.__excepthook__(kind, error, trace)
         return
-    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
-    print_error(f"rank {rank} ended first, with exit code {first.exitcode}; its own message stands above.")
+    # One that was killed comes first: the others may have ended of it before it was looked at.
+    rank, first = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+    here = " on this machine" if _is_one_of_several(sys.argv) else ""
+    print_error(how_rank_ended(rank, first.exitcode, here))
+
+
+def how_rank_ended(rank: int, code: int, here: str = "") -> str:
+    """The sentence for the rank that ended a run.
+
+    Args:
+        code: its exit code, -n after signal n.
+        here: where others may have ended before.
+    """
+    if code < 0:
+        return f"rank {rank} was killed{here} by {_name_of_signal(-code)}."
+    return f"rank {rank} ended first{here}, with exit code {code}; its own message stands above."
+
+
+def _is_one_of_several(argv: list[str]) -> bool:
+    """Whether this is the torchrun of one of several machines."""
+    return "--nnodes" in argv and argv[argv.index("--nnodes") + 1 :][:1] not in ([], ["1"], ["1:1"])
+
+
+def _name_of_signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "an unknown one"
+    hint = "; the system does that when memory runs out (dmesg tells)" if number == signal.SIGKILL else ""
+    return f"signal {number} ({name}){hint}"

@@ -4,14 +4,20 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
+import sys
 from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from swift_kd_plugin.errors import stop
 
 DEFAULT_PORT = 29500  # torchrun's own
 PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_SECONDS = 40.0  # torchrun itself gives its ranks 30
 RANK_SCRIPTS = ("rlhf.py", "sft.py", "pt.py", "export.py")
 
 
@@ -148,3 +154,38 @@ def _first_port_of_connections() -> int:
     except (OSError, ValueError):
         first = 0
     return first if first > 21_000 else 32_768
+
+
+def end_ranks_with_launcher() -> None:
+    """From now on the first SIGINT, SIGTERM or SIGHUP ends all that this process has started, the second at once.
+
+    torchrun's ranks lead sessions of their own, which no signal to a group reaches. A signal that is ignored (nohup)
+    stays so.
+    """
+    told: list[int] = []
+
+    def receive(number: int, _) -> None:
+        told.append(number)
+        started = psutil.Process().children(recursive=True)
+        if len(told) > 1:
+            _send(started, signal.SIGKILL)
+            return
+        name = signal.Signals(number).name
+        print(
+            f"\nswift_kd_plugin: {name}: the run is being ended; once more ends it at once", file=sys.stderr, flush=True
+        )
+        # At a SIGINT ms-swift would kill torchrun before that has ended its ranks.
+        _send(psutil.Process().children(), signal.SIGTERM)
+        _, alive = psutil.wait_procs(started, timeout=GRACE_SECONDS)
+        _send(alive, signal.SIGKILL)
+        raise SystemExit(128 + number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, receive)
+
+
+def _send(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

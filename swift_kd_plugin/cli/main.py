@@ -6,6 +6,7 @@ from swift_kd_plugin.cli.cache import cache
 from swift_kd_plugin.cli.config_file import ManyValues
 from swift_kd_plugin.cli.eval import evaluate
 from swift_kd_plugin.cli.generate import generate
+from swift_kd_plugin.cli.key_values import KeyValues
 from swift_kd_plugin.cli.pair import pair
 from swift_kd_plugin.cli.patches import patches
 from swift_kd_plugin.cli.score import score
@@ -21,8 +22,8 @@ app = typer.Typer(
 )
 app.command()(pair)
 app.command()(show)
-app.command()(train)
-app.command()(score)
+app.command(cls=KeyValues)(train)
+app.command(cls=KeyValues)(score)
 app.command()(patches)
 app.add_typer(cache, name="cache")
 app.command(cls=ManyValues)(generate)

@@ -8,6 +8,7 @@ import typer
 from swift_kd_plugin.cli.reporting import errors_in_one_sentence
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.start.megatron_flags import megatron_flags
+from swift_kd_plugin.recipes.inputs import provide_inputs
 from swift_kd_plugin.recipes.plan import has_stages, plain_keys
 from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.shell_command import megatron_command
@@ -49,6 +50,8 @@ def score(
                 f"{file} has no kd_teacher_cache, the folder to fill; add it, or give kd_teacher_cache=FOLDER."
             )
         keys = {name: value for name, value in keys.items() if name not in LEFT_OUT} | SET
+        if not dry_run:
+            provide_inputs(keys, recipe.origin, recipe.file, lambda line: typer.echo(line, err=True))
         command = megatron_command(keys)
         typer.echo(command.shell())
         code = 0 if dry_run else run_process(command)

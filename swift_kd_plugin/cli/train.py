@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -17,6 +18,7 @@ from swift_kd_plugin.data.files import locked
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from swift_kd_plugin.recipes.check import check_stages
+from swift_kd_plugin.recipes.inputs import provide_inputs
 from swift_kd_plugin.recipes.plan import Stage, has_stages, make_plan, plain_keys
 from swift_kd_plugin.recipes.process import run_process
 from swift_kd_plugin.recipes.shell_command import megatron_command
@@ -37,7 +39,8 @@ def train(
     stage: Annotated[
         Wanted,
         typer.Option(
-            help="Of a file with stages: one of them, all, or check (one batch of each, in a temporary folder)."
+            help="check: one batch of the run, or of each stage, in a temporary folder. Of a file with stages also one "
+            "of them."
         ),
     ] = "all",
     tiny: Annotated[
@@ -61,6 +64,7 @@ def train(
 
     A section `tiny:` holds what a run without a GPU changes; with --tiny (or
     TINY=1) it wins over the file and its bases, otherwise it is dropped.
+    `prepare:` {folder, script} has a Python script make what is missing there.
 
     Sections `generate:`, `off_policy:` and `on_policy:` are stages, run in this
     order, each in a folder of output_dir, and from the best checkpoint of the
@@ -70,9 +74,9 @@ def train(
     with errors_in_one_sentence("train"):
         recipe = read_recipe(file, overrides or [], tiny)
         if not has_stages(recipe):
-            if stage != "all":
+            if stage not in ("all", "check"):
                 raise KDError(f"--stage {stage}: {file} has no stages (sections generate, off_policy, on_policy).")
-            code = train_plainly(recipe, dry_run)
+            code = check_plainly(recipe) if stage == "check" and not dry_run else train_plainly(recipe, dry_run)
         else:
             code = train_in_stages(recipe, stage, dry_run, rerun)
     raise typer.Exit(code)
@@ -86,6 +90,8 @@ def train_plainly(recipe: Recipe, dry_run: bool) -> int:
     """One run of `megatron rlhf`; returns its exit code."""
     keys = plain_keys(recipe, megatron_flags())
     command = megatron_command(keys)
+    if not dry_run:
+        provide_inputs(keys, recipe.origin, recipe.file, say)
     typer.echo(command.shell())
     if dry_run:
         return 0
@@ -93,6 +99,27 @@ def train_plainly(recipe: Recipe, dry_run: bool) -> int:
     is_shared = keys.get("output_dir") and keys.get("add_version") is False and owner
     with locked(Path(keys["output_dir"])) if is_shared else nullcontext(-1) as lock:
         return run_process(command, lock=lock)
+
+
+def check_plainly(recipe: Recipe) -> int:
+    """One batch of a run without stages; returns its exit code if it fails, or 0."""
+    keys = plain_keys(recipe, megatron_flags())
+    refuse_several_machines([keys])
+    provide_inputs(keys, recipe.origin, recipe.file, say)
+    return check_in_folder(lambda folder: [Stage("run", None, folder / "run", keys)], "the run")
+
+
+def check_in_folder(plan: Callable[[Path], list[Stage]], what: str) -> int:
+    """One batch of each stage that is planned for a temporary folder; returns the exit code of one that fails, or 0."""
+    folder = Path(tempfile.mkdtemp(prefix="swift-kd-check-"))
+    try:
+        check_stages(plan(folder), StageRunner(say))
+    except StageFailed as error:  # the folder stays, with the log
+        say(f"swift-kd train: error: {error}")
+        return error.code
+    shutil.rmtree(folder)
+    say(f"{what} loads, makes one step and writes its result")
+    return 0
 
 
 def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) -> int:
@@ -104,14 +131,13 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
     if dry_run:
         print_commands(chosen, StageRunner(say))
         return 0
-    refuse_several_machines(stages)
+    refuse_several_machines([stage.keys for stage in stages])
+    for one in chosen:
+        provide_inputs(one.keys, recipe.origin, recipe.file, say)
+    if wanted == "check":
+        plan = partial(make_plan, recipe, megatron_flags(), generate_flags())
+        return check_in_folder(plan, "every stage")
     try:
-        if wanted == "check":
-            folder = Path(tempfile.mkdtemp(prefix="swift-kd-check-"))
-            check_stages(make_plan(recipe, megatron_flags(), generate_flags(), folder), StageRunner(say))
-            shutil.rmtree(folder)  # after a failure it stays, with the log
-            say("every stage loads, makes one step and writes its result")
-            return 0
         output = stages[0].root
         with locked(output) as lock:
             for chosen_stage in chosen:
@@ -140,11 +166,13 @@ def print_commands(stages: list[Stage], runner: StageRunner) -> None:
         typer.echo(f"# {stage.name}\n{runner.command(stage, complete_keys(stage, best)).shell()}\n")
 
 
-def refuse_several_machines(stages: list[Stage]) -> None:
-    nodes = {(stage.keys.get("env") or {}).get("NNODES") for stage in stages} | {os.environ.get("NNODES")}
+def refuse_several_machines(runs: list[dict[str, Any]]) -> None:
+    """Raises KDError if the keys of one of the runs, or the environment, say several machines."""
+    nodes = {(keys.get("env") or {}).get("NNODES") for keys in runs} | {os.environ.get("NNODES")}
     if {str(count) for count in nodes if count is not None} - {"1"}:
         raise KDError(
-            "stages run on one machine, and NNODES is above 1; run the commands of --dry_run on every machine."
+            "stages and --stage check run on one machine, and NNODES is above 1; run the commands of --dry_run on "
+            "every machine."
         )
 
 

@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from swift_kd_plugin.errors import KDError
+
+# Values for a key that a file leaves open.
+EXAMPLES = {
+    "dataset": "questions.jsonl",
+    "kd_teacher_adapters": "[ADAPTER]",
+    "model": "MODEL",
+    "teacher_model": "MODEL",
+}
 
 
 def read_mapping(file: Path, named: str | None = None, example: str = "") -> DictConfig:
@@ -42,6 +50,10 @@ def resolve(config: DictConfig, named: str | Path) -> dict[str, Any]:
     """The config as plain values, interpolations resolved. Raises KDError naming file and key of one that fails."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        missing = sorted(OmegaConf.missing_keys(config))
+        given = " ".join(f"{key}={EXAMPLES.get(key.rpartition('.')[2], 'VALUE')}" for key in missing)
+        raise KDError(f"{named} leaves {' and '.join(missing)} to you; give it: {given}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise KDError(f"{named}: {f'{key}: ' if key else ''}{first_line(error)}.") from error

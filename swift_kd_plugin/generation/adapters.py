@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from swift_kd_plugin.data.near_checkpoints import did_you_mean
 from swift_kd_plugin.errors import KDError
 
 # How an adapter may be started that changes the base weights.
@@ -65,12 +66,13 @@ def read_settings(adapter: Path, flag: str) -> dict[str, Any]:
     Raises:
         KDError: naming the flag that gave the folder, if that is none of an adapter.
     """
+    meant = did_you_mean(adapter, CONFIG, "give the folder of a PEFT adapter.")
     if not adapter.is_dir():
-        raise KDError(f"{flag} {adapter} is no folder; give the folder of a PEFT adapter.")
+        raise KDError(f"{flag} {adapter} is no folder; {meant}")
     try:
         settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise KDError(f"{flag} {adapter} has no {CONFIG}; give the folder of a PEFT adapter.") from None
+        raise KDError(f"{flag} {adapter} has no {CONFIG}; {meant}") from None
     except (OSError, ValueError) as error:
         raise KDError(f"{flag}: {adapter / CONFIG} cannot be read ({error}); copy it again.") from error
     if not isinstance(settings, dict):

@@ -11,15 +11,16 @@ from swift.template import Template, TemplateMeta, get_template, get_template_me
 from transformers import GenerationConfig
 
 from swift_kd_plugin.data.files import is_local
+from swift_kd_plugin.data.near_checkpoints import did_you_mean, near_checkpoint
 from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.errors import KDError, named_line, one_line
 from swift_kd_plugin.generation.adapters import CONFIG
 from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt, PromptError, Sampling
+from swift_kd_plugin.generation.model_folder import has_tokenizer, no_tokenizer
 from swift_kd_plugin.generation.tool_text import say_other_tool_text, write_tools_as_the_model
 
 # The start of a think block that stands at a prompt's end has this many tokens at most.
 TAIL = 8
-TOKENIZERS = ("tokenizer*", "tokenization*", "vocab*", "*.tiktoken", "*.model")
 
 
 def load_template(
@@ -50,7 +51,7 @@ def load_processor(
 ) -> tuple[Any, TemplateMeta]:
     """The model's processor and what ms-swift knows of its template; arguments and errors as `load_template`."""
     if is_local(str(model)) and not Path(model).is_dir():
-        raise KDError(f"{model} is no folder of a model.")
+        raise KDError(f"{model} is no folder of a model; {did_you_mean(Path(model), otherwise='check the path.')}")
     if Path(model).is_dir():
         _check_folder(Path(model))
     try:
@@ -66,11 +67,10 @@ def _check_folder(model: Path) -> None:
             f"{model} is a LoRA adapter; give its base model, and the adapter to --adapters, or the folder "
             f"{model.name}-merged that training writes beside it."
         )
-    if not (model / "config.json").is_file() and (runs := sorted(model.glob("**/checkpoint-*/config.json"))):
-        raise KDError(f"{model} is the folder of a run; give a checkpoint in it, such as {runs[-1].parent}.")
-    if not any(file for name in TOKENIZERS for file in model.glob(name)):
-        # transformers would make an empty one.
-        raise KDError(f"{model} has no tokenizer; copy its files (tokenizer.json, ...) from the base model's folder.")
+    if not (model / "config.json").is_file() and (checkpoint := near_checkpoint(model)):
+        raise KDError(f"{model} is the folder of a run; did you mean {checkpoint}?")
+    if not has_tokenizer(model):
+        raise KDError(no_tokenizer(model))
 
 
 class Codec:

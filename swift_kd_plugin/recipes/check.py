@@ -11,7 +11,7 @@ from swift_kd_plugin.recipes.stages import StageRunner, complete_keys
 
 CACHE = "teacher_cache"
 # Schedules that are longer than one step, and what keeps checkpoints.
-LEFT_OUT = ("num_train_epochs", "lr_warmup_iters", "lr_decay_iters", "save_total_limit", "save_strategy")
+LEFT_OUT = ("num_train_epochs", "finetune", "lr_warmup_iters", "lr_decay_iters", "save_total_limit", "save_strategy")
 ONE_STEP = {
     "train_iters": 1,
     "eval_iters": 1,

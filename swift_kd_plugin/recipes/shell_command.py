@@ -10,10 +10,11 @@ from typing import Any, get_args, get_origin
 
 from swift_kd_plugin.config.typed_keys import fits, suggest, wanted
 from swift_kd_plugin.errors import NAME, KDError
-from swift_kd_plugin.host.start.megatron_flags import FLAG_ALIASES
+from swift_kd_plugin.host.start.flag_aliases import meant_by
 
 NPROC = "NPROC_PER_NODE"
-LAUNCH_KEYS: dict[str, Any] = {"nproc_per_node": int | None, "env": dict | None}
+PREPARE = "prepare"
+LAUNCH_KEYS: dict[str, Any] = {"nproc_per_node": int | None, "env": dict | None, PREPARE: dict | None}
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
 Where = Callable[[str], str]
 
@@ -45,7 +46,7 @@ def check_keys(keys: Mapping[str, Any], hints: Mapping[str, Any], where: Where) 
     known = {**hints, **LAUNCH_KEYS}
     for key, value in keys.items():
         if key not in known:
-            meant = f" (here it is {FLAG_ALIASES[key]!r})" if FLAG_ALIASES.get(key) in known else suggest(key, known)
+            meant = meant_by(key, known, dashes="") or suggest(key, known)
             raise KDError(f"{where(key)}: unknown key {key!r}{meant}.")
         if value is not None and not fits(value, known[key]) and not _fits_as_list(value, known[key]):
             raise KDError(f"{where(key)}: {key} is {value!r}; it must be {wanted(value, known[key])}.")

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from swift_kd_plugin.config.mapping_files import first_line, read_mapping, resolve
+from swift_kd_plugin.data.files import why_not_opened
 from swift_kd_plugin.errors import KDError
 
 BASE, TINY = "base", "tiny"
@@ -99,6 +100,9 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
 
 
 def _read(file: Path, below: tuple[Path, ...]) -> DictConfig:
+    if not file.is_file():
+        of = f"{below[-1]}: base " if below else ""
+        raise KDError(f"{of}{why_not_opened(file, FileNotFoundError())}")
     named = f"{file}, which {below[-1]} names as its base," if below else str(file)
     return read_mapping(file, named, "the flags of `megatron rlhf` to values, for example `model: Qwen/Qwen3-8B`")
 

@@ -27,7 +27,7 @@ from swift_kd_plugin.recipes.stage_record import MARKER, StageRecord, find_chang
 TRAIN_LOG = "train.log"
 PROGRESS_LINES = 10  # of a stage, where there is no terminal
 RANK_ERROR = re.compile(r"swift_kd_plugin(?: \[rank \d+\])?: error: (.*)")
-CONSEQUENCE = re.compile(r"ended first, with exit code|the connection to another rank is gone")
+CONSEQUENCE = re.compile(r"ended first(?: on this machine)?, with exit code|the connection to another rank is gone")
 ANY_ERROR = re.compile(r"\b\w*(?:Error|Exception)(?:: .*)?$", re.MULTILINE)
 Say = Callable[[str], None]
 

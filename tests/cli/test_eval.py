@@ -34,9 +34,9 @@ def error_of(folder, *switches, **changes) -> str:
         ({"view": "both"}, "--view both is not known; give without, with"),
         ({"tag_column": "kind"}, "--tag_column kind: no row has such a column."),
         ({"temperature": -1}, "temperature is -1.0; it must be at least 0."),
-        ({"model": "./nowhere"}, "nowhere is no folder of a model."),
+        ({"model": "./nowhere"}, "nowhere is no folder of a model; check the path."),
         ({"adapters": "nowhere"}, "--adapters nowhere is no folder; give the folder of a PEFT adapter."),
-        ({"model": [f"base={BASE_MODEL}", "./nowhere"]}, "nowhere is no folder of a model."),
+        ({"model": [f"base={BASE_MODEL}", "./nowhere"]}, "nowhere is no folder of a model; check the path."),
         ({"dataset": "nothing.jsonl"}, "nothing.jsonl"),
         ({"engine": "server"}, "--engine server and --server URL belong together."),
     ],
@@ -90,7 +90,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "runs" / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "runs" / "checkpoint-4" / "config.json").write_text("{}")
     said = error_of(tmp_path / "out", model=tmp_path / "runs")
-    assert f"runs is the folder of a run; give a checkpoint in it, such as {tmp_path}/runs/checkpoint-4." in said
+    assert f"runs is the folder of a run; did you mean {tmp_path}/runs/checkpoint-4?" in said
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     assert "lora is a LoRA adapter; give its base model, and" in error_of(tmp_path / "out", model=tmp_path / "lora")

@@ -63,7 +63,7 @@ def choose_port() -> None:
 
 def watch(ranks: dict[int, int]) -> int:
     """Waits for all; the first one that fails, or a signal, ends the others. Returns the first bad exit code or 0."""
-    from swift_kd_plugin.errors import print_error
+    from swift_kd_plugin.errors import how_rank_ended, print_error
 
     ended_by = []
 
@@ -84,7 +84,7 @@ def watch(ranks: dict[int, int]) -> int:
             rank, code = ranks.pop(process), os.waitstatus_to_exitcode(status)
             if code and not first:
                 first = code
-                print_error(f"rank {rank} ended first, with exit code {code}; its own message stands above.")
+                print_error(how_rank_ended(rank, code))
                 tell(signal.SIGTERM)
             continue
         if (first or ended_by) and deadline is None:

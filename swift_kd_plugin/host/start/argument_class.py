@@ -20,6 +20,7 @@ from swift_kd_plugin.host.start.model_checks import (
     check_row_count,
     check_sampling,
     check_supported,
+    check_tokenizers,
     is_plain_folder,
 )
 from swift_kd_plugin.host.start.resume_warnings import warn_of_fresh_start, warn_of_idle_steps, warn_of_other_rows
@@ -53,6 +54,7 @@ def extend_arguments(stock: type) -> type:
                     self.greater_is_better = any(word in self.metric_for_best_model for word in GREATER_IS_BETTER)
             check_length(self)
             check_weights_flags(self)
+            check_tokenizers(self)
             if self.model and is_plain_folder(self.model):
                 # Otherwise ms-swift asks a hub for the newest version of a folder that no hub knows (20 s offline).
                 self.check_model = False

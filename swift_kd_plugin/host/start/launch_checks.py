@@ -18,16 +18,21 @@ from swift_kd_plugin.arguments import KDArguments
 from swift_kd_plugin.config.mapping_files import read_mapping
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.files import is_local, why_not_opened
+from swift_kd_plugin.data.near_checkpoints import MODEL, RESUMABLE, did_you_mean
 from swift_kd_plugin.errors import HELP, NAME, KDError
+from swift_kd_plugin.generation.adapters import CONFIG as ADAPTER
 from swift_kd_plugin.host.start.adapter_checks import check_continued_adapter, check_lora
 from swift_kd_plugin.host.start.feature_checks import check_features
+from swift_kd_plugin.host.start.flag_aliases import meant_by
 from swift_kd_plugin.host.start.length_check import check_some_row_fits
-from swift_kd_plugin.host.start.megatron_flags import FLAG_ALIASES, megatron_defaults, megatron_flags
+from swift_kd_plugin.host.start.megatron_flags import megatron_defaults, megatron_flags
 from swift_kd_plugin.host.start.model_checks import (
     check_length,
     check_models,
     check_sampling,
     check_supported,
+    check_tokenizers,
+    fewer_than_at_once,
     too_few_rows,
 )
 from swift_kd_plugin.host.start.resume_check import check_resume
@@ -73,6 +78,7 @@ def check_command(words: Sequence[str], env: Mapping[str, str], file: str = "", 
         check_length(args)
     check_weights_flags(args)
     check_sizes(args, processes_of(env))
+    check_tokenizers(args)
     check_some_row_fits(args)
 
 
@@ -92,9 +98,9 @@ def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> ar
     namespace, unknown = _parser().parse_known_args(list(words))
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        meant = f" (here it is --{FLAG_ALIASES[name]})" if name in FLAG_ALIASES else suggest(name, flags)
+        meant = meant_by(name, flags) or suggest(name, flags)
         if unknown[0].endswith((".yaml", ".yml", ".json")) and not unknown[0].startswith("-"):
-            raise KDError(f"{unknown[0]} does not exist; give an existing file, or flags.")
+            raise KDError(why_not_opened(Path(unknown[0]), FileNotFoundError()))
         if name in keys:
             raise KDError(f"{file}: unknown key {name!r}{meant}; see `{HELP}` for the flags.")
         raise KDError(f"unknown on the command line: {unknown[0]}{meant}; see `{HELP}` for the flags.")
@@ -114,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
+        if ambiguous := re.fullmatch(r"ambiguous option: --([\w-]+)\S* could match (.*)", message):
+            name = ambiguous[1].replace("-", "_")
+            full = dict.fromkeys(word.lstrip("-").replace("-", "_") for word in ambiguous[2].split(", "))
+            meant = meant_by(name, megatron_flags()) or f" (did you mean {' or '.join(f'--{one}' for one in full)}?)"
+            message = f"unknown on the command line: --{ambiguous[1]}{meant}"
         raise KDError(f"{message}; see `{HELP}`.")
 
 
@@ -173,7 +184,9 @@ def check_files(args: argparse.Namespace) -> None:
         for folder in as_list(getattr(args, flag)):
             path = Path(folder if os.path.isdir(folder) else folder.partition("#")[0]).expanduser()
             if (flag in LOCAL_FOLDERS or is_local(folder)) and not path.is_dir():
-                raise KDError(f"--{flag} {folder} does not exist; give an existing folder.")
+                holds = RESUMABLE if flag.startswith("mcore") else ADAPTER if flag.endswith("adapters") else MODEL
+                meant = did_you_mean(path, holds, "give an existing folder.")
+                raise KDError(f"--{flag} {folder} does not exist; {meant}")
     if args.kd_teacher_cache:
         _check_cache_folder(args.kd_teacher_cache, args.kd_teacher_cache_mode)
     for flag in LOCAL_FILES:
@@ -249,9 +262,7 @@ def check_sizes(args: argparse.Namespace, processes: int | None) -> None:
         raise KDError("nothing says how long to train; give --num_train_epochs or --train_iters.")
     if args.streaming:
         _check_stream(args)
-    if processes is not None:
-        _check_batches(args, processes)
-    _check_rows(args)
+    _check_rows(args, 1 if processes is None else _check_batches(args, processes))
 
 
 def _check_stream(args: argparse.Namespace) -> None:
@@ -264,7 +275,8 @@ def _check_stream(args: argparse.Namespace) -> None:
         raise KDError("--streaming true: a stream has no epochs that are known before; give --save_steps.")
 
 
-def _check_batches(args: argparse.Namespace, processes: int) -> None:
+def _check_batches(args: argparse.Namespace, processes: int) -> int:
+    """Returns how many replicas of the model there are."""
     tp, pp, cp = (getattr(args, f"{kind}_parallel_size") for kind in ("tensor_model", "pipeline_model", "context"))
     if processes % (tp * pp * cp):
         raise KDError(
@@ -283,18 +295,22 @@ def _check_batches(args: argparse.Namespace, processes: int) -> None:
             f"--global_batch_size {args.global_batch_size} is no multiple of --micro_batch_size "
             f"{args.micro_batch_size} x {replicas} replicas of the model."
         )
+    return replicas
 
 
-def _check_rows(args: argparse.Namespace) -> None:
+def _check_rows(args: argparse.Namespace, replicas: int) -> None:
     """Counts no further than it must."""
-    some = args.train_iters is not None or args.kd_teacher_cache_mode == "fill"
-    enough = 1 if some else -(-args.global_batch_size // args.num_train_epochs)
+    fills = args.kd_teacher_cache_mode == "fill"
+    at_once = 1 if fills else args.micro_batch_size * replicas
+    of_step = 1 if fills or args.train_iters is not None else -(-args.global_batch_size // args.num_train_epochs)
     uncounted = args.streaming or args.cached_dataset or args.interleave_prob
-    if args.dataset and not uncounted and (rows := _count_rows(args.dataset, enough)) is not None:
+    if args.dataset and not uncounted and (rows := _count_rows(args.dataset, max(at_once, of_step))) is not None:
         if not rows:
             raise KDError(f"--dataset {args.dataset[0]} has no rows.")
-        if rows < enough:
+        if rows < of_step:
             raise KDError(too_few_rows(rows, args))
+        if rows < at_once:
+            raise KDError(fewer_than_at_once(rows, args.micro_batch_size, replicas))
     for file in args.val_dataset or ():
         if _count_rows([file], 1) == 0:
             raise KDError(f"--val_dataset {file} has no rows.")

@@ -40,7 +40,7 @@ def check_some_row_fits(args) -> None:
 
 
 def _texts(files: Sequence[str]) -> Iterator[str | None]:
-    """The text of each row's messages; None for a row of another form."""
+    """The text of each row's turns; None for a row of another form."""
     for file in files:
         with open(file, encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -50,7 +50,8 @@ def _texts(files: Sequence[str]) -> Iterator[str | None]:
 
 def _text_of(line: str) -> str | None:
     try:
-        turns = [turn["content"] for turn in json.loads(line)["messages"]]
+        row = json.loads(line)
+        turns = [turn["content"] for turn in row["messages"]] if "messages" in row else [row["query"], row["response"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return "".join(turns) if turns and all(isinstance(content, str) for content in turns) else None

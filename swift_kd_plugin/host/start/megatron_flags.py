@@ -14,24 +14,6 @@ from swift_kd_plugin.errors import KDError
 
 ARGUMENT_CLASS = "MegatronRLHFArguments"
 FOLDERS = ("megatron/arguments", "arguments", "rlhf_trainers", "ray_utils")
-# As trl, transformers and `swift sft` call them.
-FLAG_ALIASES = {
-    "learning_rate": "lr",
-    "per_device_train_batch_size": "micro_batch_size",
-    "per_device_eval_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "global_batch_size",
-    "train_batch_size": "global_batch_size",
-    "max_steps": "train_iters",
-    "resume_from_checkpoint": "mcore_model",
-    "warmup_ratio": "lr_warmup_fraction",
-    "warmup_steps": "lr_warmup_iters",
-    "lr_scheduler_type": "lr_decay_style",
-    "max_grad_norm": "clip_grad",
-    "num_epochs": "num_train_epochs",
-    "train_type": "tuner_type",
-    "max_seq_length": "max_length",
-    "alpha": "kd_ce_alpha",
-}
 # What annotations may name. A dtype is written as a text.
 ANNOTATION_NAMES = {**vars(typing), "torch": SimpleNamespace(dtype=str)}
 

@@ -1,10 +1,13 @@
 """What can be known about a model from its config.json, before a process group or a weight is touched."""
 
 import os
+from pathlib import Path
 
 from swift_kd_plugin.data.files import is_local
+from swift_kd_plugin.data.near_checkpoints import did_you_mean
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import VLLM_HOTTEST
+from swift_kd_plugin.generation.model_folder import has_tokenizer, no_tokenizer
 from swift_kd_plugin.host.start.weight_files import check_weight_files, read_object
 
 HUB_MARKERS = (".msc", ".mdl", ".git")
@@ -32,6 +35,14 @@ def check_models(args) -> None:
             _check_layout(args, path, config)
 
 
+def check_tokenizers(args) -> None:
+    """Raises KDError if the folder of a model has no tokenizer."""
+    for flag in ("model", "teacher_model"):
+        path = os.path.expanduser(getattr(args, flag, None) or "")
+        if os.path.isfile(os.path.join(path, "config.json")) and not has_tokenizer(Path(path)):
+            raise KDError(f"--{flag} {no_tokenizer(path)}")
+
+
 def check_length(args) -> None:
     """Raises KDError if context parallelism cannot cut --max_length into equal parts."""
     cp = args.context_parallel_size
@@ -55,20 +66,25 @@ def check_row_count(args, train_dataset) -> None:
         return
     rows, at_once = len(train_dataset), args.micro_batch_size * args.data_parallel_size
     if rows < at_once:
-        raise KDError(
-            f"{rows:,} rows are fewer than --micro_batch_size {args.micro_batch_size} x {args.data_parallel_size} "
-            "replicas of the model take at a time; lower it, or give more rows."
-        )
+        raise KDError(fewer_than_at_once(rows, args.micro_batch_size, args.data_parallel_size))
     if args.train_iters < 1:
         raise KDError(too_few_rows(rows, args))
+
+
+def fewer_than_at_once(rows: int, micro_batch: int, replicas: int) -> str:
+    """The sentence for rows that do not fill one micro-batch of each replica."""
+    are = "1 row is" if rows == 1 else f"{rows:,} rows are"
+    return (
+        f"{are} fewer than --micro_batch_size {micro_batch} x {replicas} replicas of the model take at a time; "
+        "lower it, or give more rows."
+    )
 
 
 def too_few_rows(rows: int, args) -> str:
     """The sentence for rows that make no step."""
     epochs = f" in {args.num_train_epochs} epochs" if args.num_train_epochs > 1 else ""
-    return (
-        f"{rows:,} rows make no step of --global_batch_size {args.global_batch_size}{epochs}; give more, or lower it."
-    )
+    makes = "1 row makes" if rows == 1 else f"{rows:,} rows make"
+    return f"{makes} no step of --global_batch_size {args.global_batch_size}{epochs}; give more, or lower it."
 
 
 def check_supported(args) -> None:
@@ -101,11 +117,14 @@ def _check_folder(flag: str, path: str) -> None:
     folder, colon, part = path.rpartition(":")
     path = os.path.expanduser(os.path.join(folder, part) if colon and os.path.isdir(folder) else path)
     if not os.path.isdir(path):
-        if is_local(path):
-            raise KDError(f"--{flag} {path} does not exist; give an existing folder or the id of a model on a hub.")
+        meant = did_you_mean(Path(path))
+        if is_local(path) or meant:
+            meant = meant or "give an existing folder or the id of a model on a hub."
+            raise KDError(f"--{flag} {path} does not exist; {meant}")
         return
     if not os.path.exists(os.path.join(path, "config.json")):
-        raise KDError(f"--{flag} {path} has no config.json; give the folder of a Hugging Face model.")
+        meant = did_you_mean(Path(path), otherwise="give the folder of a Hugging Face model.")
+        raise KDError(f"--{flag} {path} has no config.json; {meant}")
 
 
 def read_config(path: str) -> dict | None:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from swift_kd_plugin.data.near_checkpoints import RESUMABLE, did_you_mean
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.train.checkpoint_manifest import read_saved_args
 
 EXPERTS = "expert_model_parallel_size"
+CHECKPOINTS = ("mcore_model", "mcore_adapter")
 LAYOUT = (
     *("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
     *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout"),
@@ -20,7 +22,10 @@ def resumed_flag(args) -> str | None:
 
 
 def check_resume(args) -> None:
-    """Raises KDError for an optimizer that is not there, or that lies in the layout of another run."""
+    """Raises KDError for what is no checkpoint, and for an optimizer that is not there or lies in another layout."""
+    for flag in CHECKPOINTS:
+        if getattr(args, flag):
+            _check_is_checkpoint(flag, Path(getattr(args, flag)).expanduser())
     if (flag := resumed_flag(args)) is None:
         return
     folder = Path(getattr(args, flag)).expanduser()
@@ -35,6 +40,15 @@ def check_resume(args) -> None:
             + (f"begin a new run from its weights, with {weights}." if exported else "add --no_load_optim true.")
         )
     _check_layout(args, flag, folder, saved)
+
+
+def _check_is_checkpoint(flag: str, folder: Path) -> None:
+    """A run's own folder has an args.json, too."""
+    if (folder / RESUMABLE).is_file():
+        return
+    if (meant := did_you_mean(folder, RESUMABLE)) or not (folder / "args.json").is_file():
+        meant = meant or "give the folder of a checkpoint (checkpoint-N)."
+        raise KDError(f"--{flag} {folder} has no {RESUMABLE}; {meant}")
 
 
 def checkpoint_of(args) -> tuple[str | None, Path | None]:

@@ -1,12 +1,14 @@
 """What the launcher says of the flags of `megatron rlhf`, before a rank is started."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.start.flag_aliases import FLAG_ALIASES, VALUES
 from swift_kd_plugin.host.start.launch_checks import check_command, parse
 from swift_kd_plugin.host.start.megatron_flags import megatron_flags
 from tests.json_lines import write_json_lines
@@ -183,7 +185,15 @@ def test_every_flag_is_known_in_every_spelling():
         ({"dataset": "rows.jsonl#many"}, "--dataset rows.jsonl#many: what stands behind # is no number of rows"),
         ({"dataset": EXAMPLES / "README.md"}, "README.md is none of the files that are read"),
         ({"torch_dtype": "float32"}, "--torch_dtype float32 trains in fp16; add --fp16 false --bf16 false"),
-        ({"resume_from_checkpoint": "x"}, "--resume_from_checkpoint (here it is --mcore_model)"),
+        (
+            {"resume_from_checkpoint": "x"},
+            "--resume_from_checkpoint (here it is --mcore_model, the checkpoint, with finetune false)",
+        ),
+        ({"warmup_ratio": 0.1}, "--warmup_ratio (here it is --lr_warmup_fraction)"),
+        ({"tp": 2}, "unknown on the command line: --tp (here it is --tensor_model_parallel_size)"),
+        ({"output": "x"}, "unknown on the command line: --output (did you mean --output_dir?)"),
+        ({"micro_batch_size": 16}, "10 rows are fewer than --micro_batch_size 16 x 1 replicas of the model take at a"),
+        ({"max_length": 1}, "--max_length 1: none of the 10 rows fits into it, the shortest has at least 2 tokens"),
         ({"kd_lambda": 7}, "--kd_lambda is 7.0; it must lie between 0 and 1."),
         ({"kd_beta": 0.3, "kd_divergence": "skew_kl"}, "--kd_beta belongs to --kd_divergence jsd."),
         ({"kd_ce_alpha_final": 0.5}, "--kd_ce_alpha_final is where a schedule ends; say with --kd_ce_alpha where it"),
@@ -244,12 +254,64 @@ def test_an_adapter_of_one_end_of_a_tied_teacher_is_refused(words, tmp_path):
         teacher = tmp_path / f"tied_{tied}"
         teacher.mkdir()
         (teacher / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        (teacher / "tokenizer_config.json").write_text("{}")
         given = words(teacher_model=teacher, kd_teacher_adapters=tmp_path / "adapter")
         if tied:
             said = f"{tmp_path}/adapter changes lm_head.weight, and the teacher {teacher} has one tensor for embedding"
             assert said.replace("changes ", "changes base_model.model.") in message(given)
         else:
             check_command(given, CPU)
+
+
+def copy_model(folder, *left_out: str) -> None:
+    folder.mkdir(parents=True)
+    for file in BASE_MODEL.iterdir():
+        if file.name not in left_out:
+            (folder / file.name).symlink_to(file)
+
+
+def test_a_checkpoint_is_found_below_or_beside_what_was_given(words, tmp_path):
+    run = tmp_path / "output/student"
+    for version, step in (("v0-20261129-012931", 80), ("v2-20261130-090000", 8), ("v2-20261130-090000", 60)):
+        copy_model(run / version / f"checkpoint-{step}")
+        (run / version / f"checkpoint-{step}/latest_checkpointed_iteration.txt").write_text(f"{step}")
+        (run / version / f"checkpoint-{step}/adapter_config.json").write_text("{}")
+    (run / "v2-20261130-090000/args.json").write_text("{}")
+    newest, old = run / "v2-20261130-090000/checkpoint-60", run / "v0-20261129-012931/checkpoint-80"
+    for given, meant in ((run, newest), (run.parent, newest), (run / "checkpoint-80", old), (newest.parent, newest)):
+        for flags in (
+            *({"model": given}, {"teacher_model": given}, {"mcore_model": given}, {"kd_teacher_adapters": given}),
+            *({"mcore_adapter": given, "tuner_type": "lora"}, {"adapters": given, "tuner_type": "lora"}),
+        ):
+            assert f"did you mean {meant}?" in message(words(**flags)), flags
+    check_command(words(model=newest), CPU)
+
+
+def test_a_model_without_a_tokenizer_is_refused(words, tmp_path):
+    copy_model(tmp_path / "bare", "tokenizer.json", "tokenizer_config.json")
+    for flag in ("model", "teacher_model"):
+        said = message(words(**{flag: tmp_path / "bare"}))
+        assert said.startswith(f"--{flag} {tmp_path}/bare has no tokenizer; copy its files (tokenizer.json, ...)")
+
+
+def test_names_of_other_trainers_are_none_of_ours():
+    assert set(FLAG_ALIASES.values()) <= set(megatron_flags())
+    assert not set(FLAG_ALIASES) & set(megatron_flags())
+    assert set(VALUES) <= set(FLAG_ALIASES)
+
+
+def test_flags_of_ms_swifts_other_trainer_are_translated():
+    """Those of `swift sft` that people change, and that are no flags of `megatron rlhf`."""
+    from swift.arguments import SftArguments
+
+    of_sft = {field.name for field in fields(SftArguments)}
+    changed = {
+        *("learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *("max_steps", "warmup_ratio", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "optim", "eval_strategy"),
+        *("gradient_checkpointing", "adam_epsilon", "resume_from_checkpoint", "save_only_model", "logging_dir"),
+    }
+    assert changed - of_sft <= {"warmup_ratio", "logging_dir"}  # gone from transformers 5, and still typed
+    assert changed <= set(FLAG_ALIASES)
 
 
 def write_adapter(folder, settings: dict | None = None, **layers: int) -> None:
@@ -345,6 +407,7 @@ def test_an_adapter_of_a_vision_tower_has_matrices_of_its_own(words, tmp_path):
 )
 def test_a_resumed_adapter_has_the_flags_that_it_was_trained_with(words, tmp_path, flags, said):
     write_adapter(tmp_path / "adapter", {"r": 8, "lora_alpha": 32, "use_rslora": True}, **ALL)
+    (tmp_path / "adapter/latest_checkpointed_iteration.txt").write_text("4")
     given = words(mcore_adapter=tmp_path / "adapter", **{"use_rslora": "true", **flags})
     if said is None:
         check_command(given, CPU)
@@ -371,6 +434,7 @@ def test_an_embedding_that_is_the_output_layer_is_not_saved_beside_an_adapter(wo
         model = tmp_path / f"tied_{tied}"
         model.mkdir()
         (model / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        (model / "tokenizer_config.json").write_text("{}")
         given = words(model=model, tuner_type="lora", modules_to_save="word_embeddings")
         if tied:
             assert f"the embedding of {model} is its output layer, too" in message(given)
@@ -386,6 +450,7 @@ def test_a_config_that_is_none_is_one_sentence_or_left_to_who_reads_it(words, tm
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (model / "tokenizer_config.json").write_text("{}")
     if "heads" in str(content):
         check_command(words(model=model), CPU)
     else:
@@ -425,7 +490,7 @@ def test_one_negation_is_that_of_the_parser():
 def test_a_flag_from_a_file_is_a_key_of_it(words):
     with pytest.raises(KDError, match=r"^run.yaml: unknown key 'lrr' \(did you mean 'lr'\?\)"):
         check_command(words(lrr=1), CPU, "run.yaml", {"lrr": 1})
-    assert message(["none.yaml"]) == "none.yaml does not exist; give an existing file, or flags."
+    assert message(["none.yaml"]) == "none.yaml does not exist; check the path."
 
 
 def test_a_length_into_which_no_row_fits_is_said(words, tmp_path):
