@@ -1,11 +1,16 @@
 """What is refused before any rank starts."""
 
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
 from swift_kd_plugin.launcher import DEFAULT_PORT, PORTS_OF_CONNECTIONS, check_launch, free_port
 from tests.launching.commands import BIN, HAS_GPU, environment, run_command
+from tests.launching.left_behind import processes_in, wait_until_gone
 
 RAY = "--use_ray takes another trainer of ms-swift that the plugin does not reach"
 
@@ -169,3 +174,56 @@ def test_the_other_rlhf_command_is_refused(tmp_path):
     assert code == 1
     assert "start with `megatron rlhf`" in log
     assert "Traceback" not in log
+
+
+# A launcher, what it starts as torchrun does, and a rank in a session of its own; STUBBORN ones hear no SIGTERM.
+LAUNCHER = """
+import os, subprocess, sys
+from swift_kd_plugin.launcher import end_ranks_with_launcher
+end_ranks_with_launcher()
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+TORCHRUN = """
+import os, signal, subprocess, sys
+rank = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+def end(number, _):
+    if STUBBORN:
+        return
+    rank.terminate()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+os.write(1, b"process %d\\nprocess %d\\n" % (os.getpid(), rank.pid))
+while rank.poll() is None:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_signal_to_the_launcher_ends_all_that_it_started(number, stubborn, tmp_path):
+    log = tmp_path / "log.txt"
+    argv = [sys.executable, "-c", LAUNCHER, TORCHRUN.replace("STUBBORN", str(stubborn))]
+    with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as launcher:
+        end = time.monotonic() + 60
+        while len(processes_in(log.read_text())) < 2:
+            assert launcher.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        launcher.send_signal(number)
+        while f"{number.name}: the run is being ended; once more ends it at once" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        if stubborn:
+            launcher.send_signal(number)
+        assert launcher.wait(30) == 128 + number
+    wait_until_gone(processes_in(log.read_text()))
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_launcher_that_is_to_outlive_its_terminal_does(tmp_path):
+    code = (
+        "import signal\nfrom swift_kd_plugin.launcher import end_ranks_with_launcher\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nend_ranks_with_launcher()\n"
+        "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
