@@ -121,9 +121,10 @@ def _wake() -> None:
     from swift_kd_plugin.errors import report_and_exit, stop
     from swift_kd_plugin.launcher import act_as_single_process, is_megatron_rank, refuse_other_trainers, refuse_ray
     from swift_kd_plugin.ledger import when_imported
-    from swift_kd_plugin.requirements import find_unsupported
+    from swift_kd_plugin.requirements import find_unsupported, quiet_bitsandbytes
 
     sys.excepthook = report_and_exit
+    quiet_bitsandbytes()
     problem = find_unsupported()
     if problem:
         stop(problem)

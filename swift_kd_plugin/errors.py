@@ -96,7 +96,7 @@ def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) 
     """`sys.excepthook` of the launcher: the ranks have spoken, so torchrun's own traceback is left out."""
     failures = getattr(error, "failures", None)
     if kind.__name__ == "SignalException":  # torchrun was told to end, and has ended the ranks
-        print_error(f"{one_line(error)}.")
+        print_error(f"the run was ended by {signal.Signals(error.sigval).name}.")
         return
     if kind.__name__ != "ChildFailedError" or not failures:
         sys.__excepthook__(kind, error, trace)

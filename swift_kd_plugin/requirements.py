@@ -1,5 +1,6 @@
 """The versions of the host that the plugin was written for. The ranges live in setup.py and nowhere else."""
 
+import logging
 from importlib import metadata
 
 CHECKED = ("ms-swift", "mcore-bridge", "megatron-core", "torch")
@@ -22,3 +23,8 @@ def find_unsupported() -> str | None:
         if not ranges[name].contains(version.partition("+")[0], prereleases=True):
             return f"{name} {version} is outside the supported range; install '{name}{ranges[name]}'."
     return None
+
+
+def quiet_bitsandbytes() -> None:
+    """To call before peft imports it: it warns of a kernel for CPUs on a hub, which nobody here uses."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

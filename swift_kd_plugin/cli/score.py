@@ -18,8 +18,9 @@ from swift_kd_plugin.recipes.source import read_recipe
 LEFT_OUT = (
     *("kd_lmbda_final", "kd_student_engine", "kd_teacher_engine", "kd_seq_kd_prob", "kd_teacher_temperature"),
     *("kd_teacher_gpu_memory_utilization", "kd_thinking_prob", "kd_truncated", "tuner_type", "adapters", "train_iters"),
-    *("vllm_mode", "mcore_model", "mcore_adapter"),
+    *("vllm_mode", "mcore_model", "mcore_adapter", "add_version"),
 )
+LOGS = "score"  # in the cache: what a training writes into output_dir is none of its own
 SET = {"kd_teacher_cache_mode": "fill", "lmbda": 0, "use_vllm": False, "seq_kd": False, "num_train_epochs": 1}
 
 
@@ -35,7 +36,7 @@ def score(
 
     It runs in the layout that the file or the overrides say, which may be another
     than the training's, and takes up a cache that is partly filled. Rows that are
-    held out for evaluation are scored, too.
+    held out for evaluation are scored, too. Its log lies in the cache, in `score`.
     """
     with errors_in_one_sentence("score"):
         recipe = read_recipe(file, overrides or [], tiny)
@@ -50,6 +51,7 @@ def score(
                 f"{file} has no kd_teacher_cache, the folder to fill; add it, or give kd_teacher_cache=FOLDER."
             )
         keys = {name: value for name, value in keys.items() if name not in LEFT_OUT} | SET
+        keys["output_dir"] = str(Path(keys["kd_teacher_cache"]) / LOGS)
         if not dry_run:
             provide_inputs(keys, recipe.origin, recipe.file, lambda line: typer.echo(line, err=True))
         command = megatron_command(keys)

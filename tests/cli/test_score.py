@@ -26,6 +26,7 @@ def test_what_the_student_does_is_left_out(tmp_path):
     assert code == 0, text
     for part in ("--kd_teacher_cache_mode fill", "--lmbda 0", "--tensor_model_parallel_size 2", "--num_train_epochs 1"):
         assert part in text
+    assert "--output_dir cache/score" in text
     for part in ("kd_student_engine", "train_iters"):
         assert part not in text
 

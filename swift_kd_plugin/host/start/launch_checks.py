@@ -189,6 +189,10 @@ def check_files(args: argparse.Namespace) -> None:
                 raise KDError(f"--{flag} {folder} does not exist; {meant}")
     if args.kd_teacher_cache:
         _check_cache_folder(args.kd_teacher_cache, args.kd_teacher_cache_mode)
+        if args.kd_teacher_cache_mode == "read" and not args.teacher_model_server:
+            from swift_kd_plugin.host.teacher.cache_choice import check_read_cache  # needs torch
+
+            check_read_cache(args)
     for flag in LOCAL_FILES:
         for file in as_list(getattr(args, flag)):
             if file != NAME and file.endswith((".py", ".json")) and not Path(file).expanduser().is_file():

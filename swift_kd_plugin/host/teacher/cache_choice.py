@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import distributed as dist
 
@@ -13,6 +14,7 @@ from swift_kd_plugin.teacher.teacher_cache import TeacherCache, caches_in
 
 FLAG = "--kd_teacher_cache"
 AUTO = "let --kd_teacher_cache_mode auto score what is missing"
+NOTHING = f"{{}} {{}} holds no rows of any teacher; check the path, or {AUTO}."
 BUILT = ("rope_scaling", "moe_expert_capacity_factor")
 FULL = 16  # bits
 FEATURES = "features"  # codec
@@ -68,11 +70,44 @@ def identity_of_layer(teacher: CacheIdentity, hidden: int, layer: int) -> CacheI
     return replace(teacher, codec=FEATURES, settings={"hidden": hidden, "layer": layer})
 
 
+def check_read_cache(args) -> None:
+    """Raises KDError if --kd_teacher_cache_mode read finds nothing of this teacher, as far as flags and files tell.
+
+    What Megatron would build of the teacher is compared when it is known.
+    """
+    folder = cache_folder(args)
+    shards = [read_shard(files[0]) for files in caches_in(folder)]
+    if not shards:
+        raise KDError(NOTHING.format(FLAG, folder))
+    topk = args.kd_topk or args.gkd_logits_topk
+    wanted = {"bits": args.kd_teacher_bits or FULL, "codec": "hidden" if topk is None else "topk"}
+    if topk is not None:
+        wanted |= {"k": topk, "temperature": args.temperature if args.kd_temperature is None else args.kd_temperature}
+    teacher = Path(args.teacher_model or args.model or "").expanduser()
+    if teacher.is_dir():
+        wanted["teacher"] = fingerprint(teacher)
+    held = [(CacheIdentity.from_json(shard.identity), json.loads(shard.about)) for shard in shards]
+    found = [(_differences(one, wanted), about) for one, about in held if one.codec != FEATURES]
+    if found and all(differences for differences, _ in found):
+        differences, about = min(found, key=lambda item: len(item[0]))
+        name, (there, here) = next(iter(differences.items()))
+        raise KDError(_of_another(folder, _differs_in(name, about.get("teacher", "a teacher"), there, here)))
+
+
+def _differences(held: CacheIdentity, wanted: dict) -> dict[str, tuple]:
+    """What is stored otherwise than wanted, by name: there and here."""
+    there = {"bits": held.bits, "codec": held.codec, "teacher": held.teacher, **held.settings}
+    clipped = dict(wanted)
+    if held.codec == "topk" and "k" in wanted:
+        clipped["k"] = min(wanted["k"], held.settings["vocabulary"])
+    return {name: (there.get(name), value) for name, value in clipped.items() if there.get(name) != value}
+
+
 def why_nothing(folder: Path, wanted: CacheIdentity) -> str:
     """The sentence for a folder without a sample of this teacher: what is nearest to it there."""
     shards = [read_shard(files[0]) for files in caches_in(folder)]
     if not shards:
-        return f"{FLAG} {folder} holds no rows of any teacher; check the path, or {AUTO}."
+        return NOTHING.format(FLAG, folder)
 
     def distance(shard: Shard) -> tuple[bool, int]:
         identity = CacheIdentity.from_json(shard.identity)
@@ -82,13 +117,19 @@ def why_nothing(folder: Path, wanted: CacheIdentity) -> str:
     found = CacheIdentity.from_json(shard.identity).differs_in(wanted)
     name, (there, here) = next(iter(found.items()))
     of = json.loads(shard.about).get("teacher", "a teacher")
-    if name == "teacher":
-        said = f"those are of {of}, whose weights or config.json are others than this run's"
-    elif name == "adapters":
-        said = f"those of {of} were written with {len(there)} adapters, and are not those of this run"
-    else:
-        said = f"those of {of} have {name} {there}, and this run has {here}"
+    return _of_another(folder, _differs_in(name, of, there, here))
+
+
+def _of_another(folder: Path, said: str) -> str:
     return f"{FLAG} {folder} holds no rows of this teacher: {said}; give the same teacher and codec, or {AUTO}."
+
+
+def _differs_in(name: str, of: str, there: Any, here: Any) -> str:
+    if name == "teacher":
+        return f"those are of {of}, whose weights or config.json are others than this run's"
+    if name == "adapters":
+        return f"those of {of} were written with {len(there)} adapters, and are not those of this run"
+    return f"those of {of} have {name} {there}, and this run has {here}"
 
 
 def why_no_layer(folder: Path, wanted: CacheIdentity) -> str:

@@ -15,5 +15,6 @@ def loss_is_fused(trainer: HostTrainer) -> bool:
     if reason is None and not trainer.args.kd_fused_loss:
         reason = "--kd_fused_loss is false"
     taken = "hidden states" if reason is None else f"logits, not its hidden states: {reason}"
-    logger.info(f"The loss takes the student's {taken}.")
+    if trainer.args.kd_teacher_cache_mode != "fill":  # there is no loss
+        logger.info(f"The loss takes the student's {taken}.")
     return reason is None

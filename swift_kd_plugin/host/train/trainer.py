@@ -60,7 +60,8 @@ class KDTrainer(BaseTrainer, loss="plugin"):
             check_same_tokens(template.tokenizer, args.teacher_model_dir)
         self.kd.fused = loss_is_fused(self)
         self.kd.metric_names = metric_names(self.kd.source.outputs.metric_names, args.kd_metrics)
-        logger.info(f"Loss per token: {self.kd.objective}; token policy: {self.kd.objective.policy.name}")
+        if args.kd_teacher_cache_mode != "fill":  # there is no loss
+            logger.info(f"Loss per token: {self.kd.objective}; token policy: {self.kd.objective.policy.name}")
 
     def _setup_teacher(self) -> None:
         # ms-swift's client waits for the servers. This trainer has its own, and in a run that only reads a cache none.

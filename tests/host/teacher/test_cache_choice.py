@@ -1,15 +1,24 @@
 """What a run that only reads says of a cache that is not its own, and which entry a sample has."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 import torch
 
+from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.response_labels import IGNORED
-from swift_kd_plugin.host.teacher.cache_choice import identity_of_layer, why_missing, why_no_layer, why_nothing
+from swift_kd_plugin.host.teacher.cache_choice import (
+    check_read_cache,
+    identity_of_layer,
+    why_missing,
+    why_no_layer,
+    why_nothing,
+)
 from swift_kd_plugin.host.teacher.cache_keys import cache_entry
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache
+from tests.paths import BASE_MODEL
 from tests.teacher.test_teacher_cache import IDENTITY, TOPK, hidden_values, key
 
 AUTO = "or let --kd_teacher_cache_mode auto score what is missing."
@@ -38,6 +47,33 @@ def test_a_cache_of_another_teacher_is_told_apart(cache, tmp_path, wanted, said)
     assert sentence.startswith(f"--kd_teacher_cache {tmp_path} holds no rows of this teacher: those ")
     assert said in sentence
     assert sentence.endswith(AUTO)
+
+
+def read_flags(folder, **changes) -> Namespace:
+    flags = {"kd_teacher_cache": str(folder), "kd_topk": None, "gkd_logits_topk": None, "kd_teacher_bits": None}
+    flags |= {"temperature": 1.0, "kd_temperature": None, "model": "org/small", "teacher_model": "org/big"}
+    return Namespace(**flags | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kd_teacher_bits": 4}, "those of models/big have bits 16, and this run has 4"),
+        ({"kd_topk": 8}, "those of models/big have codec hidden, and this run has topk"),
+        ({"teacher_model": str(BASE_MODEL)}, "those are of models/big, whose weights or config.json are others than"),
+    ],
+)
+def test_what_flags_and_files_tell_of_a_cache_is_said_before_a_rank_starts(cache, tmp_path, changes, said):
+    check_read_cache(read_flags(tmp_path))
+    with pytest.raises(KDError) as error:
+        check_read_cache(read_flags(tmp_path, **changes))
+    assert str(error.value).startswith(f"--kd_teacher_cache {tmp_path} holds no rows of this teacher: {said}")
+    assert str(error.value).endswith(AUTO)
+
+
+def test_a_cache_without_rows_is_said_before_a_rank_starts(tmp_path):
+    with pytest.raises(KDError, match="holds no rows of any teacher; check the path"):
+        check_read_cache(read_flags(tmp_path))
 
 
 def test_an_empty_folder_is_told(tmp_path):
