@@ -165,8 +165,8 @@ class GenerationFlags:
     kd_student_engine: Literal["vllm", "transformers", "megatron"] | None = flag(
         None,
         "Who runs the student when it writes: 'transformers' with a copy of the model on each device, 'megatron' with "
-        "the training model in place, which is slow. Default: vLLM with --use_vllm true; without it the student does "
-        "not write, as in ms-swift.",
+        "the training model in place, which is slow. Default: vLLM with --use_vllm true (ms-swift's default), where "
+        "--vllm_mode must say colocate or server; with --use_vllm false the student does not write, as in ms-swift.",
     )
     kd_teacher_engine: Literal["auto", "vllm", "server", "transformers", "megatron"] = flag(
         "auto",

@@ -25,6 +25,12 @@ def kind_of(name: str, words: list[str]) -> str | None:
     return "tools"
 
 
+def end_of_log(kind: str) -> str:
+    """What a warm process said last, such as why the stack cannot be imported."""
+    with open(os.path.join(os.path.dirname(BIN), f"{kind}.log"), errors="replace") as log:
+        return log.read()[-3000:]
+
+
 def main() -> int:
     name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     kind = kind_of(name, words)
@@ -39,7 +45,8 @@ def main() -> int:
     connection.sendall(data[sent:])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
-    page = json.loads(connection.makefile().readline() or '{"error": "the warm process died"}')
+    line = connection.makefile().readline()
+    page = json.loads(line) if line else {"error": f"the warm process died:\n{end_of_log(kind)}"}
     if "error" in page:
         print(page["error"], file=sys.stderr)
         return 1

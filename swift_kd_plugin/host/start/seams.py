@@ -75,6 +75,9 @@ SEAMS = (
     Seam("base", f"{BASE}.merge_lora_adapters", "self adapter_name", "frozen weights keep every bit"),
     Seam("base", f"{BASE}.unmerge_lora_adapters", "self", "the end of what merge_lora_adapters began"),
     Seam("base", f"{BASE}._prepare_dataloader", "self train_dataset val_dataset", "every row is used equally often"),
+    Seam(
+        "base", f"{BASE}.cyclic_iter", "self iterable use_origin_cyclic", "rows are one stream, whose epochs it knows"
+    ),
     Seam("base", f"{BASE}.evaluate", "self val_data_iterator", "the same rows each time, each once"),
     Seam("base", f"{BASE}._determine_best_metric", "self metrics", "what is no number is not the best"),
     Seam("base", f"{BASE}.train_step", "self train_data_iterator", "peak memory, time of a step"),

@@ -95,6 +95,14 @@ class BaseTrainer(RolloutHooks):
         sampler = sampler_for(self.args, train_dataset, used, replica, replicas)
         return self._create_dataloader(train_dataset, sampler), None
 
+    def cyclic_iter(self, iterable, use_origin_cyclic: bool = False):
+        # Stock says that epoch 0 starts whenever a run does; rows are one endless stream here.
+        used, endless = self.state.consumed_train_samples, not self.args.streaming
+        if used and endless and not use_origin_cyclic and iterable is not None:
+            epoch, taken = divmod(used, len(iterable.dataset))
+            logger.info(f"Training goes on after {used:,} rows, {taken:,} into epoch {epoch}.")
+        return super().cyclic_iter(iterable, use_origin_cyclic or endless)
+
     def evaluate(self, val_data_iterator) -> dict:
         for model in self.wrapped_models:
             model.eval()
