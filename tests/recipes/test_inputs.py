@@ -65,6 +65,6 @@ def test_another_folder_than_the_recipes_paths_begin_in_is_named(clone, tmp_path
     with pytest.raises(KDError) as error:
         provide(clone, keys)
     assert str(error.value) == (
-        f"run.yaml, dataset: dataset data/rows.jsonl is not in the current folder, {tmp_path}, but in {clone}; paths of "
-        f"a recipe begin in the current folder, so start it from there (cd {clone})."
+        f"run.yaml, dataset: dataset data/rows.jsonl is not in the current folder, {tmp_path}, but in {clone}; paths "
+        f"of a recipe begin in the current folder, so start it from there (cd {clone})."
     )
