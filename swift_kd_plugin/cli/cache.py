@@ -43,7 +43,7 @@ def check(folder: Folder) -> None:
             typer.echo(sentence, err=True)
         if damaged:
             raise KDError(damaged[0])
-        typer.echo(f"{len(found):,} shards are whole")
+        typer.echo(f"{len(found):,} shards are whole" if found else f"{folder} holds no rows of any teacher")
 
 
 @cache.command()

@@ -6,8 +6,7 @@ import typer
 from typer import Option
 
 from swift_kd_plugin.cli import shared_flags
-from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
-from swift_kd_plugin.cli.show import open_id
+from swift_kd_plugin.cli.reporting import Quiet, errors_in_one_sentence, open_id, print_report
 
 WHO, HOW, WHAT, MEASURED = shared_flags.WHO, shared_flags.HOW, shared_flags.WHAT, "What is measured"
 
@@ -108,14 +107,15 @@ def evaluate(
     server_timeout: shared_flags.ServerTimeout = 600,
     shard_size: shared_flags.ShardSize = 256,
     overwrite: shared_flags.Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compares models on a dataset: report.md, report.json, report.csv and answers.jsonl. A killed run goes on."""
-    flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
+    flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("config", "quiet")}
     with errors_in_one_sentence("eval"):
         from swift_kd_plugin.evaluation.run_eval import run_evaluation
         from swift_kd_plugin.generation.model_setup import ModelOptions
 
         table, notes = run_evaluation(ModelOptions(**flags), open_id)
-        print_report(notes)
+        print_report(notes, quiet)
         typer.echo(table)
         typer.echo(f"{output} has report.md with samples, report.json, report.csv and answers.jsonl", err=True)

@@ -6,8 +6,7 @@ import typer
 from typer import Option
 
 from swift_kd_plugin.cli import shared_flags
-from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
-from swift_kd_plugin.cli.show import open_id
+from swift_kd_plugin.cli.reporting import Quiet, errors_in_one_sentence, open_id, print_report
 from swift_kd_plugin.errors import KDError
 
 WHO, HOW, WHICH = shared_flags.WHO, shared_flags.HOW, "Which responses are kept"
@@ -131,16 +130,17 @@ def generate(
     server_timeout: shared_flags.ServerTimeout = 600,
     shard_size: shared_flags.ShardSize = 256,
     overwrite: shared_flags.Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Writes responses.jsonl, a dataset of ms-swift, and a report. A killed run goes on when it is started again."""
-    flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
+    flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("config", "quiet")}
     with errors_in_one_sentence("generate"):
         from swift_kd_plugin.generation.run_generate import Options, generate_rows
         from swift_kd_plugin.generation.shard_store import PAGE, RESPONSES
 
         report = generate_rows(Options(**flags), open_id)
-        print_report(report.input)
-        for line in report.lines():
+        print_report(report.input, quiet)
+        for line in report.lines(quiet):
             typer.echo(line, err=True)
         if not report.accepted:
             raise KDError(

@@ -4,20 +4,17 @@ import os
 import tempfile
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from datasets import Dataset
-from tqdm import tqdm
 
-from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
-from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.dataset_specs import File, PairsSpec, RowsSpec
-from swift_kd_plugin.data.export import write_jsonl
-from swift_kd_plugin.data.leaks import Suspicions
-from swift_kd_plugin.data.pairing import ResponseRule
-from swift_kd_plugin.data.row_store import to_rows
+from swift_kd_plugin.cli.reporting import Quiet, errors_in_one_sentence, print_report
 from swift_kd_plugin.errors import KDError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from swift_kd_plugin.data.dataset_specs import PairsSpec
 
 ROWS_FOR_COLUMN_NAMES = 100
 Keep = Literal["report", "drop"]
@@ -46,32 +43,56 @@ def pair(
     ),
     quotes: Annotated[Keep, typer.Option(help="Responses that speak of the experience: keep or drop.")] = "report",
     report: Annotated[Path | None, typer.Option(help="Also write what became of every row here, as JSON.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="End at the first row that cannot be used.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with an error that names the rows that cannot be used.")
+    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Writes rows with both views: `messages` (the student's, with the response) and `teacher_messages`.
 
     Rows that cannot be paired are left out and reported with file, line and reason.
     """
-    with errors_in_one_sentence("pair"), tempfile.TemporaryDirectory() as folder:
+    with errors_in_one_sentence("pair"):
+        from swift_kd_plugin.data.dataset_specs import File, PairsSpec, RowsSpec
+        from swift_kd_plugin.data.leaks import Suspicions
+        from swift_kd_plugin.data.pairing import ResponseRule
+
         check_outputs(output, {"--exp": exp, "--noexp": noexp, "--output": output, "--report": report})
         sides = [RowsSpec(str(path), File(path, str(path))) for path in (exp, noexp)]
         rule, suspicions = ResponseRule(response, gold), Suspicions(leaks, quotes)
         node = PairsSpec(str(output), *sides, on, duplicates, None, rule, suspicions)
-        builder = Builder(Path(folder), strict=strict)
-        dataset, made = builder.dataset(node)
-        if len(dataset):
-            count = write_jsonl(output, tqdm(to_rows(dataset), "writing", len(dataset), unit="row", disable=None))
-        print_report(made)
-        if report:
-            made.write(report)
-        if not len(dataset):
-            columns = "; ".join(f"{side.name} has {columns_of(builder.dataset(side)[0])}" for side in sides)
-            raise KDError(f"no pair could be made, and {output} is not written; for --on and --gold {columns}.")
+        count = write_pairs(node, output, report, strict, quiet)
         typer.echo(f"{count:,} rows are in {output}", err=True)
 
 
-def columns_of(dataset: Dataset) -> str:
+def write_pairs(node: "PairsSpec", output: Path, report: Path | None, strict: bool, quiet: bool) -> int:
+    """Writes the pairs, says what became of every row and returns their number. Raises KDError if there are none."""
+    from tqdm import tqdm
+
+    from swift_kd_plugin.data.build import Builder
+    from swift_kd_plugin.data.export import write_jsonl
+    from swift_kd_plugin.data.row_store import to_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        builder = Builder(Path(folder), strict=strict)
+        dataset, made = builder.dataset(node)
+        count = len(dataset)
+        if count:
+            write_jsonl(output, tqdm(to_rows(dataset), "writing", count, unit="row", disable=None))
+        print_report(made, quiet)
+        if report:
+            made.write(report)
+        if not count:
+            sides = (node.exp, node.noexp)
+            columns = "; ".join(f"{side.name} has {columns_of(builder.dataset(side)[0])}" for side in sides)
+            raise KDError(f"no pair could be made, and {output} is not written; for --on and --gold {columns}.")
+    return count
+
+
+def columns_of(dataset: "Dataset") -> str:
     """Names of the columns beside those of a conversation, of the first rows."""
+    from swift_kd_plugin.data.row_store import to_rows
+
     names = {name for row in islice(to_rows(dataset), ROWS_FOR_COLUMN_NAMES) for name in row.get("columns", {})}
     if not len(dataset):
         return "no rows"

@@ -1,12 +1,18 @@
-"""What several subcommands need: errors as one sentence, and the report on the screen."""
+"""What several subcommands need: errors as one sentence, the report on the screen, and ids that are no files.
+
+Whatever takes long to import is imported by the function that needs it, so that --help answers at once.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.errors import KDError
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print no notes and no examples of what is left out.")]
 
 
 @contextmanager
@@ -19,6 +25,19 @@ def errors_in_one_sentence(command: str) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def print_report(report: Report) -> None:
-    for line in report.lines():
+def print_report(report: Report, quiet: bool = False, left_out: str = "left out") -> None:
+    """Prints what became of the input rows: of notes an example each, of what is left out a few.
+
+    Args:
+        quiet: only how many rows are left out, and why.
+        left_out: what the command calls that.
+    """
+    for line in report.summary(quiet, left_out):
         typer.echo(line, err=True)
+
+
+def open_id(dataset_id: str) -> Any:
+    """The rows of a dataset by its id, as ms-swift loads it."""
+    from swift_kd_plugin.host.rows.row_loader import open_dataset
+
+    return open_dataset(dataset_id)

@@ -21,7 +21,8 @@ LEFT_OUT = (
     *("vllm_mode", "mcore_model", "mcore_adapter", "add_version"),
 )
 LOGS = "score"  # in the cache: what a training writes into output_dir is none of its own
-SET = {"kd_teacher_cache_mode": "fill", "lmbda": 0, "use_vllm": False, "seq_kd": False, "num_train_epochs": 1}
+SET = ("kd_teacher_cache_mode=fill", "lmbda=0", "use_vllm=false", "seq_kd=false", "num_train_epochs=1")
+OF_A_TEACHER = (*(f"{name}=null" for name in LEFT_OUT), *SET)
 
 
 def score(
@@ -39,18 +40,17 @@ def score(
     held out for evaluation are scored, too. Its log lies in the cache, in `score`.
     """
     with errors_in_one_sentence("score"):
-        recipe = read_recipe(file, overrides or [], tiny)
+        recipe = read_recipe(file, [*(overrides or []), *OF_A_TEACHER], tiny)
         if has_stages(recipe):
             raise KDError(
                 f"{file} has stages, and a teacher scores the rows of one run; write the flags of a stage into a file "
                 "of its own, with the responses that it reads as its dataset."
             )
-        keys = plain_keys(recipe, megatron_flags())
-        if not keys.get("kd_teacher_cache"):
+        if not recipe.config.get("kd_teacher_cache"):
             raise KDError(
                 f"{file} has no kd_teacher_cache, the folder to fill; add it, or give kd_teacher_cache=FOLDER."
             )
-        keys = {name: value for name, value in keys.items() if name not in LEFT_OUT} | SET
+        keys = plain_keys(recipe, megatron_flags())
         keys["output_dir"] = str(Path(keys["kd_teacher_cache"]) / LOGS)
         if not dry_run:
             provide_inputs(keys, recipe.origin, recipe.file, lambda line: typer.echo(line, err=True))

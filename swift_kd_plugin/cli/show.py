@@ -1,36 +1,25 @@
-"""`swift-kd show`: rows of a data.yaml or of a file as both models will see them."""
+"""`swift-kd show`: rows of a data.yaml or of files as both models will see them."""
 
-import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from itertools import groupby, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from swift_kd_plugin.cli.reporting import errors_in_one_sentence, print_report
+from swift_kd_plugin.cli.reporting import Quiet, errors_in_one_sentence, open_id, print_report
 from swift_kd_plugin.config.typed_keys import suggest
-from swift_kd_plugin.data.build import Builder
-from swift_kd_plugin.data.data_yaml import read_data_yaml
-from swift_kd_plugin.data.dataset_specs import DatasetSpec, File, RowsSpec
-from swift_kd_plugin.data.row_store import to_rows
-from swift_kd_plugin.data.rows import Place, Row, text_of, without_response
-from swift_kd_plugin.data.trained_turns import turn_weights
-from swift_kd_plugin.data.views import has_teacher_view, teacher_view
 from swift_kd_plugin.errors import KDError
 
-TRAINED, WEIGHTED, OWN, CONTEXT = "bold green", "green", "black on yellow", "dim"
-# Where there is no colour, signs say the same.
-SIGNS = {TRAINED: ("«", "»"), WEIGHTED: ("‹", "›"), OWN: ("⟦", "⟧"), CONTEXT: ("", "")}
+if TYPE_CHECKING:
+    from swift_kd_plugin.data.dataset_specs import DatasetSpec
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="A data.yaml, or a file of rows.")],
-    name: Annotated[str | None, typer.Argument(help="The dataset in the data.yaml.")] = None,
-    number: Annotated[int, typer.Option("-n", help="How many rows.", min=1)] = 3,
+    file: Annotated[Path, typer.Argument(help="A data.yaml, or a file of rows (.jsonl, .json, .csv, .tsv, .parquet).")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|FILE]...", help="Datasets of the data.yaml, all by default; or more files."),
+    ] = None,
+    number: Annotated[int, typer.Option("-n", help="How many rows of each.", min=1)] = 3,
     model: Annotated[
         str | None, typer.Option(help="A model whose tokenizer shows the tokens and what is trained on.")
     ] = None,
@@ -45,115 +34,81 @@ def show(
         Literal["true", "false"] | None, typer.Option("--enable_thinking", help="As in training.")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Put a bar between tokens.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Prints rows: green is trained on, yellow is what only this view has, grey is context."""
-    with errors_in_one_sentence("show"), tempfile.TemporaryDirectory() as folder:
-        node = choose(file, name)
-        dataset, report = Builder(Path(folder), open_id).dataset(node)
-        print_report(report)
+    """Prints rows: green is trained on, yellow is what only this view has, grey is context.
+
+    Rows that training would refuse are counted and named, and so is what training
+    would make of the rest that one may not expect.
+    """
+    with errors_in_one_sentence("show"):
+        from swift_kd_plugin.generation.model_folders import check_model_folder
+
+        if model:
+            check_model_folder(model)
+        nodes = choose(file, names or [])
         thinking = {None: None, "true": True, "false": False}[enable_thinking]
         made = load(model, template, model_type, loss_scale, thinking) if model else None
+        failed = []
+        for node in nodes:
+            try:
+                show_dataset(node, number, made, "|" if tokens else "", loss_scale, quiet)
+            except KDError as error:  # the others are shown all the same
+                failed.append(error)
+        if not model:
+            typer.echo("\n--model FOLDER shows the tokens and what is trained on.")
+        for error in failed[:-1]:
+            typer.echo(f"swift-kd show: error: {error}", err=True)
+        if failed:
+            raise failed[-1]
+
+
+def show_dataset(node: "DatasetSpec", number: int, template: Any, bar: str, loss_scale: str, quiet: bool) -> None:
+    """Says what becomes of a dataset's rows in training, and prints the first."""
+    import tempfile
+    from itertools import islice
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from swift_kd_plugin.cli.printed_rows import print_row
+    from swift_kd_plugin.data.build import Builder
+    from swift_kd_plugin.data.row_store import to_rows
+    from swift_kd_plugin.data.rows import Place
+    from swift_kd_plugin.data.trained_turns import say_what_is_trained
+
+    with tempfile.TemporaryDirectory() as folder:
+        dataset, report = Builder(Path(folder), open_id, tolerant=True).dataset(node)
+        say_what_is_trained(to_rows(dataset), loss_scale, report)
+        print_report(report, quiet, left_out="refused in training, or left out with --kd_bad_rows drop")
         console = Console(highlight=False, soft_wrap=True)
         for row in islice(to_rows(dataset), number):
             console.rule(Text(str(Place.of(row))))
-            print_row(row, made, console, "|" if tokens else "", loss_scale)
+            print_row(row, template, console, bar, loss_scale)
         if not len(dataset):
             console.print(f"{node.name} has no rows")
-        elif not model:
-            console.print("\n--model FOLDER shows the tokens and what is trained on.", style=CONTEXT)
 
 
-def choose(file: Path, name: str | None) -> DatasetSpec:
-    """Raises KDError if there is no such dataset."""
+def choose(file: Path, names: list[str]) -> "list[DatasetSpec]":
+    """The datasets that are meant. Raises KDError if there is no such file or dataset."""
+    from swift_kd_plugin.data.data_yaml import read_data_yaml
+    from swift_kd_plugin.data.dataset_specs import File, RowsSpec
+
     if file.suffix not in (".yaml", ".yml"):
-        if name is not None:
-            raise KDError(f"{file} is a file of rows, not a data.yaml; leave {name!r} out.")
-        if not file.is_file():
-            raise KDError(f"{file} does not exist; give a data.yaml or a file of rows.")
-        return RowsSpec(str(file), File(file.resolve(), str(file)))
+        files = [file, *map(Path, names)]
+        for path in files:
+            if not path.is_file():
+                behind = "" if path == file else f"; behind {file}, which is no data.yaml, only files may stand"
+                raise KDError(f"{path} does not exist; give a data.yaml or files of rows{behind}.")
+        return [RowsSpec(str(path), File(path.resolve(), str(path))) for path in files]
     nodes = read_data_yaml(file)
-    if name is None:
-        raise KDError(f"which dataset of {file}? It has {', '.join(nodes)}; put one behind it.")
-    if name not in nodes:
-        raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
-    return nodes[name]
-
-
-def open_id(dataset_id: str) -> Any:
-    from swift_kd_plugin.host.rows.row_loader import open_dataset
-
-    return open_dataset(dataset_id)
+    for name in names:
+        if name not in nodes:
+            raise KDError(f"{file} has no dataset {name!r}{suggest(name, nodes)}; it has {', '.join(nodes)}.")
+    return [nodes[name] for name in names or nodes]
 
 
 def load(model: str, template: str | None, model_type: str | None, loss_scale: str, thinking: bool | None) -> Any:
     from swift_kd_plugin.host.samples.preview import load_training_template
 
     return load_training_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)
-
-
-def print_row(row: Row, template: Any, console: Console, bar: str, loss_scale: str) -> None:
-    """Both views, as tokens if there is a template."""
-    if template is None:
-        for view, turns in text_views(row, loss_scale).items():
-            console.print(Text(view, "bold underline"))
-            for role, text, style in turns:
-                console.print(Text(f"{role}: ", "cyan").append_text(marked(text, style, console)))
-        return
-    from swift_kd_plugin.host.samples.preview import preview
-
-    for view, pieces in preview(row, template).items():
-        trained = sum(len(piece.ids) for piece in pieces if piece.weight)
-        count = sum(len(piece.ids) for piece in pieces)
-        head = f"{view}: {count} tokens, {trained} of them trained on{weights_of(pieces)}"
-        console.print(Text(head, "bold underline"))
-        text = Text()
-        for style, group in groupby(pieces, key=style_of):
-            text.append_text(marked(bar.join(piece.text for piece in group), style, console))
-            text.append(bar)
-        console.print(text)
-
-
-def weights_of(pieces: Sequence[Any]) -> str:
-    """How many tokens have which weight, where one has another than 1."""
-    counts = Counter(dict.fromkeys(sorted({piece.weight for piece in pieces if piece.weight}), 0))
-    for piece in pieces:
-        if piece.weight:
-            counts[piece.weight] += len(piece.ids)
-    if set(counts) <= {1}:
-        return ""
-    return " (" + ", ".join(f"{count} with weight {weight:g}" for weight, count in counts.items()) + ")"
-
-
-def style_of(piece) -> str:
-    if piece.weight:
-        return TRAINED if piece.weight == 1 else WEIGHTED
-    return OWN if piece.own else CONTEXT
-
-
-def style_of_weight(weight: float) -> str:
-    return CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED
-
-
-def marked(text: str, style: str, console: Console) -> Text:
-    if console.is_terminal:
-        return Text(text, style)
-    opening, closing = SIGNS[style]
-    return Text(f"{opening}{text}{closing}")
-
-
-def text_views(row: Row, loss_scale: str = "last_round") -> dict[str, list[tuple[str, str, str]]]:
-    """Role, text and style of each turn of each view, without a template; the role says a weight that is not 1."""
-    student = [(turn["role"], text_of(turn["content"])) for turn in row["messages"]]
-    weights = turn_weights(row["messages"], loss_scale)
-    prompt = without_response(row["messages"])
-    turns = [
-        (role if weight in (0, 1) else f"{role} (weight {weight:g})", text, style_of_weight(weight))
-        for (role, text), weight in zip(student, weights, strict=True)
-    ]
-    response, shown = turns[len(prompt) :], {"student": turns}
-    if has_teacher_view(row):
-        turns = [(turn["role"], text_of(turn["content"])) for turn in teacher_view(row).messages]
-        thought = [("thought", row["teacher_thought"], OWN)] if row.get("teacher_thought") else []
-        view = [(role, text, CONTEXT if (role, text) in student else OWN) for role, text in turns]
-        shown["teacher"] = [*view, *thought, *response]
-    return shown

@@ -181,4 +181,6 @@ def generate_flags() -> dict[str, Any]:
     """Names and types of the flags of `swift-kd generate` that a section may have."""
     hints = {name: str if hint == Path else hint for name, hint in get_type_hints(generate).items()}
     hints = {name: str | None if hint == Path | None else hint for name, hint in hints.items()}
-    return {name: hint for name, hint in hints.items() if name not in ("output", "config", "overwrite", "return")}
+    return {
+        name: hint for name, hint in hints.items() if name not in ("output", "config", "overwrite", "quiet", "return")
+    }

@@ -7,7 +7,7 @@ from swift_kd_plugin.data.column_names import RESPONSE
 from swift_kd_plugin.data.gold_answers import PREFERRED, find_conversation
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import SPEAKS, Message, Place, Row, RowError, response_of
-from swift_kd_plugin.data.turn_keys import is_off
+from swift_kd_plugin.data.turn_keys import TURNED_OFF, is_off, weights_of
 from swift_kd_plugin.data.turns import TOOL_ROLES
 
 GOLD = (*PREFERRED, *RESPONSE)
@@ -38,14 +38,33 @@ def check_answered(row: Row, strategy: str) -> None:
     if shares and any(weight for turn, weight in zip(messages, weights, strict=True) if turn["role"] in SPEAKS):
         return
     if any(map(is_off, spoken)) and messages[-1]["role"] in SPEAKS:
-        raise RowError("no response", "nothing of its response is trained: its turns have loss false or loss_scale 0")
+        raise RowError("no response", f"nothing of its response is trained: {TURNED_OFF}")
+    raise RowError(
+        "no response", f"it has no response to distil on, and no model writes one in this run; {_ways_to_answer(row)}"
+    )
+
+
+def say_what_is_trained(rows: Iterable[Row], strategy: str, report: Report) -> None:
+    """Notes the rows whose training is not what one may expect: without a response, or with answers left out of it."""
+    for row in rows:
+        messages = row["messages"]
+        weights = turn_weights(messages, strategy)
+        answers = [weight for turn, weight in zip(messages, weights, strict=True) if turn["role"] == "assistant"]
+        if not response_of(row):
+            report.note(
+                "no response, at which training ends unless a model writes one", _ways_to_answer(row), Place.of(row)
+            )
+        elif answers and answers[-1] and not all(answers) and not any(map(weights_of, messages)):
+            text = f"{answers.count(0):,} of {len(answers):,} answers; --loss_scale default trains all of them"
+            report.note(f"answers that --loss_scale {strategy} does not train", text, Place.of(row))
+
+
+def _ways_to_answer(row: Row) -> str:
     columns = row.get("columns", {})
     gold = next((name for name in GOLD if _is_answer(columns.get(name))), "COLUMN")
-    raise RowError(
-        "no response",
-        "it has no response to distil on, and no model writes one in this run; give it one, name the column that "
-        f"holds it (`gold: {gold}` in a data.yaml), or let the student (--lmbda 1 --use_vllm true) or the teacher "
-        "(--seq_kd true) write it",
+    return (
+        f"give it one, name the column that holds it (`gold: {gold}` in a data.yaml), or let the student (--lmbda 1 "
+        "--use_vllm true) or the teacher (--seq_kd true) write it"
     )
 
 

@@ -7,9 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swift_kd_plugin.data.build import sources_of
-from swift_kd_plugin.data.data_yaml import read_data_yaml
-from swift_kd_plugin.data.dataset_specs import File
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS
@@ -107,6 +104,11 @@ def _inputs(keys: dict[str, Any]) -> dict[str, str]:
     names = [str(name) for items in values.values() for name in items]
     paths = {name.partition("#")[0]: Path(name.partition("#")[0]).expanduser() for name in names}
     if "kd_datasets" in keys:
+        # `datasets` and pandas, which `swift-kd --help` does without.
+        from swift_kd_plugin.data.build import sources_of
+        from swift_kd_plugin.data.data_yaml import read_data_yaml
+        from swift_kd_plugin.data.dataset_specs import File
+
         nodes = read_data_yaml(keys["kd_datasets"])
         for name in {name.partition("#")[0] for name in names} & nodes.keys():
             paths |= {str(s.path): s.path for s in sources_of(nodes[name]) if isinstance(s, File)}

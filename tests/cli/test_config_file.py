@@ -10,7 +10,8 @@ def parse(command: str, *arguments: str) -> dict:
     """The values of a command's flags. Raises what the parser raises."""
     group = get_command(app)
     with group.make_context("swift-kd", [command, *arguments]) as ctx:
-        return group.commands[command].make_context(command, list(arguments), parent=ctx).params
+        _, found, _ = group.resolve_command(ctx, [command])
+        return found.make_context(command, list(arguments), parent=ctx).params
 
 
 GENERATE = ("generate", "--model", "m")

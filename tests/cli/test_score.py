@@ -38,3 +38,11 @@ def test_mistakes_are_one_sentence(tmp_path):
     code, text = score(tmp_path, FILE + "off_policy: {lr: 1e-5}\n")
     assert code == 1
     assert "has stages, and a teacher scores the rows of one run" in text
+
+
+def test_what_is_set_anyway_is_not_refused(tmp_path):
+    """Without lmbda the run's own flags would ask where the student writes."""
+    text = "\n".join(line for line in FILE.splitlines() if "lmbda" not in line and "engine" not in line)
+    code, page = score(tmp_path, text, "lmbda=1", "kd_teacher_cache_mode=read")
+    assert code == 0, page
+    assert page.count("--lmbda 0") == page.count("--kd_teacher_cache_mode fill") == 1

@@ -1,13 +1,18 @@
 """`swift-kd show`: both views of a row, as text and as tokens."""
 
 import io
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
-from swift_kd_plugin.cli.show import OWN, TRAINED, marked, text_views
+from swift_kd_plugin.cli.main import app
+from swift_kd_plugin.cli.printed_rows import OWN, TRAINED, marked, text_views
 from tests.json_lines import write_json_lines
 from tests.launching.commands import environment, run_tool
 from tests.paths import BASE_MODEL, DATA, ROOT
@@ -79,14 +84,88 @@ def test_a_file_of_rows_needs_no_data_yaml():
     code, page = run_show("-n", "1", file=DATA / "exp.jsonl")
     assert code == 0, page
     assert "exp.jsonl, line 1" in page
-    for arguments, file, said in (
-        (["exp"], DATA / "exp.jsonl", "exp.jsonl is a file of rows, not a data.yaml; leave 'exp' out."),
-        ([], DATA / "nothing.jsonl", "nothing.jsonl does not exist; give a data.yaml or a file of rows."),
-        ([], DATASETS, "which dataset of "),
-    ):
-        code, page = run_show(*arguments, file=file)
-        assert code == 1
-        assert said in page
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch) -> Path:
+    """Files of each kind, a data.yaml whose last dataset cannot be read, and rows that training refuses."""
+    asked, second = {"query": "q", "response": "r"}, {"role": "user", "content": "and?"}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    write_json_lines(tmp_path / "a.jsonl", [asked])
+    (tmp_path / "a.json").write_text(json.dumps([asked]))
+    (tmp_path / "a.csv").write_text("query,response\nq,r\n")
+    pq.write_table(pa.Table.from_pylist([asked]), tmp_path / "a.parquet")
+    write_json_lines(tmp_path / "questions.jsonl", [{"query": "q"}] * 4)
+    write_json_lines(tmp_path / "refused.jsonl", [asked, *[{"messages": [second, second]}] * 4])
+    write_json_lines(tmp_path / "chat.jsonl", [{"messages": [*turns, second, turns[1]]}])
+    nodes = {name: {"type": "rows", "source": f"{name}.jsonl"} for name in ("questions", "refused")}
+    nodes["refused"]["bad_rows"] = "error"
+    nodes["none"] = {"type": "rows", "source": "a.jsonl", "thought": "cot"}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(nodes, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def show_here(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["show", *arguments])
+    return done.exit_code, done.output
+
+
+def test_files_of_every_kind_are_shown_one_after_the_other(rows):
+    names = ("a.jsonl", "a.json", "a.csv", "a.parquet")
+    code, page = show_here(*names)
+    assert code == 0, page
+    assert page.count("assistant: «r»") == 4
+    assert [page.index(f"read 1 rows of {name}") for name in names] == sorted(
+        page.index(f"read 1 rows of {name}") for name in names
+    )
+
+
+def test_all_datasets_of_a_data_yaml_are_shown_and_what_cannot_be_read_is_said(rows):
+    code, page = show_here("data.yaml")
+    assert code == 1
+    assert page.count("user: q") == 4
+    assert "swift-kd show: error: none: no row has text in its column 'cot'" in page
+    code, page = show_here("data.yaml", "refused", "questions")
+    assert code == 0
+    assert page.index("refused.jsonl, line 1") < page.index("questions.jsonl, line 1")
+
+
+def test_what_training_makes_of_rows_is_said(rows):
+    _, page = show_here("refused.jsonl")
+    assert "refused in training, or left out with --kd_bad_rows drop: 4 x messages" in page
+    assert page.count("a second user turn in a row") == 1
+    assert "--strict" not in page
+    _, page = show_here("questions.jsonl")
+    assert "note: 4 x no response, at which training ends unless a model writes one" in page
+    _, page = show_here("chat.jsonl")
+    assert "note: 1 x answers that --loss_scale last_round does not train" in page
+    assert "chat.jsonl, line 1: 1 of 2 answers; --loss_scale default trains all of them" in page
+    assert "does not train" not in show_here("chat.jsonl", "--loss_scale", "all")[1]
+    _, page = show_here("questions.jsonl", "refused.jsonl", "-q")
+    assert "note: " not in page
+    assert "refused in training, or left out with --kd_bad_rows drop: 4 x messages\n" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("a.jsonl", "pairs"),
+            "pairs does not exist; give a data.yaml or files of rows; behind a.jsonl, which is no data",
+        ),
+        (("nothing.jsonl",), "nothing.jsonl does not exist; give a data.yaml or files of rows."),
+        (("a.jsonl", "--model", "./modl"), "./modl is no folder of a model (did you mean 'model'?)."),
+        (("a.jsonl", "--model", "modl"), "modl is no folder of a model (did you mean 'model'?)."),
+        (("a.jsonl", "--model", "model/none"), "model/none is no folder of a model."),
+        (("a.jsonl", "--model", "model"), "model has no tokenizer"),
+    ],
+)
+def test_files_and_models_that_are_not_there_are_said_at_once(rows, arguments, said):
+    (rows / "model").mkdir()
+    code, page = show_here(*arguments)
+    assert code == 1
+    assert page.startswith(f"swift-kd show: error: {said}")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +208,7 @@ def odd(tmp_path_factory) -> Path:
 def test_more_rows_than_there_are_and_none_at_all(odd):
     code, page = run_show("odd", "-n", "100", file=odd)
     assert code == 0
-    assert page.count("odd.jsonl, line") == 3
+    assert page.count("─ odd.jsonl, line") == 3
     code, page = run_show("empty", file=odd)
     assert code == 0
     assert "empty has no rows" in page

@@ -109,8 +109,10 @@ def parse(arguments: list[str]) -> None:
     """Ends as `swift-kd` does if it does not take these; `train` also reads its file."""
     name, *rest = arguments
     group = get_command(app)
-    with group.make_context("swift-kd", arguments) as ctx, group.commands[name].make_context(name, rest, parent=ctx):
-        pass
+    with group.make_context("swift-kd", arguments) as ctx:
+        _, command, _ = group.resolve_command(ctx, [name])
+        with command.make_context(name, rest, parent=ctx):
+            pass
     if name == "train":
         done = CliRunner().invoke(app, [*arguments, "--dry_run"])
         assert done.exit_code == 0, done.output

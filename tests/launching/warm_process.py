@@ -80,7 +80,14 @@ MODULES = {
         *VLLM,
     ),
     "tools": (
-        *("swift_kd_plugin.cli.main", "swift_kd_plugin.generation.vllm_engine", "swift.pipelines", "uvicorn"),
+        *(
+            "swift_kd_plugin.cli.main",
+            "swift_kd_plugin.data.build",
+            "swift_kd_plugin.recipes.stages",
+            "swift_kd_plugin.generation.vllm_engine",
+            "swift.pipelines",
+            "uvicorn",
+        ),
         *VLLM,
     ),
 }
