@@ -31,7 +31,7 @@ from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.leaks import with_two_views
 from swift_kd_plugin.data.mixing import Part, mix
 from swift_kd_plugin.data.pairing import PairSide, ResponseRule, join_sides, paired_rows, told_thoughts, with_response
-from swift_kd_plugin.data.row_report import Report
+from swift_kd_plugin.data.row_report import Report, ReportEntry
 from swift_kd_plugin.data.row_store import copy_rows, read_dataset, to_rows, write_rows
 from swift_kd_plugin.data.rows import Place, Row
 from swift_kd_plugin.data.sources import MAX_LINE_BYTES, check_rows, place_of, read_rows
@@ -64,6 +64,7 @@ class Builder:
         trains: where nobody writes responses ms-swift's strategy of the loss (`--loss_scale`), under which every row
             needs a turn to train on; None: a row may lack a response.
         max_line_bytes: longest line of a .jsonl file; a longer one is left out.
+        tolerant: leave out what cannot be used, whatever a dataset says of itself.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class Builder:
     keep: tuple[str, ...] = ()
     trains: str | None = None
     max_line_bytes: int = MAX_LINE_BYTES
+    tolerant: bool = False
     _opened: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def dataset(self, node: DatasetSpec) -> tuple[Dataset, Report]:
@@ -81,16 +83,31 @@ class Builder:
         page = file.with_suffix(".json")
         if stored := read_stored(file, page):
             return stored
-        report = Report(strict=self.strict)
-        if isinstance(node, MixSpec):
-            count = copy_rows(file, self._mix(node, report.but(strict=node.strict)), keep)
-        else:
-            rows = tqdm(self.rows(node, report), node.name, unit=" rows", unit_scale=True, disable=None, delay=2)
-            count = write_rows(file, rows, keep)
+        report = Report(strict=self.strict, refused=ReportEntry())
+        try:
+            count = self._write(file, node, keep, report)
+        except KDError:
+            report.refuse()  # the rows that cannot be used come first
+            raise
         if not isinstance(node, RowsSpec):  # of which everything is said by what was read and left out
             report.state(node.name, rows=count)
         write_atomically(page, json.dumps({"rows": count, "report": report.as_json()}, ensure_ascii=False))
         return read_dataset(file), report
+
+    def _write(self, file: Path, node: DatasetSpec, keep: tuple[str, ...], report: Report) -> int:
+        """Writes a dataset's rows; returns how many. Raises KDError for rows that may not be left out."""
+
+        def checked(rows: Iterable[Row]) -> Iterator[Row]:
+            yield from rows
+            report.refuse()
+
+        if isinstance(node, MixSpec):
+            return copy_rows(file, self._mix(node, self._strictness(node, report)), keep)
+        rows = tqdm(self.rows(node, report), node.name, unit=" rows", unit_scale=True, disable=None, delay=2)
+        return write_rows(file, checked(rows), keep)
+
+    def _strictness(self, node: DatasetSpec, report: Report) -> Report:
+        return report.but(False if self.tolerant else node.strict)
 
     def stream(self, node: DatasetSpec) -> IterableDataset:
         """The same rows as a stream. Joined and mixed sources are stored first; all others are read on the way."""
@@ -112,7 +129,7 @@ class Builder:
 
     def rows(self, node: DatasetSpec, report: Report) -> Iterator[Row]:
         """The node's rows, made on the way; what cannot be used goes into the report."""
-        report = report.but(strict=node.strict)
+        report = self._strictness(node, report)
         rows = self._made(with_asked(node, Asked(keep=self.keep)), report)
         if self.trains is None or isinstance(node, MixSpec | ThinkingMixSpec):  # their sources are checked
             return rows
@@ -198,7 +215,9 @@ class Builder:
             sides = (exp, noexp) if node.response.kind == "gold" else (exp,)
             rows = (row for side in sides for row in to_rows(side.rows))
             any(node.response.has_thought(row) for row in told_thoughts(rows, node.response, node.name))
-        unmatched = report.but(strict=None if node.unmatched is None else node.unmatched == "error")
+        unmatched = report
+        if node.unmatched is not None and not self.tolerant:
+            unmatched = report.but(strict=node.unmatched == "error")
         pairs = join_sides(exp, noexp, node.on, node.duplicates, report, unmatched)
         report.state(node.name, joined=len(pairs))
         rows = paired_rows(exp, noexp, pairs, node.response, node.suspicions, report)
@@ -214,7 +233,7 @@ class Builder:
         return mixed
 
     def _fingerprint(self, node: DatasetSpec, keep: Iterable[str]) -> str:
-        parts = [STORE_VERSION, __version__, self.strict, self.trains, self.max_line_bytes]
+        parts = [STORE_VERSION, __version__, self.strict, self.tolerant, self.trains, self.max_line_bytes]
         parts += [list(keep), type(node).__name__, asdict(node), [self._state(source) for source in sources_of(node)]]
         return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 

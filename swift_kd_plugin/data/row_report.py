@@ -10,8 +10,10 @@ from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.errors import KDError
 
-ROW_EXAMPLES = 5
-SHOWN_CHARACTERS = 200
+ROW_EXAMPLES, LEFT_OUT_SHOWN = 5, 3
+SHOWN_CHARACTERS, RANGES_SHOWN = 200, 80
+# So many rows that may not be left out end the reading.
+MOST_REFUSED = 100
 
 
 @dataclass
@@ -23,14 +25,23 @@ class ReportEntry:
     rows: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, place: Place, text: str) -> None:
+        """Counts a row. Of the examples each says something else."""
         self.count += 1
         self.rows.setdefault(place.source, []).append(place.row)
-        if len(self.examples) < ROW_EXAMPLES:
+        if len(self.examples) < ROW_EXAMPLES and text not in (example["text"] for example in self.examples):
             self.examples.append({"place": str(place), "text": text})
+
+    @property
+    def places(self) -> str:
+        """The rows by source, of many the first."""
+        rows = "; ".join(f"{source} {as_ranges(numbers)}" for source, numbers in self.rows.items())
+        return shorten(rows, RANGES_SHOWN)
 
     def merge(self, other: "ReportEntry") -> None:
         self.count += other.count
-        self.examples = (self.examples + other.examples)[:ROW_EXAMPLES]
+        known = {example["text"] for example in self.examples}
+        further = [example for example in other.examples if example["text"] not in known]
+        self.examples = (self.examples + further)[:ROW_EXAMPLES]
         for source, numbers in other.rows.items():
             self.rows.setdefault(source, []).extend(numbers)
 
@@ -40,11 +51,12 @@ class Report:
     """Counts of one dataset's making.
 
     Args:
-        strict: raise at the first row that is left out.
+        strict: raise at the first row that is left out; or, with `refused`, when MOST_REFUSED are.
         read: rows read from each source.
         left_out: rows that are not in the output, by kind.
         notes: rows that are in the output and worth a look, by kind.
         facts: everything else, by the dataset's name: rows joined, shares of a mix.
+        refused: collects the rows that may not be left out, for `refuse` to name all of them at the end.
     """
 
     strict: bool = False
@@ -52,12 +64,24 @@ class Report:
     left_out: dict[str, ReportEntry] = field(default_factory=dict)
     notes: dict[str, ReportEntry] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: ReportEntry | None = None
 
     def leave_out(self, error: RowError, place: Place) -> None:
         """Counts a row as left out. Raises KDError with place and reason if the report is strict."""
         self.left_out.setdefault(error.kind, ReportEntry()).add(place, shorten(str(error)))
-        if self.strict:
+        if not self.strict:
+            return
+        if self.refused is None:
             raise row_refusal(str(place), str(error))
+        self.refused.add(place, str(error))
+        if self.refused.count >= MOST_REFUSED:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raises KDError if rows that may not be left out were collected: the first with its reason, and which."""
+        if self.refused is not None and self.refused.count:
+            first = self.refused.examples[0]
+            raise row_refusal(first["place"], first["text"], self.refused)
 
     def note(self, kind: str, text: str, place: Place) -> None:
         self.notes.setdefault(kind, ReportEntry()).add(place, shorten(text))
@@ -85,7 +109,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The report as it is written: row numbers as ranges ("1-3, 7")."""
         page = asdict(self)
-        del page["strict"]
+        del page["strict"], page["refused"]
         for entries in (page["left_out"], page["notes"]):
             for entry in entries.values():
                 entry["rows"] = {source: as_ranges(numbers) for source, numbers in entry["rows"].items()}
@@ -108,14 +132,33 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report as text, a line each."""
+        return [*self._counts(), *_entries("left out", self.left_out), *_entries("note", self.notes)]
+
+    def summary(self, quiet: bool = False, left_out: str = "left out") -> list[str]:
+        """What a person reads at a command's end: of each note one example, of what is left out a few.
+
+        Args:
+            quiet: only how many rows are left out, and why.
+            left_out: what that is called.
+        """
+        if quiet:
+            return _entries(left_out, self.left_out, 0)
+        return [*self._counts(), *_entries(left_out, self.left_out, LEFT_OUT_SHOWN), *_entries("note", self.notes, 1)]
+
+    def _counts(self) -> list[str]:
         lines = [f"read {count:,} rows of {source}" for source, count in self.read.items()]
         for name, facts in self.facts.items():
             lines.append(f"made {name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
-        for verb, entries in (("left out", self.left_out), ("note", self.notes)):
-            for kind, entry in entries.items():
-                lines.append(f"{verb}: {entry.count:,} x {kind}")
-                lines += [f"    {example['place']}: {example['text']}" for example in entry.examples]
         return lines
+
+
+def _entries(verb: str, entries: dict[str, ReportEntry], examples: int = ROW_EXAMPLES) -> list[str]:
+    lines = []
+    for kind, entry in entries.items():
+        others = f" ({entry.places})" if entry.count > len(entry.examples[:examples]) else ""
+        lines.append(f"{verb}: {entry.count:,} x {kind}{others}")
+        lines += [f"    {example['place']}: {example['text']}" for example in entry.examples[:examples]]
+    return lines
 
 
 def no_row_left(name: str, report: Report) -> KDError:
@@ -123,10 +166,18 @@ def no_row_left(name: str, report: Report) -> KDError:
     return KDError(f"{name} has no row that can be used ({report.first_reason() or 'it is empty'}).")
 
 
-def row_refusal(place: str, reason: str) -> KDError:
-    """The error for a row that may not be left out."""
+def row_refusal(place: str, reason: str, entry: ReportEntry | None = None) -> KDError:
+    """The error for a row that may not be left out.
+
+    Args:
+        entry: all rows that may not, of which this one is the first.
+    """
+    more = ""
+    if entry is not None and entry.count > 1:
+        at_least = "at least " * (entry.count >= MOST_REFUSED)
+        more = f" ({at_least}{entry.count:,} rows cannot: {entry.places})"
     return KDError(
-        f"{place} cannot be used: {reason}; mend the row, or have such rows left out "
+        f"{place} cannot be used: {reason}{more}; mend {'them' if more else 'the row'}, or have such rows left out "
         "(--kd_bad_rows drop, `bad_rows: drop` of the dataset, swift-kd without --strict)."
     )
 

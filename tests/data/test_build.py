@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from swift_kd_plugin.data.build import Builder
 from swift_kd_plugin.data.data_yaml import read_data_yaml
+from swift_kd_plugin.data.pairing import ANSWERS_SEEN
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.row_store import to_rows
 from swift_kd_plugin.data.rows import digest
@@ -439,3 +440,33 @@ def test_a_stream_says_the_first_of_each_kind_at_once(tmp_path, monkeypatch):
     assert said[1].startswith("note: the column 'weight', which is not read, first rows.jsonl, line 3")
     assert len(list(stream)) == 2
     assert any(line.startswith("left out: 2 x format") for line in said[2:])
+
+
+def test_all_rows_that_cannot_be_used_are_named_at_once(tmp_path):
+    bad = {"messages": [{"role": "assistant", "content": "a"}]}
+    write_json_lines(tmp_path / "r.jsonl", [bad, {"query": "q", "response": "a"}, bad, bad])
+    (tmp_path / "data.yaml").write_text(
+        "r: {type: rows, source: r.jsonl}\nt: {type: rows, source: r.jsonl, thought: cot}\n"
+        "d: {type: rows, source: r.jsonl, bad_rows: drop}\ne: {type: rows, source: r.jsonl, bad_rows: error}\n"
+    )
+    said = r"r.jsonl, line 1 cannot be used: .* \(3 rows cannot: r.jsonl 1, 3-4\); mend them"
+    for name in ("r", "t"):  # t has no thoughts either, which is said when its rows can be used
+        with pytest.raises(KDError, match=said):
+            build(tmp_path, name, strict=True)
+    assert not list((tmp_path / "store").glob("*.arrow"))
+    assert len(build(tmp_path, "d", strict=True)[0]) == 1
+    with pytest.raises(KDError, match=said):
+        build(tmp_path, "e")
+    assert len(build(tmp_path, "e", tolerant=True)[0]) == 1
+
+
+def test_a_stream_ends_early_where_the_column_of_thoughts_is_misspelt(tmp_path):
+    rows = [{"query": "q", "response": "a", "reasoning": "hm"}] * (ANSWERS_SEEN + 500)
+    write_json_lines(tmp_path / "r.jsonl", rows)
+    (tmp_path / "data.yaml").write_text("r: {type: rows, source: r.jsonl, thought: reasonin}\n")
+    stream = iter(Builder(tmp_path / "store").stream(read_data_yaml(tmp_path / "data.yaml")["r"]))
+    read = 0
+    with pytest.raises(KDError, match=r"column 'reasonin' \(did you mean 'reasoning'\?\), which is to hold"):  # noqa: PT012
+        for _ in stream:
+            read += 1
+    assert read < ANSWERS_SEEN

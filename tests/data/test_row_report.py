@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from swift_kd_plugin.data.row_report import ROW_EXAMPLES, SHOWN_CHARACTERS, Report, as_ranges, from_ranges, shorten
+from swift_kd_plugin.data.row_report import (
+    ROW_EXAMPLES,
+    SHOWN_CHARACTERS,
+    Report,
+    ReportEntry,
+    as_ranges,
+    from_ranges,
+    shorten,
+)
 from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.errors import KDError
 
@@ -47,6 +55,53 @@ def test_only_the_first_rows_are_examples_and_all_are_counted():
     entry = report.left_out["format"]
     assert [example["text"] for example in entry.examples] == [f"reason {row}" for row in range(1, ROW_EXAMPLES + 1)]
     assert (entry.count, report.as_json()["left_out"]["format"]["rows"]) == (100, {"exp.jsonl": "1-100"})
+
+
+def test_an_example_says_something_new():
+    report = Report()
+    for row in (1, 2, 3):
+        report.leave_out(RowError("no key", "it has no column 'id'"), place(row))
+    report.leave_out(RowError("no key", "it needs a text"), place(4))
+    texts = ["it has no column 'id'", "it needs a text"]
+    assert [example["text"] for example in report.left_out["no key"].examples] == texts
+    merged = Report()
+    for _ in range(2):
+        merged.merge(report)
+    assert [example["text"] for example in merged.left_out["no key"].examples] == texts
+    assert merged.left_out["no key"].count == 8
+
+
+def test_a_command_prints_one_example_of_a_note_and_three_of_what_is_left_out():
+    report = filled()
+    report.note("duplicate", "as line 2", place(10))
+    lines = report.summary()
+    assert [line for line in lines if line.startswith("    ")] == [
+        *(f"    exp.jsonl, line {row}: reason {row}" for row in (7, 1, 2)),
+        "    b.csv, row 2 (id 'x'): no path",
+        "    exp.jsonl, line 9: as line 1",
+    ]
+    assert "note: 2 x duplicate (exp.jsonl 9-10)" in lines
+    assert report.summary(quiet=True, left_out="refused") == [
+        "refused: 5 x think (exp.jsonl 1-3, 7; b.csv 1)",
+        "refused: 1 x media (b.csv 2)",
+    ]
+
+
+def test_rows_that_may_not_be_left_out_are_named_together():
+    report = Report(strict=True, refused=ReportEntry())
+    report.refuse()
+    report.leave_out(RowError("think", "reason 7"), place(7))
+    report.but(strict=False).leave_out(RowError("think", "tolerated"), place(8))
+    with pytest.raises(KDError, match=r"^exp.jsonl, line 7 cannot be used: reason 7; mend the row, or have"):
+        report.refuse()
+    for row in (1, 2, 3):
+        report.but(strict=True).leave_out(RowError("format", f"reason {row}"), place(row))
+    with pytest.raises(KDError, match=r"reason 7 \(4 rows cannot: exp.jsonl 1-3, 7\); mend them, or have such"):
+        report.refuse()
+    for row in range(11, 106):
+        report.leave_out(RowError("format", "no"), place(row))
+    with pytest.raises(KDError, match=r"\(at least 100 rows cannot: exp.jsonl 1-3, 7, 11-106\)"):
+        report.leave_out(RowError("format", "no"), place(106))
 
 
 def test_a_report_comes_back_from_its_json():
