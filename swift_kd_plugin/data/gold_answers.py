@@ -3,7 +3,9 @@
 from contextlib import suppress
 from typing import Any
 
-from swift_kd_plugin.data.rows import Message, Row, RowError, text_of, without_response
+from swift_kd_plugin.config.typed_keys import suggest
+from swift_kd_plugin.data.column_names import RESPONSE
+from swift_kd_plugin.data.rows import Message, Row, RowError, response_of, text_of, without_response
 from swift_kd_plugin.data.turns import ROLE_ALIASES, take_from_turns, to_turns
 from swift_kd_plugin.data.values import kind_of, parse_text
 
@@ -32,11 +34,7 @@ def gold_answer(value: Any, column: str, row: Row) -> Message:
     """The answer that a column of a row holds. Raises RowError if it holds none, or answers something else."""
     turns = find_conversation(value)
     if turns is None:
-        if value in (None, ""):
-            raise RowError("no response", f"its column {column!r} has no text")
-        if not isinstance(value, str):
-            raise RowError("no response", f"its column {column!r} is {kind_of(value)}, not a text or a conversation")
-        return {"role": "assistant", "content": value}
+        return {"role": "assistant", "content": _plain_answer(value, column, row)}
     turns = to_turns(turns, column)
     take_from_turns(turns)
     if turns[-1]["role"] != "assistant":
@@ -47,6 +45,21 @@ def gold_answer(value: Any, column: str, row: Row) -> Message:
     if turns[:-1] and not _agree(turns[:-1], prompt):
         raise RowError("messages", f"the conversation in its column {column!r} has another prompt than its messages")
     return turns[-1]
+
+
+def _plain_answer(value: Any, column: str, row: Row) -> str:
+    """A text as it is, a number as text."""
+    if value is None:
+        answers = RESPONSE if response_of(row) else ()  # the name of the column that became the response is gone
+        named = suggest(column, {*row.get("columns", {}), *answers})
+        raise RowError("no response", f"its column {column!r} is not there, or null{named}")
+    if value == "":
+        raise RowError("no response", f"its column {column!r} has no text")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return text_of(value)
+    if not isinstance(value, str):
+        raise RowError("no response", f"its column {column!r} is {kind_of(value)}, not a text or a conversation")
+    return value
 
 
 def _agree(turns: list[Message], prompt: list[Message]) -> bool:

@@ -1,17 +1,18 @@
 """Finds what a pair should not have: the experience in the student's view, responses that speak of it, equal views."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from swift_kd_plugin.data.row_report import Report, shorten
-from swift_kd_plugin.data.rows import Place, Row, RowError, last_user_text, response_text, text_of, without_response
+from swift_kd_plugin.data.rows import Place, Row, RowError, response_text, text_of, without_response
 from swift_kd_plugin.data.views import teachers_own
 from swift_kd_plugin.errors import KDError
 
-SAME, MORE = "same views", "student sees more"
+SAME, MORE, SWAPPED = "same views", "student sees more", "exp and noexp look swapped"
 # A shorter piece of the experience proves nothing (bytes of UTF-8, so that a Chinese character counts three).
 LEAST_BYTES = 24
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]+")
@@ -85,26 +86,46 @@ _QUOTE = _any_of(QUOTES)
 def experience_pieces(row: Row) -> list[str]:
     """The sentences and lines that the teacher sees in turns of its own, normalised.
 
-    A turn that both views have is no experience; of a turn that contains the student's last question only the rest is.
+    What both views have at the same place is no experience: whole turns, and the text of the student's turn that stands
+    in the teacher's of the same role, counted from the end (the question, a system prompt that both share); of system
+    prompts also the sentences that begin or end both.
     """
-    shared = {(turn["role"], text_of(turn["content"])) for turn in row["messages"]}
-    question = last_user_text(row["messages"])
+    view = row.get("teacher_messages")
+    if not view:
+        return []
+    students = [(turn["role"], text_of(turn["content"])) for turn in without_response(row["messages"])]
+    shared, by_role = set(students), {}
+    for role, text in students:
+        by_role.setdefault(role, []).append(text)
     pieces = []
-    for turn in row.get("teacher_messages") or []:
-        text = text_of(turn["content"])
-        if (turn["role"], text) in shared:
-            continue
-        if turn["role"] == "user" and question:
-            text = text.replace(question, "\n")
-        pieces += _sentences(text)
+    for turn in reversed(view):
+        role, text = turn["role"], text_of(turn["content"])
+        other = by_role[role].pop() if by_role.get(role) else ""
+        if (role, text) not in shared:
+            pieces = [*_own_sentences(text, other, role == "system"), *pieces]
     return pieces
 
 
 @lru_cache(maxsize=256)
-def _sentences(text: str) -> tuple[str, ...]:
-    """The sentences and lines of a text that are long enough; many rows have the same experience."""
-    parts = {_flat([part]) for part in _SENTENCE_END.split(text)}
-    return tuple(part for part in parts if len(part.encode()) >= LEAST_BYTES)
+def _own_sentences(text: str, other: str, is_prompt: bool) -> tuple[str, ...]:
+    """The sentences and lines of a text that are long enough and not the other's; many rows have the same."""
+    if other.strip():
+        text = text.replace(other.strip(), "\n")
+    mine, others = _sentences(text), _sentences(other) if is_prompt else []
+    start = _same_at_start(mine, others)
+    end = _same_at_start(mine[start:][::-1], others[start:][::-1])
+    own = mine[start : len(mine) - end]
+    return tuple(dict.fromkeys(part for part in own if len(part.encode()) >= LEAST_BYTES))
+
+
+def _same_at_start(mine: list[str], others: list[str]) -> int:
+    return next(
+        (at for at, (a, b) in enumerate(zip(mine, others, strict=False)) if a != b), min(map(len, (mine, others)))
+    )
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in (_flat([part]) for part in _SENTENCE_END.split(text)) if part]
 
 
 def _flat(texts: Iterable[str]) -> str:
@@ -112,7 +133,7 @@ def _flat(texts: Iterable[str]) -> str:
 
 
 def with_two_views(rows: Iterable[Row], exp: str, noexp: str, report: Report) -> Iterator[Row]:
-    """The rows as they are; those in which the teacher sees nothing of its own are noted.
+    """The rows as they are; those in which the teacher sees nothing of its own are noted, and if it is so in all, that.
 
     Args:
         exp, noexp: what messages call the two sources.
@@ -120,14 +141,18 @@ def with_two_views(rows: Iterable[Row], exp: str, noexp: str, report: Report) ->
     Raises:
         KDError: both see the same in every row.
     """
-    count = alike = 0
+    count, found, first = 0, Counter(), None
     for row in rows:
+        first = first or Place.of(row)
         if finding := find_no_experience(row):
             report.note(finding.kind, str(finding), Place.of(row))
-            alike += finding.kind == SAME
+            found[finding.kind] += 1
         count += 1
         yield row
-    if count and alike == count:
+    if count and found[MORE] == count:
+        text = f"the student's view holds the teacher's and more in all {count:,} rows; are {exp} and {noexp} swapped?"
+        report.note(SWAPPED, text, first)
+    if count and found[SAME] == count:
         raise KDError(
             f"teacher and student see the same in all {count:,} rows of {exp} and {noexp}, so that there is no "
             "experience to learn; give the rows with the experience as exp and those without it as noexp."

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
+from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.column_names import QUERY
 from swift_kd_plugin.data.columns import COLUMNS, RESPONSE_COLUMNS, SHARED_COLUMNS, TEACHER_COLUMNS
 from swift_kd_plugin.data.gold_answers import gold_answer, gold_text
@@ -41,6 +42,7 @@ from swift_kd_plugin.data.turn_keys import weights_of
 from swift_kd_plugin.data.turns import put_thought
 from swift_kd_plugin.errors import KDError
 
+ANSWERS_SEEN = 1000
 LAST_USER_MESSAGE, ORDER = "last_user_message", "order"
 
 
@@ -123,15 +125,28 @@ def with_response(rows: Iterable[Row], rule: ResponseRule, report: Report) -> It
 
 
 def told_thoughts(rows: Iterable[Row], rule: ResponseRule, name: str) -> Iterator[Row]:
-    """The rows. Raises KDError at their end if none of those that answer has a thought in the rule's column."""
-    answers = thoughts = False
+    """The rows.
+
+    Raises:
+        KDError: none of those that answer has a thought in the rule's column: at their end, or where the first
+            ANSWERS_SEEN have a column that is called nearly so.
+    """
+    answers, others = 0, set()
+    thoughts = False
     for row in rows:
         if not thoughts:
-            answers = answers or row["messages"][-1]["role"] in SPEAKS
+            answers += row["messages"][-1]["role"] in SPEAKS
             thoughts = rule.has_thought(row)
+            others |= row.get("columns", {}).keys()
+            if answers == ANSWERS_SEEN and not thoughts and (near := suggest(rule.thought, others - {rule.thought})):
+                raise _no_thoughts(name, rule, near)
         yield row
     if answers and not thoughts:
-        raise KDError(f"{name}: no row has text in its column {rule.thought!r}, which is to hold the thoughts.")
+        raise _no_thoughts(name, rule, suggest(rule.thought, others))
+
+
+def _no_thoughts(name: str, rule: ResponseRule, near: str) -> KDError:
+    return KDError(f"{name}: no row has text in its column {rule.thought!r}{near}, which is to hold the thoughts.")
 
 
 def key_of(row: Row, on: str) -> str | None:

@@ -13,7 +13,7 @@ from swift_kd_plugin.data.files import printable, why_not_opened
 from swift_kd_plugin.data.formats import NULLS, Raw, check_format, to_row
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import Place, Row, RowError
-from swift_kd_plugin.data.turn_keys import is_off
+from swift_kd_plugin.data.turn_keys import TURNED_OFF, is_off, what_is_lost_with
 from swift_kd_plugin.data.turns import UNREAD
 from swift_kd_plugin.data.unread_columns import notes_of
 from swift_kd_plugin.data.validate import check_row
@@ -78,9 +78,9 @@ def check_rows(
         else:
             last = row["messages"][-1]
             if len(last) > 2 and is_off(last) and not asked.gold:
-                report.note("response that is not trained", "its loss, weight or loss_scale is off", place)
+                report.note("response that is not trained", TURNED_OFF, place)
             for key in dict.fromkeys(unread) if unread else ():
-                report.note(f"the key {key!r} of a turn, which is not read", "the row is used without it", place)
+                report.note(f"the key {key!r} of a turn, which is not read", what_is_lost_with(key), place)
             if nulls:
                 where = f"{', '.join(nulls)}; if it is padding of a file that datasets wrote, take it out"
                 report.note("null in tools or calls, which stays", where, place)

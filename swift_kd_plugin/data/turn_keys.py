@@ -13,12 +13,20 @@ from swift_kd_plugin.data.values import shown
 
 # The thought of an assistant turn: Qwen, DeepSeek and vLLM; OpenRouter; gpt-oss and Ollama; others.
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
+# What may hold one, in a form that is not known here.
+LIKE_REASONING = frozenset(
+    {
+        *("cot", "chain_of_thought", "think", "rationale", "reasoning_trace", "reasoning_details", "thinking_blocks"),
+        *("scratchpad", "analysis", "reasoning_steps"),
+    }
+)
 # Whether the turn is trained, or how much: OpenAI and Mistral; axolotl; slime; others. 0 is off, 1 is on.
 TRAINED = (
     *("weight", "loss_weight", "train", "training", "trainable", "do_train", "is_trainable", "need_loss"),
     *("loss_mask", "step_loss_mask"),
 )
 MASKED = ("masked",)  # torchtune, where true is off
+TURNED_OFF = "its answer is turned off (weight 0, loss false, loss_scale 0, masked true or another key of its turn)"
 WEIGHTS = frozenset({"loss", "loss_scale", *TRAINED, *MASKED})
 SPEAKERS = frozenset({"user", "human", "assistant", "gpt", "bot"})
 BY_ROLE = {
@@ -109,6 +117,13 @@ def unread_keys(turn: Message, role: str, name: str) -> list[str]:
             )
         unread.append(key)
     return unread
+
+
+def what_is_lost_with(key: str) -> str:
+    """What the report says of a key that is not read."""
+    if key.lower() in LIKE_REASONING:
+        return f"if it is the thought of the answer, give its text as {REASONING[0]}; the row is used without it"
+    return "the row is used without it"
 
 
 @cache

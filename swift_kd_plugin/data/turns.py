@@ -8,6 +8,7 @@ from typing import Any
 from swift_kd_plugin.data.padding_nulls import has_null
 from swift_kd_plugin.data.rows import Message, RowError
 from swift_kd_plugin.data.think_block import CLOSE, OPEN, join_thought
+from swift_kd_plugin.data.thought_parts import with_thought_told
 from swift_kd_plugin.data.turn_keys import REASONING, SPEAKERS, read_weights, unread_keys, weights_of
 from swift_kd_plugin.data.values import kind_of, parse_json, parse_text, shown
 
@@ -109,6 +110,8 @@ def _standard(turn: Any, name: str) -> list[Message]:
     if not isinstance(role, str) or (known := ROLE_ALIASES.get(role.lower().replace("-", "_"))) is None:
         raise RowError("messages", f"{name} has {'no role' if role is None else f'the unknown role {shown(role)}'}")
     name = f"{name} ({known})"
+    if known == "assistant":
+        turn = with_thought_told(turn, name)
     content = _content(turn.get("content", turn.get("value")), known, name)
     standard = {"role": known, "content": content}
     if unread := unread_keys(turn, known, name):

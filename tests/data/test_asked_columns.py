@@ -15,7 +15,8 @@ from swift_kd_plugin.data.rows import RowError
 from swift_kd_plugin.data.trained_turns import check_answered
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.model_setup import open_rows
-from swift_kd_plugin.generation.run_generate import check_gold_column
+from swift_kd_plugin.generation.quotas import Quotas
+from swift_kd_plugin.generation.run_generate import check_columns, check_modes
 from swift_kd_plugin.generation.verifiers import Gold
 from tests.json_lines import write_json_lines
 
@@ -76,7 +77,7 @@ def test_a_named_thought_or_experience_is_no_turn(tmp_path):
 
 
 def test_a_named_column_that_no_row_has_is_said(tmp_path):
-    with pytest.raises(KDError, match="its column 'answr' has no text"):
+    with pytest.raises(KDError, match=r"its column 'answr' is not there, or null \(did you mean 'answer'\?\)"):
         build(tmp_path, ROWS | {"gold": "answr"}, {"query": "q", "answer": "a"})
 
 
@@ -85,7 +86,7 @@ def test_a_gold_answer_of_the_command_is_a_column_whatever_it_is_called(tmp_path
     write_json_lines(tmp_path / "r.jsonl", [row])
     options = {"dataset": [str(tmp_path / "r.jsonl")], "kd_datasets": None, "strict": True, "limit": None}
     dataset, _, _ = open_rows(SimpleNamespace(gold="answer", **options), None)
-    check_gold_column(dataset, "answer")
+    check_columns(dataset, "answer", Quotas())
     (made,) = to_rows(dataset)
     assert Gold("answer").of(made) == row["answer"]
     assert Gold().of(made) == response
@@ -123,7 +124,8 @@ def test_a_thought_in_a_conversation_stays():
         ([SYSTEM, ASKED, BOT], "the conversation in its column 'chosen' has another prompt than"),
         ([ASKED], "the conversation in its column 'chosen' does not end with an answer"),
         ([ASKED, {**BOT, "content": ""}], "the answer in its column 'chosen' is empty"),
-        (3, "its column 'chosen' is a number, not a text or a conversation"),
+        (True, "its column 'chosen' is true or false, not a text or a conversation"),
+        (None, "its column 'chosen' is not there, or null"),
         ([1], "its column 'chosen' is a list, not a text or a conversation"),
         ({"a": 1}, "its column 'chosen' is an object, not a text or a conversation"),
         ("", "its column 'chosen' has no text"),
@@ -132,6 +134,38 @@ def test_a_thought_in_a_conversation_stays():
 def test_what_is_no_gold_answer_says_why(tmp_path, chosen, reason):
     with pytest.raises(KDError, match=re.escape(reason)):
         build(tmp_path, CHOSEN, {"prompt": "q", "chosen": chosen})
+
+
+@pytest.mark.parametrize("number", [3, 0, -2.5])
+def test_a_number_is_an_answer_as_text_for_training_and_for_evaluation(tmp_path, number):
+    (made,), _ = build(tmp_path, CHOSEN, {"prompt": "q", "chosen": number})
+    assert made["messages"][-1]["content"] == str(number) == Gold("chosen").of({"columns": {"chosen": number}})
+
+
+def test_what_no_row_has_is_refused_by_generate_before_a_model_is_loaded(tmp_path):
+    write_json_lines(tmp_path / "r.jsonl", [{"query": "q", "answer": "a", "task": "say", "gold": 3}])
+    options = {"dataset": [str(tmp_path / "r.jsonl")], "kd_datasets": None, "strict": True, "limit": None}
+    dataset, _, _ = open_rows(SimpleNamespace(gold=None, **options), None)
+    for gold, quota, said in (
+        (
+            "golt",
+            [],
+            r"--gold golt: no row has such a column \(did you mean 'gold'\?\); they have the columns gold, task",
+        ),
+        (None, ["thinkng=5"], "--quota thinkng: no row has such a column"),
+        (None, ["tsk=5"], r"--quota tsk: no row has such a column \(did you mean 'task'\?\)"),
+        (
+            None,
+            ["task:sai=5"],
+            r"--quota task:sai: no row has this value in its column 'task' \(did you mean 'say'\?\)",
+        ),
+    ):
+        with pytest.raises(KDError, match=said):
+            check_columns(dataset, gold, Quotas.parse(quota))
+    check_columns(dataset, "gold", Quotas.parse(["5", "thinking=5", "task=5", "task:say=1"]))
+    with pytest.raises(KDError, match="--quota thinking=N: no row is asked in this mode with --thinking off"):
+        check_modes("off", Quotas.parse(["thinking=5"]))
+    check_modes("both", Quotas.parse(["thinking=5", "non_thinking=5"]))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from swift_kd_plugin.data.experience import Placement, experienced_rows
-from swift_kd_plugin.data.leaks import Suspicions
+from swift_kd_plugin.data.leaks import Suspicions, with_two_views
 from swift_kd_plugin.data.pairing import ResponseRule
 from swift_kd_plugin.data.row_report import Report
 from swift_kd_plugin.data.rows import RowError
@@ -38,6 +38,47 @@ def user(text: str) -> list:
 )
 def test_a_leak_is_a_piece_of_the_experience_in_the_students_view(given_row, leaks):
     assert bool(Suspicions().find_leak(given_row)) == leaks
+
+
+BASE = "You are a careful converter of units."
+
+
+def with_prompts(student: str, teacher: str) -> dict:
+    question = user(QUESTION)
+    return {
+        **row(),
+        "messages": [{"role": "system", "content": student}, *question],
+        "teacher_messages": [{"role": "system", "content": teacher}, *question],
+    }
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "leaks"),
+    [
+        (BASE, f"{BASE}\n\n{BOOK}", False),
+        (BASE, f"{BOOK} {BASE}", False),
+        (f"{BASE} Answer with a number alone.", f"{BASE}\n{BOOK}\nAnswer with a number alone.", False),
+        (f"{BASE} Guess.", f"{BASE} {BOOK} Do not guess.", False),
+        (BASE.rstrip("."), f"{BASE.rstrip('.')}; {BOOK}", False),
+        (f"{BASE} {BOOK}", f"Think first. {BOOK}", False),  # who is to tell what both share from what both have learned
+        (f"Well: {BOOK}", BOOK, True),
+        (f"{BOOK} {BASE}", f"Be brief and clear, whatever they say. {BOOK} Stay polite.", True),
+    ],
+)
+def test_a_system_prompt_that_both_share_is_no_experience(student, teacher, leaks):
+    assert bool(Suspicions().find_leak(with_prompts(student, teacher))) == leaks
+
+
+def test_files_that_are_swapped_are_said_once_with_the_count():
+    report = Report()
+    swapped = with_prompts(f"{BASE}\n{BOOK}", BASE)
+    list(with_two_views([swapped] * 3, "plain.jsonl", "book.jsonl", report))
+    (example,) = report.notes["exp and noexp look swapped"].examples
+    assert example["place"] == "a.jsonl, line 1"
+    assert "in all 3 rows; are plain.jsonl and book.jsonl swapped?" in example["text"]
+    report = Report()
+    list(with_two_views([swapped, row()], "plain.jsonl", "book.jsonl", report))
+    assert set(report.notes) == {"student sees more"}
 
 
 @pytest.mark.parametrize(

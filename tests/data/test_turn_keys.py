@@ -284,7 +284,7 @@ def test_a_column_holds_the_thoughts(tmp_path, kind):
 
 
 def test_a_column_of_thoughts_that_no_row_has_is_said(tmp_path):
-    with pytest.raises(KDError, match="no row has text in its column 'wy', which is to hold the thoughts"):
+    with pytest.raises(KDError, match=r"column 'wy' \(did you mean 'why'\?\), which is to hold"):
         rows_of(tmp_path, {"type": "rows", "source": "r.jsonl", "thought": "wy"})
     for keys, _ in TYPES.values():
         with pytest.raises(KDError, match="no row has text in its column 'wy'"):
@@ -309,3 +309,42 @@ def test_the_thought_of_a_column_stands_before_a_call(tmp_path, keys, said):
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\n"},
         CALLING,
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "text"),
+    [
+        ({"label": False}, "label", "here every answer is trained alike"),
+        ({"chosen": "b"}, "chosen", "say `gold: chosen` in a data.yaml to train this one"),
+        ({"chosen": [ASKED, {"role": "assistant", "content": "b"}]}, "chosen", "say `gold: chosen`"),
+        ({"rejected": "b"}, "rejected", "nothing is trained to be unlikely"),
+        ({"reasoning_contents": "hm"}, "reasoning_contents", "say `thought: reasoning_contents` in a data.yaml"),
+    ],
+)
+def test_columns_that_say_which_answers_are_good_are_noted(columns, kind, text):
+    report = Report()
+    raw = {"messages": [ASKED, {"role": "assistant", "content": "a"}], **columns}
+    (_,) = check_rows([(Place("r.jsonl", 1, None), raw)], report)
+    (example,) = report.notes[f"the column {kind!r}, which is not read"].examples
+    assert text in example["text"]
+
+
+@pytest.mark.parametrize("columns", [{"label": 3}, {"label": "cat"}, {"chosen": "a"}, {"reason": "hm"}, {"chosen": ""}])
+def test_columns_that_say_nothing_of_the_answer_are_not(columns):
+    report = Report()
+    raw = {"messages": [ASKED, {"role": "assistant", "content": "a"}], **columns}
+    (_,) = check_rows([(Place("r.jsonl", 1, None), raw)], report)
+    assert not report.notes
+
+
+def test_keys_that_may_hold_a_thought_are_told_what_to_be_called():
+    report = Report()
+    answer = {"role": "assistant", "content": "a", "cot": "hm", "reasoning_details": [{"text": "hm"}], "mood": "good"}
+    (_,) = check_rows([(Place("r.jsonl", 1, None), {"messages": [ASKED, answer]})], report)
+    texts = {kind: entry.examples[0]["text"] for kind, entry in report.notes.items()}
+    advice = "if it is the thought of the answer, give its text as reasoning_content; the row is used without it"
+    assert texts == {
+        "the key 'cot' of a turn, which is not read": advice,
+        "the key 'reasoning_details' of a turn, which is not read": advice,
+        "the key 'mood' of a turn, which is not read": "the row is used without it",
+    }
