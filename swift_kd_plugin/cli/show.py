@@ -42,7 +42,7 @@ def show(
     would make of the rest that one may not expect.
     """
     with errors_in_one_sentence("show"):
-        from swift_kd_plugin.generation.model_folders import check_model_folder
+        from swift_kd_plugin.generation.model_folder import check_model_folder
 
         if model:
             check_model_folder(model)

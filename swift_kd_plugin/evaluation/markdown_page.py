@@ -1,5 +1,6 @@
 """The report as Markdown: the table, how it was measured, and answers side by side."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from swift_kd_plugin.generation.verifiers import normalise_answer
 
 SHOWN_TEXT, SHORT = 1000, 12
 MARKS = {True: "✓", False: "✗", None: ""}
-# What Markdown or HTML would read as more than itself.
-_ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "\\`*_[]<>|&$~#"} | {"\n": "<br>"})
+# What Markdown or HTML would read as more than itself; an underscore within a word is no more than that.
+_ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "\\`*[]<>|&$~#"} | {"\n": "<br>"})
+_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
 
 
 def as_markdown(page: dict[str, Any], entries: Sequence[ScoreEntry], notes: Report) -> str:
@@ -37,10 +39,14 @@ def markdown_table(entries: Sequence[ScoreEntry]) -> str:
     rows = []
     for entry in entries:
         tag = [_text(entry.tag) if entry.tag is not None else "all"] if has_tags else []
-        figures = [_figure(figure, entry.rows) for figure in entry.figures.values()]
-        cell = [entry.cell.model, entry.cell.view, entry.cell.mode.replace("_", "-"), *tag, f"{entry.rows:,}"]
+        figures = [shown_figure(figure, entry.rows) for figure in entry.figures.values()]
+        cell = [entry.cell.model, entry.cell.view, shown_mode(entry.cell.mode), *tag, f"{entry.rows:,}"]
         rows.append([*cell, *figures, *_running(entry)])
     return _table([*heads, "tokens", "cut off", "seconds", "tokens/s"], rows)
+
+
+def shown_mode(mode: str) -> str:
+    return "as the row says" if mode == "row" else mode.replace("_", "-")
 
 
 def choose_samples(
@@ -76,7 +82,7 @@ def _shown(number: int, row: Row, scored: Sequence[Scored], judge: Metric | None
 def _sample(sample: dict[str, Any]) -> str:
     rows = [
         [
-            *(answer["model"], answer["view"], answer["thinking"].replace("_", "-"), MARKS[answer["right"]]),
+            *(answer["model"], answer["view"], shown_mode(answer["thinking"]), MARKS[answer["right"]]),
             "(not answered)" if answer["response"] is None else _text(answer["response"]),
         ]
         for answer in sample["answers"]
@@ -109,7 +115,7 @@ def _running(entry: ScoreEntry) -> list[str]:
     return ["" if value is None else forms[name].format(value) for name, value in values.items()]
 
 
-def _figure(figure: Figure | None, rows: int) -> str:
+def shown_figure(figure: Figure | None, rows: int) -> str:
     if figure is None:
         return "-"
     count = "" if figure.n == rows else f", n {figure.n:,}"
@@ -130,4 +136,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    return shorten(text, SHOWN_TEXT).translate(_ESCAPES)
+    return _UNDERSCORE.sub("&#95;", shorten(text, SHOWN_TEXT).translate(_ESCAPES))

@@ -1,6 +1,7 @@
 """What `swift-kd eval` does: asks every model, scores what it answers, and writes the report."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,19 @@ from swift_kd_plugin.data.rows import Row
 from swift_kd_plugin.evaluation.cells import EvalView, open_views
 from swift_kd_plugin.evaluation.eval_metrics import Metric, Perplexity, find_metrics
 from swift_kd_plugin.evaluation.eval_report import as_csv, report_as_json
-from swift_kd_plugin.evaluation.markdown_page import as_markdown, choose_samples, markdown_table
+from swift_kd_plugin.evaluation.markdown_page import as_markdown, choose_samples
 from swift_kd_plugin.evaluation.models import read_models
 from swift_kd_plugin.evaluation.run_cells import CELLS, CellResult, EvalModel, Measurement
 from swift_kd_plugin.evaluation.scoring import answers, check_gold, score, table, tags_of
+from swift_kd_plugin.evaluation.terminal_table import terminal_table
 from swift_kd_plugin.generation.engines import Sampling
+from swift_kd_plugin.generation.model_folder import check_model_folder
 from swift_kd_plugin.generation.model_setup import ModelOptions, describe_rows, open_rows, say_mode
 from swift_kd_plugin.generation.shard_store import MANIFEST, put_aside, read_manifest, refuse_another, refuse_unknown
 from swift_kd_plugin.generation.verifiers import Gold
 
 JSON, CSV, MARKDOWN, ANSWERS = "report.json", "report.csv", "report.md", "answers.jsonl"
+SCREEN = 120  # characters of a line where there is no terminal
 REPORT_FILES = (CELLS, MANIFEST, JSON, CSV, MARKDOWN, ANSWERS)
 
 
@@ -49,12 +53,14 @@ def run_evaluation(options: ModelOptions, opener: Callable[[str], Any]) -> tuple
         opener: loads a dataset by an id that is no file.
 
     Returns:
-        The table as Markdown; and what became of the input rows, and which were not measured.
+        The table for a terminal; and what became of the input rows, and which were not measured.
 
     Raises:
         KDError: anything that the user can mend.
     """
     models = read_models(options)
+    for model_options in models.values():
+        check_model_folder(model_options.model)
     gold = Gold(options.gold, options.pattern)
     metrics = find_metrics(options, gold)
     sampling = Sampling(
@@ -101,7 +107,7 @@ def claim(options: ModelOptions, identity: dict[str, Any]) -> None:
 
 
 def write_report(options: ModelOptions, asked: Asked, cells: Sequence[CellResult], notes: Report) -> str:
-    """Scores the cells and writes the report's files; returns the table as Markdown."""
+    """Scores the cells and writes the report's files; returns the table for a terminal."""
     scored = [score(cell, asked.rows, asked.golds, asked.metrics, notes) for cell in cells]
     entries = table(scored, asked.metrics, options.seed, asked.tags)
     samples = choose_samples(scored, asked.rows, asked.metrics, options.samples)
@@ -112,4 +118,4 @@ def write_report(options: ModelOptions, asked: Asked, cells: Sequence[CellResult
     write_atomically(folder / CSV, as_csv(entries))
     write_atomically(folder / MARKDOWN, as_markdown(page, entries, notes))
     write_atomically(folder / JSON, json.dumps(page, ensure_ascii=False, indent=2) + "\n")
-    return markdown_table(entries)
+    return terminal_table(entries, shutil.get_terminal_size((SCREEN, 0)).columns)

@@ -10,13 +10,10 @@ from swift.model import get_processor
 from swift.template import Template, TemplateMeta, get_template, get_template_meta
 from transformers import GenerationConfig
 
-from swift_kd_plugin.data.files import is_local
-from swift_kd_plugin.data.near_checkpoints import did_you_mean, near_checkpoint
 from swift_kd_plugin.data.think_block import OPEN
 from swift_kd_plugin.errors import KDError, named_line, one_line
-from swift_kd_plugin.generation.adapters import CONFIG
 from swift_kd_plugin.generation.engines import Completion, FinishReason, Prompt, PromptError, Sampling
-from swift_kd_plugin.generation.model_folder import has_tokenizer, no_tokenizer
+from swift_kd_plugin.generation.model_folder import check_model_folder
 from swift_kd_plugin.generation.tool_text import say_other_tool_text, write_tools_as_the_model
 
 # The start of a think block that stands at a prompt's end has this many tokens at most.
@@ -50,27 +47,12 @@ def load_processor(
     model: str | Path, template: str | None = None, model_type: str | None = None, torch_dtype: Any = None
 ) -> tuple[Any, TemplateMeta]:
     """The model's processor and what ms-swift knows of its template; arguments and errors as `load_template`."""
-    if is_local(str(model)) and not Path(model).is_dir():
-        raise KDError(f"{model} is no folder of a model; {did_you_mean(Path(model), otherwise='check the path.')}")
-    if Path(model).is_dir():
-        _check_folder(Path(model))
+    check_model_folder(model)
     try:
         processor = get_processor(str(model), model_type=model_type, torch_dtype=torch_dtype)
         return processor, get_template_meta(processor.model_info, processor.model_meta, template_type=template)
     except (ValueError, OSError) as error:
         raise KDError(f"{model} has no template here: {one_line(error)}.") from error
-
-
-def _check_folder(model: Path) -> None:
-    if (model / CONFIG).is_file() and not (model / "config.json").is_file():
-        raise KDError(
-            f"{model} is a LoRA adapter; give its base model, and the adapter to --adapters, or the folder "
-            f"{model.name}-merged that training writes beside it."
-        )
-    if not (model / "config.json").is_file() and (checkpoint := near_checkpoint(model)):
-        raise KDError(f"{model} is the folder of a run; did you mean {checkpoint}?")
-    if not has_tokenizer(model):
-        raise KDError(no_tokenizer(model))
 
 
 class Codec:

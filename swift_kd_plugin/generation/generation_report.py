@@ -101,14 +101,18 @@ class Tally:
         page["sources"] = {source: dict(counts) for source, counts in self.by_source.items()}
         return page
 
-    def lines(self) -> list[str]:
-        """The counts as text."""
+    def lines(self, quiet: bool = False) -> list[str]:
+        """The counts as text.
+
+        Args:
+            quiet: without examples of what was refused.
+        """
         speed = f", {self.tokens / self.seconds:,.0f} tokens/s" if self.seconds else ""
         lines = [
             f"{self.prompts:,} prompts, {self.samples:,} samples, {self.accepted:,} accepted",
             f"{self.tokens:,} tokens in {self.seconds:,.1f} s{speed}",
         ]
-        return lines + [line.replace("left out", "refused", 1) for line in self.refused.lines()]
+        return [*lines, *self.refused.summary(quiet, "refused")]
 
 
 def _summary(lengths: list[int]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _plots(tally: Tally) -> list[str]:
         if counts["samples"]
     }
     if shares:
-        plots.append(_plot("Accepted, by source (%)", lambda axes: _draw_bars(axes, shares, ACCENT[0], "{:.1f}")))
+        plots.append(_plot("Accepted, by source (%)", lambda axes: _draw_bars(axes, shares, ACCENT[0], "{:.1f}", 100)))
     return plots
 
 
@@ -104,13 +104,14 @@ def _draw_lengths(axes: Any, lengths: dict[str, list[int]]) -> None:
     axes.set_ylabel("responses")
 
 
-def _draw_bars(axes: Any, values: dict[str, float], colour: str, form: str) -> None:
+def _draw_bars(axes: Any, values: dict[str, float], colour: str, form: str, whole: float | None = None) -> None:
+    """Bars from 0 to the largest, or to the whole that they are shares of."""
     # matplotlib reads a pair of dollars as mathematics.
     names = [(name if len(name) <= 28 else "…" + name[-27:]).replace("$", r"\$") for name in values]
     bars = axes.barh(range(len(names)), list(values.values()), color=colour, height=0.6)
     axes.set_yticks(range(len(names)), names)
     axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3)
-    axes.margins(x=0.15)
+    axes.set_xlim(0, (whole or max(values.values())) * 1.15)
     axes.set_ylim(max(len(names), 4) - 0.5, -0.5)
 
 

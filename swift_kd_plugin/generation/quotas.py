@@ -58,6 +58,12 @@ class Quotas:
         return cls(tuple(map(Quota.parse, texts)))
 
     @property
+    def columns(self) -> list[tuple[str, str | None]]:
+        """Columns that are counted, each with the value that is, or None for all of its values."""
+        modes = (None, THINKING, NON_THINKING)
+        return [(quota.name, quota.value) for quota in self.quotas if quota.name not in modes]
+
+    @property
     def full(self) -> bool:
         """Whether no row of any kind can be taken any more."""
         by_name = {quota.name: quota.count for quota in self.quotas if quota.value is None}

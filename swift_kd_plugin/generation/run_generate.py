@@ -10,6 +10,7 @@ from datasets import Dataset
 from swift_kd_plugin.config.typed_keys import suggest
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.data.row_store import to_rows
+from swift_kd_plugin.data.think_block import NON_THINKING, THINKING
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import VLLM_HOTTEST, Sampling
 from swift_kd_plugin.generation.filters import Filters
@@ -17,6 +18,7 @@ from swift_kd_plugin.generation.generation_report import Tally
 from swift_kd_plugin.generation.generation_run import GenerationPlan, ShardRunner, write_dataset
 from swift_kd_plugin.generation.html_page import render
 from swift_kd_plugin.generation.judging import Judge
+from swift_kd_plugin.generation.model_folder import check_model_folder
 from swift_kd_plugin.generation.model_setup import (
     ModelOptions,
     describe_model,
@@ -26,6 +28,7 @@ from swift_kd_plugin.generation.model_setup import (
     open_rows,
     say_mode,
 )
+from swift_kd_plugin.generation.quotas import Quotas
 from swift_kd_plugin.generation.shard_store import PAGE, REPORT, Store
 from swift_kd_plugin.generation.verifiers import BUILT_IN, Gold, Scorer
 
@@ -44,6 +47,7 @@ IDENTITY_EXEMPT_FLAGS = (
     ),
     *("gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs", "enforce_eager", "verifier_errors"),
 )
+VALUES_SEEN = 1000  # of a column; a quota of a value beyond them is not checked
 DRAWN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -84,9 +88,11 @@ def generate_rows(options: Options, opener: Callable[[str], Any]) -> Tally:
         KDError: anything that the user can mend.
     """
     judge, engine_name = options.judge, options.engine_name
+    check_model_folder(options.model)
+    quotas = Quotas.parse(options.quota or ())
     dataset, rows_digest, report = open_rows(options, opener)
-    if options.verifier in BUILT_IN:
-        check_gold_column(dataset, options.gold)
+    check_columns(dataset, options.gold, quotas)
+    check_modes(options.thinking, quotas)
     template = make_template(options)
     say_mode(template, dataset, options.thinking, report)
     folder = Path(template.processor.model_info.model_dir)
@@ -110,12 +116,32 @@ def generate_rows(options: Options, opener: Callable[[str], Any]) -> Tally:
     return tally
 
 
-def check_gold_column(dataset: Dataset, column: str | None) -> None:
-    """Raises KDError if no row has the column with the gold answers."""
-    names = {name for row in to_rows(dataset) for name in row.get("columns", {})}
-    if column is not None and column not in names:
-        there = f"they have the columns {', '.join(sorted(names))}" if names else "they have no further columns"
-        raise KDError(f"--gold {column}: no row has such a column{suggest(column, names)}; {there}.")
+def check_modes(thinking: str, quotas: Quotas) -> None:
+    """Raises KDError for a quota of a mode in which nothing is asked."""
+    absent = {"on": NON_THINKING, "off": THINKING}.get(thinking)
+    if absent and any(quota.name == absent for quota in quotas.quotas):
+        raise KDError(f"--quota {absent}=N: no row is asked in this mode with --thinking {thinking}; give both.")
+
+
+def check_columns(dataset: Dataset, gold: str | None, quotas: Quotas) -> None:
+    """Raises KDError if no row has the column with the gold answers, or what a quota counts."""
+    asked = {"--gold": [(gold, None)] if gold else [], "--quota": quotas.columns}
+    if not any(asked.values()):
+        return
+    values: dict[str, set[str]] = {}
+    for row in to_rows(dataset):
+        for name, value in row.get("columns", {}).items():
+            found = values.setdefault(name, set())
+            if len(found) < VALUES_SEEN:
+                found.add(str(value))
+    there = f"they have the columns {', '.join(sorted(values))}" if values else "they have no further columns"
+    for flag, columns in asked.items():
+        for name, value in columns:
+            if name not in values:
+                raise KDError(f"{flag} {name}: no row has such a column{suggest(name, values)}; {there}.")
+            if value is not None and value not in values[name] and len(values[name]) < VALUES_SEEN:
+                hint = suggest(value, values[name])
+                raise KDError(f"{flag} {name}:{value}: no row has this value in its column {name!r}{hint}.")
 
 
 def identify(

@@ -64,7 +64,7 @@ def test_gold_answers_without_a_number_are_counted_or_refused(tmp_path):
     rows = write_json_lines(tmp_path / "rows.jsonl", [{**PLAIN, "gold": gold} for gold in golds])
     log = run_eval(tmp_path / "out", dataset=rows, metric=["numeric", "exact"]).output
     assert "note: 2 x gold answer without a number" in log
-    assert "rows.jsonl, line 4: --metric numeric leaves it out" in log
+    assert "rows.jsonl 2, 4)" in log
     assert "note: 1 x no gold answer" in log
     assert "rows.jsonl, line 3: it has no column 'gold'" in log
     figures = read_report(tmp_path / "out")["cells"][0]["figures"]
