@@ -11,7 +11,7 @@ from swift_kd_plugin.data.files import PART
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.teacher.cache_identity import CacheIdentity
 from swift_kd_plugin.teacher.cache_shards import Shard, read_shard
-from swift_kd_plugin.teacher.teacher_cache import caches_in, folders_in
+from swift_kd_plugin.teacher.teacher_cache import FOLDER_NAME, caches_in, folders_in
 
 OURS = re.compile(r"\d+-[0-9a-f]{32}\.safetensors")
 
@@ -107,6 +107,16 @@ def clear(folder: Path, names: list[str]) -> tuple[int, int]:
 
 
 def existing(folder: Path) -> Path:
+    """The folder. Raises KDError if it is none, or holds other things than what teachers said."""
     if not folder.is_dir():
         raise KDError(f"{folder} is no folder; give that of --kd_teacher_cache.")
-    return folder
+    inside = sorted(folder.iterdir())
+    if not inside or folders_in(folder):
+        return folder
+    if FOLDER_NAME.fullmatch(folder.resolve().name) and any(OURS.fullmatch(file.name) for file in inside):
+        raise KDError(f"{folder} is what one teacher said; give the folder above, that of --kd_teacher_cache.")
+    near = next((inner for inner in inside if inner.is_dir() and folders_in(inner)), None)
+    hint = f" (did you mean {near}?)" if near else ""
+    raise KDError(
+        f"{folder} is no teacher cache: it holds {inside[0].name}{hint}; give the folder of --kd_teacher_cache."
+    )

@@ -57,3 +57,25 @@ def test_clear_takes_what_is_named_and_nothing_else(caches, tmp_path):
     assert not second.exists()
     assert (first / "notes.txt").exists()
     assert "is no folder" in run("clear", tmp_path / "none", "x")[1]
+
+
+@pytest.mark.parametrize("command", [("show",), ("check",), ("clear", "--all")])
+def test_a_folder_that_is_no_cache_is_refused(caches, tmp_path, command):
+    word, *flags = command
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "args.json").write_text("{}")
+    code, text = run(word, run_folder, *flags)
+    assert code == 1
+    assert f"{run_folder} is no teacher cache: it holds args.json; give the folder of --kd_teacher_cache." in text
+    above = tmp_path / "above"
+    above.mkdir()
+    (above / "cache").mkdir()
+    caches[1].folder.rename(above / "cache" / caches[1].folder.name)
+    assert f"(did you mean {above / 'cache'}?)" in run(word, above, *flags)[1]
+    code, text = run(word, caches[0].folder, *flags)
+    assert (code, "is what one teacher said; give the folder above" in text) == (1, True)
+
+
+def test_an_empty_folder_is_no_whole_cache(tmp_path):
+    assert run("check", tmp_path) == (0, f"{tmp_path} holds no rows of any teacher\n")

@@ -41,7 +41,7 @@ def say(trainer: HostTrainer, kl: float) -> None:
     bits = f"--kd_teacher_bits {trainer.args.kd_teacher_bits}"
     if not kl == kl:
         raise KDError(f"{bits}: the quantised teacher says nothing but NaN; leave the flag out for this model.")
-    text = f"The teacher in {trainer.args.kd_teacher_bits} bits is {kl:.5f} nats a token (KL) from that of its files"
+    text = f"The teacher in {trainer.args.kd_teacher_bits} bits is {kl:.3g} nats a token (KL) from that of its files"
     text = f"{text}, measured on the first micro-batch of each rank"
     if kl > BOUND:
         logger.warning(f"{text}: more than {BOUND:g}. What it teaches is another model's; use more bits, or none.")
