@@ -24,12 +24,12 @@ from swift_kd_plugin.data.think_block import NON_THINKING, THINKING, mode_of
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import check_adapter
 from swift_kd_plugin.generation.engines import Engine
+from swift_kd_plugin.generation.few_bits import BITS, check_bitsandbytes
 from swift_kd_plugin.generation.generation_run import limited
 from swift_kd_plugin.requirements import quiet_bitsandbytes
 from swift_kd_plugin.serving.transport import KEY_VARIABLE, Limits
 
 TRANSFORMERS_ROWS = 32
-BITS = (8, 4)
 SAMPLED_BYTES = 1 << 20
 FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
 
@@ -60,10 +60,7 @@ class ModelOptions(SimpleNamespace):
             )
         if self.engine == "vllm":
             raise KDError(f"--bits {self.bits} goes with --engine transformers, as vLLM keeps weights in other forms.")
-        if not importlib.util.find_spec("bitsandbytes"):
-            raise KDError(
-                f"--bits {self.bits} needs bitsandbytes, which is not installed; `pip install 'swift-kd-plugin[bits]'`."
-            )
+        check_bitsandbytes(f"--bits {self.bits}")
         return "transformers"
 
 

@@ -198,8 +198,8 @@ def test_calls_of_tools_are_a_response_that_can_be_shared(said):
     ("rows", "rule", "reason"),
     [
         ((exp(response=None), noexp()), ResponseRule(), "do not end with an answer"),
-        ((exp(), noexp()), ResponseRule("gold"), "its column 'gold' has no text"),
-        ((exp(), noexp(gold=5)), ResponseRule("gold"), "its column 'gold' is a number, not a text or a conversation"),
+        ((exp(), noexp()), ResponseRule("gold"), "its column 'gold' is not there, or null"),
+        ((exp(), noexp(gold=[5])), ResponseRule("gold"), "its column 'gold' is a list, not a text or a conversation"),
         (
             ({**exp(), "teacher_messages": [turn("user", "X?")]}, noexp()),
             ResponseRule(),

@@ -31,6 +31,7 @@ from swift_kd_plugin.errors import KDError, named_line
 Loaded = Dataset | IterableDataset
 # Rows of a stream that are looked at for the names of further columns.
 SEEN_ROWS = 1000
+STREAM = "its rows are read while they are trained on, and the log says what is left out"
 logger = get_logger()
 
 
@@ -117,6 +118,7 @@ class RowLoader(DatasetLoader):
         if self.streaming:
             stream = self._with_all_columns(builder, node).stream(node)
             self.reading.features |= stream.features
+            self.reading.reports.setdefault(node.name, Report()).state(node.name, stream=STREAM)
             return stream
         with safe_ddp_context(None, True):
             dataset, report = self._with_all_columns(builder, node).dataset(node)

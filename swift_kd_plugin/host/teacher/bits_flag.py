@@ -1,10 +1,10 @@
 """Whether --kd_teacher_bits can be had, told by flags and by what is installed: nothing is loaded."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.adapters import is_tied
+from swift_kd_plugin.generation.few_bits import check_bitsandbytes
 
 FLAG, HEAD_FLAG = "--kd_teacher_bits", "--kd_teacher_head_bits"
 WHOLE = 16
@@ -45,5 +45,4 @@ def check_teacher_bits(args) -> None:
             f"{HEAD_FLAG} {args.kd_teacher_head_bits}: the output layer of the teacher {args.teacher_model} is its "
             "embedding, which stays as it is; leave the flag out."
         )
-    if not find_spec("bitsandbytes"):
-        raise KDError(f"{flag} needs bitsandbytes, which is not installed; `pip install 'swift-kd-plugin[bits]'`.")
+    check_bitsandbytes(flag)

@@ -167,8 +167,8 @@ class ServerCache:
             return chosen
         self._look_again(chosen)
         asked = [self._absent(number, indices) for number, indices in enumerate(chosen)]
-        for teacher, indices, absent in zip(self._teachers, chosen, asked, strict=True):
-            for index in (index for index in indices if index not in set(absent)):
+        for teacher, indices, absent in zip(self._teachers, chosen, map(set, asked), strict=True):
+            for index in (index for index in indices if index not in absent):
                 results[index] = teacher.read(self._entries[index])
                 self.read += 1
         return asked
@@ -218,7 +218,7 @@ def distance(before: list[dict[str, float]], now: list[dict[str, float]]) -> flo
         return float("inf")
     apart = []
     for old, new in zip(before, now, strict=True):
-        weights = torch.tensor(list(old.values()), dtype=torch.float64).softmax(0)
+        known = torch.tensor(list(old.values()), dtype=torch.float64)
         other = torch.tensor([new.get(token, min(new.values())) for token in old], dtype=torch.float64)
-        apart.append((weights * (torch.tensor(list(old.values()), dtype=torch.float64) - other).abs()).sum())
+        apart.append((known.softmax(0) * (known - other).abs()).sum())
     return torch.stack(apart).mean().item()

@@ -169,6 +169,17 @@ def test_reports_are_written(load, tmp_path, monkeypatch):
     assert entry["rows"] == {"plain.jsonl": "41"}
 
 
+def test_the_report_of_a_stream_says_where_its_rows_are_told(load, tmp_path):
+    from swift_kd_plugin.host.rows.named_datasets import log_reports
+
+    _, _, reports = load("pairs", streaming=True)
+    log_reports(reports, str(tmp_path / "out"))
+    page = json.loads((tmp_path / "out" / "kd_data_report.json").read_text())
+    assert page["pairs"]["facts"]["pairs"] == {
+        "stream": "its rows are read while they are trained on, and the log says what is left out"
+    }
+
+
 def test_an_id_is_loaded_by_ms_swift(load, folder):
     """A folder is what a hub's dataset is after its download."""
     (folder / "hub" / "own").mkdir(parents=True)

@@ -240,7 +240,7 @@ def test_without_transformer_engine_the_way_is_said(words, monkeypatch):
 def test_bits_without_their_library_are_refused(words, monkeypatch):
     given = words(kd_teacher_bits=8)
     check_command(given, CPU)
-    monkeypatch.setattr("swift_kd_plugin.host.teacher.bits_flag.find_spec", lambda name: None)
+    monkeypatch.setattr("swift_kd_plugin.generation.few_bits.find_spec", lambda name: None)
     assert "--kd_teacher_bits 8 needs bitsandbytes, which is not installed; `pip install" in message(given)
 
 
