@@ -291,7 +291,8 @@ def test_without_a_row_a_good_file_stays(tmp_path):
 
 def test_without_a_row_to_ask_nothing_is_loaded(tmp_path):
     (tmp_path / "none.jsonl").write_text('{"query": 5}\n')
-    code, log = try_generate(tmp_path / "out", dataset=tmp_path / "none.jsonl", model="/none")
+    (tmp_path / "tokenizer.json").write_text("none that could be loaded")
+    code, log = try_generate(tmp_path / "out", dataset=tmp_path / "none.jsonl", model=tmp_path)
     assert code == 1
     assert f"--dataset {tmp_path}/none.jsonl has no row that can be used (" in log
     assert not (tmp_path / "out").exists()
