@@ -144,7 +144,7 @@ def test_what_training_makes_of_rows_is_said(rows):
     assert "does not train" not in show_here("chat.jsonl", "--loss_scale", "all")[1]
     _, page = show_here("questions.jsonl", "refused.jsonl", "-q")
     assert "note: " not in page
-    assert "refused in training, or left out with --kd_bad_rows drop: 4 x messages\n" in page
+    assert "refused in training, or left out with --kd_bad_rows drop: 4 x messages (refused.jsonl 2-5)\n" in page
 
 
 @pytest.mark.parametrize(
