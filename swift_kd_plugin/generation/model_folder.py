@@ -1,4 +1,4 @@
-"""What can be said of a model's folder without loading anything: that it is there, is a model's, and has a tokenizer."""
+"""What can be said of a model's folder without loading anything: that it is a model's, and has a tokenizer."""
 
 import os
 from pathlib import Path
@@ -17,9 +17,9 @@ def check_model_folder(model: str | Path) -> None:
     if folder.is_dir():
         _check_files(folder)
     elif is_local(str(model)) or folder.parent.is_dir():
-        checkpoint = near_checkpoint(folder)
-        meant = f"; did you mean {checkpoint}?" if checkpoint else f"{_near_name(folder)}."
-        raise KDError(f"{model} is no folder of a model{meant}")
+        if checkpoint := near_checkpoint(folder):
+            raise KDError(f"{model} is no folder of a model; did you mean {checkpoint}?")
+        raise KDError(f"{model} is no folder of a model{_near_name(folder)}; check the path.")
 
 
 def has_tokenizer(folder: Path) -> bool:

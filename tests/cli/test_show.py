@@ -155,9 +155,9 @@ def test_what_training_makes_of_rows_is_said(rows):
             "pairs does not exist; give a data.yaml or files of rows; behind a.jsonl, which is no data",
         ),
         (("nothing.jsonl",), "nothing.jsonl does not exist; give a data.yaml or files of rows."),
-        (("a.jsonl", "--model", "./modl"), "./modl is no folder of a model (did you mean 'model'?)."),
-        (("a.jsonl", "--model", "modl"), "modl is no folder of a model (did you mean 'model'?)."),
-        (("a.jsonl", "--model", "model/none"), "model/none is no folder of a model."),
+        (("a.jsonl", "--model", "./modl"), "./modl is no folder of a model (did you mean 'model'?); check the path."),
+        (("a.jsonl", "--model", "modl"), "modl is no folder of a model (did you mean 'model'?); check the path."),
+        (("a.jsonl", "--model", "model/none"), "model/none is no folder of a model; check the path."),
         (("a.jsonl", "--model", "model"), "model has no tokenizer"),
     ],
 )
