@@ -82,6 +82,19 @@ def _prepare_launcher() -> None:
         from swift_kd_plugin.launcher import end_ranks_with_launcher
 
         end_ranks_with_launcher()
+    _open_log()
+
+
+def _open_log() -> None:
+    from swift_kd_plugin.console import open_log
+    from swift_kd_plugin.launcher import environment_of, words_of
+
+    config = read_config_file(sys.argv)
+    by_torchrun = os.path.basename(sys.argv[0]) != "megatron"
+    env = os.environ if by_torchrun else environment_of(config)
+    script = os.path.join("_megatron", "rlhf.py")
+    if any(word.endswith(script) for word in sys.argv) if by_torchrun else sys.argv[1:2] == ["rlhf"]:
+        open_log(words_of(sys.argv, config), not by_torchrun and not env.keys() & {"NPROC_PER_NODE", "NNODES"})
 
 
 def check_command_line(argv: list[str]) -> None:
@@ -118,6 +131,7 @@ def _switch_device(device: str) -> None:
 
 def _wake() -> None:
     import swift_kd_plugin
+    from swift_kd_plugin.console import split_rank
     from swift_kd_plugin.errors import report_and_exit, stop
     from swift_kd_plugin.launcher import act_as_single_process, is_megatron_rank, refuse_other_trainers, refuse_ray
     from swift_kd_plugin.ledger import when_imported
@@ -125,6 +139,8 @@ def _wake() -> None:
 
     sys.excepthook = report_and_exit
     quiet_bitsandbytes()
+    if is_megatron_rank(sys.argv):
+        split_rank(sys.argv)
     problem = find_unsupported()
     if problem:
         stop(problem)

@@ -184,7 +184,18 @@ class GenerationFlags:
 
 
 @dataclass
-class KDArguments(GenerationFlags, FeatureFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, ModelFlags, DataFlags):
+class OutputFlags:
+    kd_console: Literal["short", "full"] = flag(
+        "short",
+        "What the console shows: 'short' the tables, a line each logging step, warnings and errors, while all output "
+        "of all ranks goes to train.log in the run's folder; 'full' all of it, and no train.log is written.",
+    )
+
+
+@dataclass
+class KDArguments(
+    *(OutputFlags, GenerationFlags, FeatureFlags, TeacherFlags, ObjectiveFlags, DivergenceFlags, ModelFlags, DataFlags)
+):
     """Flags that the plugin adds to `megatron rlhf`. With all of them at their defaults the loss is stock ms-swift's.
 
     Raises:

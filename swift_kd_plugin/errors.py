@@ -6,11 +6,14 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
+
+from swift_kd_plugin.console import CONSOLE
 
 NAME = "swift_kd_plugin"
 SHOWN_CHARACTERS = 400
+TRACEBACK = "SWIFT_KD_TRACEBACK"
 HELP = "megatron rlhf --external_plugins swift_kd_plugin --help"  # without the plugin its flags are not listed
 
 
@@ -41,10 +44,7 @@ def _rank_prefix() -> str:
 
 
 def print_error(message: str) -> None:
-    # torch.distributed puts a buffer in the place of sys.stderr while an exception hook runs. The line is one write, as
-    # ranks share a pipe and print writes its end by itself where output is not buffered.
-    sys.__stderr__.write(f"{_rank_prefix()}: error: {message}\n")
-    sys.__stderr__.flush()
+    CONSOLE.say_error(f"{_rank_prefix()}: error: {message}")
 
 
 def stop(message: str) -> NoReturn:
@@ -67,13 +67,27 @@ def report_and_exit(kind: type[BaseException], error: BaseException, trace) -> N
         traceback.print_exception(kind, error, trace, file=sys.__stderr__)
         return
     sentence = _find_sentence(error)
-    if sentence:
-        print_error(sentence)
-    else:
-        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-        print_error(f"stopped by {kind.__name__}: {error}")
+    said = sentence or f"stopped by {named_line(error)}" + (f" ({TRACEBACK}=1 shows where)" if CONSOLE.err else "")
+    _show_traceback(kind, error, trace, expected=sentence is not None)
+    print_error(said)
+    if not isinstance(error, KeyboardInterrupt):
+        for listener in on_failure:
+            listener(said)
     if "LOCAL_RANK" in os.environ:
         leave_at_once(1)
+
+
+on_failure: list[Callable[[str], None]] = []
+"""They are told the sentence that a rank ends with."""
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace, expected: bool) -> None:
+    """In the log always; on a console if it is asked for, or is not kept short and the error is none of a user's."""
+    asked = os.environ.get(TRACEBACK) == "1"
+    if CONSOLE.is_split or asked or not expected:
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+    if CONSOLE.err and asked:
+        traceback.print_exception(kind, error, trace, file=CONSOLE.err)
 
 
 def _find_sentence(error: BaseException) -> str | None:
@@ -103,6 +117,8 @@ def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) 
         return
     # One that was killed comes first: the others may have ended of it before it was looked at.
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+    if CONSOLE.launch:
+        CONSOLE.say_error(CONSOLE.launch.what_failed())
     here = " on this machine" if _is_one_of_several(sys.argv) else ""
     print_error(how_rank_ended(rank, first.exitcode, here))
 

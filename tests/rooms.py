@@ -2,6 +2,7 @@
 
 # Small modules beside the rooms that every room may use: the rooms that each of them imports.
 FRONT = {
+    "console": "",
     "errors": "",
     "ledger": "",
     "version": "",

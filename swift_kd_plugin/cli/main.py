@@ -28,6 +28,10 @@ COMMANDS = {
         *("score", "score", "key_values.KeyValues"),
         "Lets the teacher of a training run score all its rows into --kd_teacher_cache, without a student.",
     ),
+    "status": (
+        *("status", "status", None),
+        "Says how a run or a recipe stands: running, finished, stopped (and how to go on) or failed (and why).",
+    ),
     "patches": (
         *("patches", "patches", None),
         "Lists every patched symbol of the host with why it is patched and when the patch can be removed, and the "

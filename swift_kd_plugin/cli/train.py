@@ -149,7 +149,7 @@ def train_in_stages(recipe: Recipe, wanted: Wanted, dry_run: bool, rerun: bool) 
         say(f"swift-kd train: error: {error}")
         return error.code
     Console(stderr=True).print(as_table(page, output))
-    for name in ("best", "final"):
+    for name in ("best", "final", "next"):
         if name in page:
             typer.echo(f"{name}: {page[name]}")
     return 0

@@ -106,7 +106,7 @@ def memory_table(plan: MemoryPlan) -> list[MemoryRow]:
         f"at most: {plan.feature_tokens:,} tokens a cycle of {plan.feature_bytes // plan.tensor_parallel:,} bytes"
     )
     return [
-        MemoryRow("student's weights", plan.weights, note=f"{_size(plan.trainable)} of them trainable"),
+        MemoryRow("student's weights", plan.weights, note=f"{as_size(plan.trainable)} of them trainable"),
         MemoryRow("gradients", plan.gradients),
         MemoryRow("optimizer", plan.optimizer, plan.optimizer_on_host, "main weights and states"),
         MemoryRow("teacher", plan.teacher, offloaded, _of_teacher(plan)),
@@ -146,12 +146,12 @@ def render_memory(rows: list[MemoryRow], capacity: int, measured: int | None = N
     """
     total = total_row(rows)
     lines = [("", "device", "CPU", "")]
-    lines += [(row.name, _size(row.device), _size(row.host), row.note) for row in rows]
-    share = f"{total.device / capacity:.1%} of {_size(capacity)}, without activations"
-    lines.append(("total", _size(total.device), _size(total.host), share))
+    lines += [(row.name, as_size(row.device), as_size(row.host), row.note) for row in rows]
+    share = f"{total.device / capacity:.1%} of {as_size(capacity)}, without activations"
+    lines.append(("total", as_size(total.device), as_size(total.host), share))
     if measured is not None:
-        share = f"{measured / capacity:.1%} of {_size(capacity)}, with activations"
-        lines.append(("measured peak", _size(measured), "", share))
+        share = f"{measured / capacity:.1%} of {as_size(capacity)}, with activations"
+        lines.append(("measured peak", as_size(measured), "", share))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return "\n".join(
         f"{name:<{widths[0]}}  {device:>{widths[1]}}  {host:>{widths[2]}}  {note}".rstrip()
@@ -159,7 +159,8 @@ def render_memory(rows: list[MemoryRow], capacity: int, measured: int | None = N
     )
 
 
-def _size(count: int) -> str:
+def as_size(count: int) -> str:
+    """A number of bytes for a person."""
     if not count:
         return "-"
     return f"{count / GIB:,.2f} GiB" if count >= GIB / 10 else f"{count / MIB:,.2f} MiB"

@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swift_kd_plugin.data.files import move_aside
 from swift_kd_plugin.errors import KDError
@@ -118,6 +119,11 @@ def _model_folder(folder: Path, step: int, adapter: bool) -> Path:
         f"{folder / name} with a model in safetensors is missing or damaged; leave save_safetensors (and merge_lora) "
         "at true, and do not delete checkpoints of an unfinished run."
     )
+
+
+def is_full(keys: dict[str, Any]) -> bool:
+    """Whether flags train the whole model, not an adapter."""
+    return keys.get("tuner_type") in (None, "full") and not keys.get("adapters")
 
 
 def damaged_checkpoints(folder: Path) -> dict[Path, str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.train.run_record import STAGE as MARKER
 from swift_kd_plugin.recipes.shell_command import LAUNCH_KEYS
 
-MARKER = "stage.json"
 OUTPUT_DIR = "{output_dir}"
 # Where and how it runs.
 LEFT_OUT = (*LAUNCH_KEYS, "output_dir", "kd_teacher_cache", "kd_teacher_cache_mode")

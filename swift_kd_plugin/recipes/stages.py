@@ -14,6 +14,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.train.training_log import cut_half_row, read_log, step_of_row
 from swift_kd_plugin.recipes.checkpoints import (
     damaged_checkpoints,
+    is_full,
     keep_best,
     last_whole_checkpoint,
     make_way,
@@ -103,6 +104,7 @@ class StageRunner:
                 raise StageFailed(f"{stage.name} ended with exit code {code}; its own message stands above.", code)
             return
         log = stage.folder / TRAIN_LOG
+        self.say(f"{stage.name}: all output goes to {log}")
         said_before = log.stat().st_size if log.is_file() else 0
         with _Progress(stage, self.say) as progress:
             code = run_process(command, log, progress.update, self.lock)
@@ -137,7 +139,7 @@ class StageRunner:
         if keys.get("save_total_limit"):
             keep_best(stage.folder, metric_of(keys))
         self.say(f"{stage.name}: goes on from {checkpoint}{_is_in(aside)}")
-        where = "mcore_model" if _is_full(keys) else "mcore_adapter"
+        where = "mcore_model" if is_full(keys) else "mcore_adapter"
         return {where: str(checkpoint), "finetune": False}
 
 
@@ -193,7 +195,7 @@ def result_of(stage: Stage) -> dict[str, Any]:
         if not stage.rows_file.is_file():
             raise KDError(f"{stage.name} ended without {stage.rows_file}.")
         return {"best": {"folder": stage.rows_file.name}}
-    best, final = read_result(stage.folder, metric_of(stage.keys), adapter=not _is_full(stage.keys))
+    best, final = read_result(stage.folder, metric_of(stage.keys), adapter=not is_full(stage.keys))
     points = {"best": best, "final": final}
     relative = {name: {"folder": str(point.folder.relative_to(stage.folder))} for name, point in points.items()}
     return {"steps": final.step, **{name: asdict(point) | relative[name] for name, point in points.items()}}
@@ -214,10 +216,6 @@ def find_reason(log: Path, start: int) -> str:
 def _has_result(stage: Stage, marker: StageRecord) -> bool:
     """Whether a stage has made what a change of its keys would lose; an unfinished generate stage looks itself."""
     return marker.finished or (stage.kind != GENERATE and last_whole_checkpoint(stage.folder) is not None)
-
-
-def _is_full(keys: dict[str, Any]) -> bool:
-    return keys.get("tuner_type") in (None, "full") and not keys.get("adapters")
 
 
 def _time_of_killed(old: StageRecord, folder: Path) -> float:

@@ -7,21 +7,28 @@ from typing import Any
 from rich.table import Column, Table
 
 from swift_kd_plugin.data.files import write_atomically
+from swift_kd_plugin.host.train.run_record import SUMMARY, read_page
 from swift_kd_plugin.recipes.plan import GENERATE, Stage
 from swift_kd_plugin.recipes.stage_record import StageRecord
 
-SUMMARY = "summary.json"
+# What the summary of a stage's own run says of it.
+OF_RUN = ("loss", "tokens_per_second", "peak_memory_bytes", "rows", "warnings")
 
 
 def summarise(finished: list[tuple[Stage, StageRecord]]) -> dict[str, Any]:
-    """The finished stages with their figures, and the last trained stage's best and final checkpoint by name."""
+    """The finished stages with their figures, the last trained stage's best and final checkpoint by name, and the
+    command that evaluates it."""
     page: dict[str, Any] = {"stages": []}
     for stage, marker in finished:
         points = {name: marker.result[name] for name in ("best", "final") if name in marker.result}
         placed = {name: point | {"folder": str(stage.folder / point["folder"])} for name, point in points.items()}
-        page["stages"].append({"stage": stage.name, "seconds": round(marker.seconds, 1), **marker.result, **placed})
+        own = read_page(stage.folder / SUMMARY) or {}
+        figures = {name: own[name] for name in OF_RUN if own.get(name) is not None}
+        row = {"stage": stage.name, "seconds": round(marker.seconds, 1), **figures, **marker.result, **placed}
+        page["stages"].append(row)
         if stage.kind != GENERATE:
             page |= {name: point["folder"] for name, point in placed.items()}
+            page |= {"next": own["next"]} if own.get("next") else {}
     return page
 
 

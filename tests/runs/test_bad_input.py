@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from swift_kd_plugin.recipes.run_status import read_status
 from tests.json_lines import read_json_lines
 from tests.launching.commands import HAS_GPU, environment, flags_to_argv, megatron_rlhf
 from tests.launching.left_behind import unsupervised, wait_for_moment
@@ -119,12 +120,15 @@ def test_a_dead_rank_ends_the_others(flags, tmp_path):
     argv = ["megatron", "rlhf", *flags_to_argv({**flags, "train_iters": 10000, "output_dir": tmp_path / "output"})]
     log = tmp_path / "log.txt"
     with unsupervised(argv, tmp_path, environment(2), log) as process:
-        wait_for_moment(process, lambda: "'iteration': '3/10000'" in log.read_text(), log)
+        wait_for_moment(process, lambda: "step 3/10000" in log.read_text(), log)
         ranks = find_ranks(process.pid)
         assert len(ranks) == 2, log.read_text()[-3000:]
         os.kill(ranks[1], signal.SIGKILL)
         assert process.wait(60) != 0
         assert not any(is_alive(rank) for rank in ranks)
+    (run,) = (tmp_path / "output").iterdir()
+    assert f"The whole log: {run / 'train.log'}" in log.read_text()
+    assert read_status(run).state == "stopped"
 
 
 def find_ranks(pid: int) -> list[int]:

@@ -6,6 +6,8 @@ import yaml
 
 from tests.launching.commands import environment, megatron_rlhf, read_steps, run_command
 
+MOST_LINES = 60  # of the console, before the first step
+
 
 def test_help_shows_the_flags(tmp_path):
     argv = ["megatron", "rlhf", "--external_plugins", "swift_kd_plugin", "--help"]
@@ -42,3 +44,22 @@ def test_a_yaml_file_and_one_process_without_a_launcher(flags, tmp_path):
     assert code == 0, log[-4000:]
     assert len(read_steps(tmp_path / "output" / "logging.jsonl")) == 2
     assert json.loads((tmp_path / "output" / "args.json").read_text())["kd_grad_norm"] == "exact"
+
+    before, step, after = log.partition("step 1/2  loss ")
+    assert step
+    assert before.count("\n") < MOST_LINES
+    assert f"All output is in {tmp_path / 'output' / 'train.log'}" in before
+    assert "Memory of rank 0 of 1, expected:" in before
+    assert "Loss per token: " in before
+    _, title, summary = after.partition("The run has finished.\n")
+    assert title
+    whole = (tmp_path / "output" / "train.log").read_text()
+    assert all(line in whole for line in ("args: MegatronRLHFArguments(", "'iteration': '1/2'", *summary.splitlines()))
+    page = json.loads((tmp_path / "output" / "summary.json").read_text())
+    assert (page["state"], page["steps"], page["checkpoint"]) == (
+        "finished",
+        2,
+        str(tmp_path / "output" / "checkpoint-2"),
+    )
+    assert page["rows"] == {"seen": 8, "of": 32, "left_out": {}}
+    assert page["next"] in summary

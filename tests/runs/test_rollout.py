@@ -63,9 +63,8 @@ def truth() -> dict[str, str]:
 
 def written(run: Run) -> list[tuple[str, str, str]]:
     """Question, writer and response of all that models wrote, sorted."""
-    tables = read_json_lines(run.output / "completions.jsonl")
-    rows = [row for t in tables for row in zip(t["prompt"], t["written_by"], t["completion"], strict=True)]
-    return sorted((question_of(prompt), writer, response) for prompt, writer, response in rows)
+    rows = read_json_lines(run.output / "completions.jsonl")
+    return sorted((question_of(row["prompt"]), row["written_by"], row["completion"]) for row in rows)
 
 
 def question_of(prompt: str) -> str:

@@ -51,10 +51,10 @@ def writing(flags, questions) -> dict[str, object]:
 def written(run: Run) -> list[tuple[str, str, bool, str]]:
     """Question, writer, whether in thinking mode, and response of all that models wrote, sorted."""
     rows = []
-    for table in read_json_lines(run.output / "completions.jsonl"):
-        for prompt, writer, response in zip(table["prompt"], table["written_by"], table["completion"], strict=True):
-            question = prompt.rpartition("user\n")[2].partition("<|im_end|>")[0]
-            rows.append((question, writer, not prompt.endswith(CLOSED_BLOCK), response))
+    for row in read_json_lines(run.output / "completions.jsonl"):
+        question = row["prompt"].rpartition("user\n")[2].partition("<|im_end|>")[0]
+        thinks = not row["prompt"].endswith(CLOSED_BLOCK)
+        rows.append((question, row["written_by"], thinks, row["completion"]))
     return sorted(rows)
 
 

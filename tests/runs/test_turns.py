@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from swift_kd_plugin.data.formats import to_row
 from swift_kd_plugin.data.rows import Place
 from swift_kd_plugin.host.samples.preview import load_training_template, preview
-from tests.json_lines import write_json_lines
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import megatron_rlhf
 from tests.recorders.recorded_runs import train_and_record_losses
 
@@ -115,10 +115,14 @@ def test_streams_of_several_files(flags, tmp_path):
 
 
 def test_models_write_behind_any_turns(flags, tmp_path):
-    write_json_lines(tmp_path / "rows.jsonl", TO_WRITE)
+    write_json_lines(tmp_path / "rows.jsonl", [{**row, "gold": f"gold {n}"} for n, row in enumerate(TO_WRITE, 1)])
     changes = {"dataset": tmp_path / "rows.jsonl", "lmbda": 0.5, "seq_kd": True, "max_length": 2048}
     changes |= {"kd_student_engine": "megatron", "kd_teacher_engine": "transformers", "max_completion_length": 4}
     run = megatron_rlhf(
         tmp_path / "run", {**flags, **changes, "global_batch_size": len(TO_WRITE), "log_completions": True}
     )
     assert all(step["grad_norm"] > 0 for step in run.expect_success().steps)
+    written = read_json_lines(run.output / "completions.jsonl")
+    assert {row["step"] for row in written} == {1, 2}
+    assert all(row["gold"] == f"gold {row['kd_row']}" for row in written)
+    assert {row["response"] for row in written if row["kd_row"] == len(TO_WRITE)} == {"2"}

@@ -45,5 +45,9 @@ class KDState:
     """`MemoryReport`: what a rank's memory goes to."""
     train_seconds: float = 0.0
     """Wall time of the train steps since the last log."""
+    tokens: float = 0.0
+    """Trained on in all logged steps of this process."""
+    seconds: float = 0.0
+    """Wall time of their train steps."""
     generation_seconds: float = 0.0
     """The part of it in which responses were written."""

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 
 from swift.utils import get_logger, is_master
 
@@ -26,9 +27,11 @@ from swift_kd_plugin.host.start.model_checks import (
 from swift_kd_plugin.host.start.resume_warnings import warn_of_fresh_start, warn_of_idle_steps, warn_of_other_rows
 from swift_kd_plugin.host.start.same_teacher import warn_of_same_teacher
 from swift_kd_plugin.host.start.step_counts import set_step_counts
+from swift_kd_plugin.host.train.run_record import begin_run
 
 # Columns that ms-swift's trainer reads beside those of a row.
 FURTHER_COLUMNS = ("channel",)
+GOLD = "gold"  # shown in completions.jsonl
 PACKING = (
     "--packing true packs no rows in distillation: a step has --global_batch_size rows, and each micro-batch is laid "
     "out without padding, as by --padding_free true, the default."
@@ -96,6 +99,8 @@ def extend_arguments(stock: type) -> type:
             init_process_group(backend=self.ddp_backend, timeout=self.ddp_timeout)
             compare(collect(self.__dict__.pop("_given"), os.environ))
             super()._init_output_dir()
+            if self.rlhf_type == "gkd":
+                begin_run(Path(self.output_dir), is_master())
 
         def init_iters(self, train_dataset, val_dataset):
             if self.rlhf_type == "gkd":
@@ -136,7 +141,7 @@ def extend_arguments(stock: type) -> type:
 
         @cached_property
         def _reading(self) -> Reading:
-            wanted = (self.kd_ce_column, self.teacher_tag_key, *FURTHER_COLUMNS)
+            wanted = (self.kd_ce_column, self.teacher_tag_key, *FURTHER_COLUMNS, GOLD if self.log_completions else None)
             keep = tuple(column for column in wanted if column not in (None, "dataset"))
             trains = None if _somebody_writes(self) else self.loss_scale
             return Reading(keep, all_columns=not self.remove_unused_columns, trains=trains)

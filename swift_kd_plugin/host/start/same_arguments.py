@@ -21,14 +21,14 @@ from swift_kd_plugin.host.start.launch_checks import as_list
 # They are a process's own, or change nothing that is trained.
 OF_A_PROCESS = (
     *("local_rank", "ddp_timeout", "dataset_num_proc", "dataloader_num_workers", "tensorboard_dir", "logging_dir"),
-    *("wandb_exp_name", "swanlab_exp_name", "hub_token"),
+    *("wandb_exp_name", "swanlab_exp_name", "hub_token", "kd_console"),
 )
 PREFIXES = ("SWIFT_KD_", "NVTE_", "MCORE_", "MEGATRON_", "VIDEO_", "FPS", "IMAGE_")
 VARIABLES = (
     *("MAX_PIXELS", "MIN_PIXELS", "USE_MCORE_GDN", "SPATIAL_MERGE_SIZE", "CUDA_DEVICE_MAX_CONNECTIONS"),
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
 )
-HARMLESS = ("SWIFT_KD_TRACEBACK", "MEGATRON_LM_PATH", "NVTE_DEBUG", "NVTE_DEBUG_LEVEL")
+HARMLESS = ("SWIFT_KD_TRACEBACK", "SWIFT_KD_LOG", "MEGATRON_LM_PATH", "NVTE_DEBUG", "NVTE_DEBUG_LEVEL")
 PACKAGES = ("swift-kd-plugin", "ms-swift", "mcore-bridge", "megatron-core", "torch", "transformers")
 FILES = ("dataset", "val_dataset", "kd_datasets")
 # A machine may have its own copy in a place of its own.

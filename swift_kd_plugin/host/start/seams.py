@@ -78,6 +78,7 @@ SEAMS = (
     Seam(
         "base", f"{BASE}.cyclic_iter", "self iterable use_origin_cyclic", "rows are one stream, whose epochs it knows"
     ),
+    Seam("base", f"{BASE}.finalize_training", "self", "what a person needs at the end of a run"),
     Seam("base", f"{BASE}.evaluate", "self val_data_iterator", "the same rows each time, each once"),
     Seam("base", f"{BASE}._determine_best_metric", "self metrics", "what is no number is not the best"),
     Seam("base", f"{BASE}.train_step", "self train_data_iterator", "peak memory, time of a step"),
@@ -95,7 +96,7 @@ ATTRIBUTES = (
 OWN_ATTRIBUTES = (
     *("sample_cls", "to_samples", "prepare_model", "offload_teacher_model", "engine", "multi_turn_scheduler"),
     *("_buffered_inputs", "_build_rollout_buffer", "_template_context", "_flush_log_completions", "_start_iteration"),
-    *("_all_reduce_metric", "_on_train_step_batch", "_create_dataloader", "data_collator", "on_log"),
+    *("_all_reduce_metric", "_on_train_step_batch", "_create_dataloader", "data_collator", "on_log", "callbacks"),
 )
 # What `TeacherVllm`, a rollout of ms-swift's beside the trainer's, is given in place of the student's, and why.
 TEACHER_ROLLOUT = {

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from megatron.core import mpu
 from megatron.core.rerun_state_machine import RerunDataIterator
+from swift.megatron.callbacks.print import PrintCallback
 from swift.megatron.trainers.utils import build_streaming_dataloader
 from swift.megatron.utils import get_padding_to
 from swift.utils import get_logger, is_last_rank, is_master, to_device
@@ -32,7 +33,9 @@ from swift_kd_plugin.host.train.known_best import remember_best
 from swift_kd_plugin.host.train.lora_settings import apply_lora_settings
 from swift_kd_plugin.host.train.merged_export import ADAPTER, MergedExport
 from swift_kd_plugin.host.train.resumed_schedule import schedule_of_flags, warn_if_finished
+from swift_kd_plugin.host.train.run_summary import summarise_run
 from swift_kd_plugin.host.train.shard_size import shards_up_to
+from swift_kd_plugin.host.train.step_lines import StepLines
 from swift_kd_plugin.host.train.window_check import check_windows
 
 logger = get_logger()
@@ -70,6 +73,7 @@ class BaseTrainer(RolloutHooks):
     def __init__(self, args, template, **kwargs):
         super().__init__(args, template, **kwargs)
         apply_lora_settings(self.unwrapped_models, args.use_rslora, args.lora_dropout)
+        self.callbacks = [StepLines(self) if type(one) is PrintCallback else one for one in self.callbacks]
 
     @torch.no_grad()
     def _load_checkpoint(self) -> None:
@@ -84,6 +88,10 @@ class BaseTrainer(RolloutHooks):
         self.kd.validation = validation_rows(self, val_dataset)
         super().train(train_dataset, None)
         log_left_out(self.kd.rows_filter)
+
+    def finalize_training(self) -> None:
+        super().finalize_training()
+        summarise_run(self)
 
     def _prepare_dataloader(self, train_dataset, val_dataset=None):
         used = self.state.consumed_train_samples

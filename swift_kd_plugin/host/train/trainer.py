@@ -12,7 +12,7 @@ from swift.utils import get_logger
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rollout.choose_writers import choose_writers, student_needs_vllm
-from swift_kd_plugin.host.rollout.completions import keep_prompts, log_completions
+from swift_kd_plugin.host.rollout.completions import COLUMNS, CompletionRows, keep_prompts, log_completions
 from swift_kd_plugin.host.rollout.write_responses import make_mix, write_responses
 from swift_kd_plugin.host.samples.responses import describe_responses, weigh_positions
 from swift_kd_plugin.host.samples.sample import KDSample
@@ -132,14 +132,14 @@ class KDTrainer(BaseTrainer, loss="plugin"):
         return (self.state.iteration + ahead) / max(self.args.train_iters - 1, 1)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> list[dict[str, torch.Tensor]]:
-        samples: list[KDSample] = self.to_samples(inputs)
+        samples = given = self.to_samples(inputs)
         if self.kd.writers:
-            samples = write_responses(self, samples)
+            samples = write_responses(self, given)
         size = self.args.micro_batch_size
         assert len(samples) % size == 0
         batches = [self._encode_samples(samples[start : start + size]) for start in range(0, len(samples), size)]
         if self.kd.writers:
-            log_completions(self, samples)
+            log_completions(self, samples, given)
         self._compute_teacher_logits(batches)
         return batches
 
@@ -235,7 +235,10 @@ class KDTrainer(BaseTrainer, loss="plugin"):
 
     def _log_callback(self, logs, n_steps) -> None:
         if "loss" in logs and self.training:
-            logs["tokens_per_second"] = float(logs["loss"][1]) / self.kd.train_seconds
+            tokens = float(logs["loss"][1])
+            logs["tokens_per_second"] = tokens / self.kd.train_seconds
+            self.kd.tokens += tokens
+            self.kd.seconds += self.kd.train_seconds
             logs |= self.kd.objective.moving(self.progress(-1))  # the step just made has been counted
             if self.kd.features and self.kd.features.weight.moves:
                 logs["feature_weight"] = self.kd.features.weight.at(self.progress(-1))
@@ -251,7 +254,8 @@ class KDTrainer(BaseTrainer, loss="plugin"):
 
     def _prepare_logging(self) -> None:
         super()._prepare_logging()
-        self._logs |= {name: deque() for name in ("written_by", "finish_reason", "tokens")}
+        self._logs |= {name: deque() for name in COLUMNS}
+        self.jsonl_writer = CompletionRows(self.jsonl_writer)
 
     def _build_log_table(self) -> dict[str, list]:
         table = super()._build_log_table()

@@ -1,0 +1,118 @@
+"""What a person needs at the end of a run: on the console of one rank, and as summary.json in the run's folder."""
+
+import shlex
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from swift.utils import is_last_rank
+from torch import distributed as dist
+
+from swift_kd_plugin.console import CONSOLE
+from swift_kd_plugin.host.rows.named_datasets import REPORT_FILE
+from swift_kd_plugin.host.samples.host_trainer import HostTrainer
+from swift_kd_plugin.host.train.checkpoint_manifest import merged_folder
+from swift_kd_plugin.host.train.run_record import FINISHED, RUN, read_page, write_summary
+from swift_kd_plugin.host.train.step_lines import StepLines
+from swift_kd_plugin.memory.memory_table import as_size
+
+WARNING_CHARACTERS = 200
+
+
+def summarise_run(trainer: HostTrainer) -> None:
+    """Prints and writes the summary. Every rank calls it, after the last checkpoint."""
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, (torch.cuda.max_memory_allocated(), CONSOLE.warnings))
+    if is_last_rank():
+        warnings: Counter[str] = Counter()
+        for _, met in ranks:
+            warnings |= met  # what all ranks say counts once
+        page = summary_of(trainer, max(peak for peak, _ in ranks), warnings)
+        write_summary(Path(trainer.args.output_dir), page)
+        CONSOLE.say("\n" + render_summary(page))
+
+
+def summary_of(trainer: HostTrainer, peak: int, warnings: Counter[str]) -> dict[str, Any]:
+    """The page of summary.json.
+
+    Args:
+        peak: bytes of the rank that needed most.
+    """
+    args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
+    lines = next((line for line in trainer.callbacks if isinstance(line, StepLines)), None)
+    first, last = (lines.first, lines.last) if lines else (None, None)
+    final, best = state.last_model_checkpoint, state.best_model_checkpoint
+    started = (read_page(folder / RUN) or {}).get("started")
+    return {
+        "state": FINISHED,
+        "steps": state.iteration,
+        "seconds": round(time.time() - started, 1) if started else None,
+        "loss": {"first": first["loss"], "last": last["loss"]} if first else None,
+        "checkpoint": final,
+        "best": best and {"checkpoint": best, "metric": args.metric_for_best_model, "value": state.best_metric},
+        "tokens_per_second": trainer.kd.tokens / trainer.kd.seconds if trainer.kd.seconds else None,
+        "peak_memory_bytes": peak,
+        "rows": {"seen": state.consumed_train_samples, "of": trainer.kd.rows, "left_out": _left_out(folder)},
+        "warnings": dict(warnings.most_common()),
+        "log": str(CONSOLE.log) if CONSOLE.log else None,
+        "next": eval_command(args, best or final) if final else None,
+    }
+
+
+def _left_out(folder: Path) -> dict[str, int]:
+    """Rows by why they are not trained on."""
+    counts: Counter[str] = Counter()
+    for report in (read_page(folder / REPORT_FILE) or {}).values():
+        for kind, entry in report.get("left_out", {}).items():
+            counts[kind] += entry["count"]
+    return dict(counts)
+
+
+def eval_command(args, checkpoint: str) -> str:
+    """The command that compares a checkpoint with the teacher on the validation rows, else on those of training."""
+    folder = Path(checkpoint)
+    if args.tuner_type != "full" and merged_folder(folder).is_dir():
+        folder = merged_folder(folder)
+    models, types = [f"student={folder}"], [f"student={args.model_type}"]
+    if args.teacher_model:
+        models.append(f"teacher={args.teacher_model}")
+        types.append(f"teacher={args.teacher_model_type or args.model_type}")
+    words = ["swift-kd", "eval", "--model", *models, "--model_type", *types, "--template", args.template]
+    if args.enable_thinking is not None:
+        words += ["--thinking", "on" if args.enable_thinking else "off"]
+    if args.kd_datasets:
+        words += ["--kd_datasets", args.kd_datasets]
+    words += ["--dataset", *(args.val_dataset or args.dataset), "--metric", "exact", "ppl"]
+    return shlex.join([*words, "--output", str(Path(args.output_dir) / "eval")])
+
+
+def render_summary(page: dict[str, Any]) -> str:
+    """The page as lines for a person."""
+    loss, best, rows = page["loss"], page["best"], page["rows"]
+    speed, seconds = page["tokens_per_second"], page["seconds"]
+    of = f" of {rows['of']:,} rows" if rows["of"] else ""
+    parts = {
+        "steps": f"{page['steps']:,}" + (f" in {seconds:,.0f} s" if seconds else ""),
+        "loss": loss and f"{loss['first']:.4g} at first, {loss['last']:.4g} at last",
+        "checkpoint": page["checkpoint"],
+        "best": best and f"{best['checkpoint']} ({best['metric']} {best['value']:.4g})",
+        "tokens/s": speed and f"{speed:,.0f}",
+        "peak memory": f"{as_size(page['peak_memory_bytes'])} on the rank that needs most",
+        "samples": f"{rows['seen']:,}{of}",
+        "left out": ", ".join(f"{count:,} {kind}" for kind, count in rows["left_out"].items()),
+        "log": page["log"],
+    }
+    lines = ["The run has finished.", *(f"  {name:<12}{text}" for name, text in parts.items() if text)]
+    if page["warnings"]:
+        lines.append("Warnings:")
+        lines += [f"  {count} x {_shortened(text)}" for text, count in page["warnings"].items()]
+    if page["next"]:
+        lines.append(f"Next:\n  {page['next']}")
+    return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WARNING_CHARACTERS else line[:WARNING_CHARACTERS] + " ..."
