@@ -94,7 +94,8 @@ def _open_log() -> None:
     env = os.environ if by_torchrun else environment_of(config)
     script = os.path.join("_megatron", "rlhf.py")
     if any(word.endswith(script) for word in sys.argv) if by_torchrun else sys.argv[1:2] == ["rlhf"]:
-        open_log(words_of(sys.argv, config), not by_torchrun and not env.keys() & {"NPROC_PER_NODE", "NNODES"})
+        words = sys.argv if by_torchrun else words_of(sys.argv, config)
+        open_log(words, not by_torchrun and not env.keys() & {"NPROC_PER_NODE", "NNODES"})
 
 
 def check_command_line(argv: list[str]) -> None:

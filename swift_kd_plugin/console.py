@@ -21,6 +21,7 @@ from typing import TextIO
 
 FLAG, FULL = "kd_console", "full"
 VARIABLE = "SWIFT_KD_LOG"  # where the ranks of a machine write, until the run's folder is known
+NAME_VARIABLE = "SWIFT_KD_LOG_NAME"  # what it is called there
 LOG = "train.log"
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Loggers whose warnings are about the user's run.
@@ -175,18 +176,21 @@ def first_place(words: Sequence[str]) -> Path:
     given = flag_of(words, "output_dir")
     folder = Path(given or "megatron_output").expanduser().absolute()
     if given and (flag_of(words, "add_version") or "").lower() in ("false", "0", "no", "f", "n"):
-        return folder / name_of_log()
+        return folder / name_of_log(words)
     return folder / f"train-{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}.log"
 
 
-def name_of_log() -> str:
-    """`train.log`; of further machines `train.node1.log`, of ranks that no launcher has started `train.rank1.log`."""
-    node, rank = os.environ.get("GROUP_RANK", os.environ.get("NODE_RANK", "0")), os.environ.get("RANK", "0")
-    if node not in ("", "0"):
+def name_of_log(words: Sequence[str] = ()) -> str:
+    """`train.log`; of further machines `train.node1.log` (or `train.HOST.log`, where none has a number yet), of ranks
+    that no launcher has started `train.rank1.log`."""
+    if NAME_VARIABLE in os.environ:
+        return os.environ[NAME_VARIABLE]
+    node, rank = os.environ.get("NODE_RANK") or flag_of(words, "node_rank"), os.environ.get("RANK", "0")
+    if not node and flag_of(words, "nnodes") not in (None, "1", "1:1"):
+        return f"train.{socket.gethostname()}.log"
+    if node not in (None, "", "0"):
         return f"train.node{node}.log"
-    if rank != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
-        return f"train.rank{rank}.log"
-    return LOG
+    return LOG if rank == "0" else f"train.rank{rank}.log"
 
 
 def split_rank(argv: Sequence[str]) -> None:
@@ -201,7 +205,7 @@ def open_log(words: Sequence[str], starts_rank: bool) -> None:
     """In a launcher, before it starts ranks whose console is short.
 
     Args:
-        words: the flags, without a config file.
+        words: the flags, and those of torchrun, without a config file.
         starts_rank: it starts a rank itself, so that no other launcher tells how that one ended.
     """
     if is_short(words):
@@ -219,6 +223,7 @@ class LaunchLog:
     """
 
     def __init__(self, words: Sequence[str]):
+        os.environ.setdefault(NAME_VARIABLE, name_of_log(words))
         os.environ.setdefault(VARIABLE, str(first_place(words)))
         path = Path(os.environ[VARIABLE])
         path.parent.mkdir(parents=True, exist_ok=True)

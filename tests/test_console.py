@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,7 @@ def test_what_ends_a_rank_is_on_the_console(tmp_path, end, sentence, asked):
 
 def test_a_launcher_shows_the_end_of_a_rank_that_said_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SWIFT_KD_LOG", str(tmp_path / "first.log"))
+    monkeypatch.setenv("SWIFT_KD_LOG_NAME", "train.log")
     launch = LaunchLog([*GKD, "--output_dir", str(tmp_path)])
     (tmp_path / "v0").mkdir()
     moved = tmp_path / "v0" / "train.log"
@@ -130,17 +132,20 @@ def test_flags_are_read_as_the_parser_reads_them():
 
 
 def test_the_place_of_the_log(tmp_path, monkeypatch):
-    for name in ("RANK", "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID"):
+    for name in ("RANK", "NODE_RANK", "SWIFT_KD_LOG_NAME"):
         monkeypatch.delenv(name, raising=False)
     plain = ["--output_dir", str(tmp_path), "--add_version", "false"]
     assert first_place(plain) == tmp_path / "train.log"
     assert first_place(plain[:2]).parent == tmp_path
+    assert name_of_log(["--nnodes=2", "--node-rank", "1"]) == "train.node1.log"
+    assert name_of_log(["--nnodes=2", "--node-rank", "0"]) == "train.log"
+    assert name_of_log(["--nnodes=1:2"]) == f"train.{socket.gethostname()}.log"
     monkeypatch.setenv("RANK", "3")
     assert name_of_log() == "train.rank3.log"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert name_of_log() == "train.log"
-    monkeypatch.setenv("GROUP_RANK", "1")
-    assert first_place(plain) == tmp_path / "train.node1.log"
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert name_of_log() == "train.node1.log"
+    monkeypatch.setenv("SWIFT_KD_LOG_NAME", "train.log")
+    assert first_place(plain) == tmp_path / "train.log"
 
 
 def test_a_record_that_cannot_be_formatted_is_left_to_its_handlers():

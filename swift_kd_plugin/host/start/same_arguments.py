@@ -28,7 +28,14 @@ VARIABLES = (
     *("MAX_PIXELS", "MIN_PIXELS", "USE_MCORE_GDN", "SPATIAL_MERGE_SIZE", "CUDA_DEVICE_MAX_CONNECTIONS"),
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
 )
-HARMLESS = ("SWIFT_KD_TRACEBACK", "SWIFT_KD_LOG", "MEGATRON_LM_PATH", "NVTE_DEBUG", "NVTE_DEBUG_LEVEL")
+HARMLESS = (
+    "SWIFT_KD_TRACEBACK",
+    "SWIFT_KD_LOG",
+    "SWIFT_KD_LOG_NAME",
+    "MEGATRON_LM_PATH",
+    "NVTE_DEBUG",
+    "NVTE_DEBUG_LEVEL",
+)
 PACKAGES = ("swift-kd-plugin", "ms-swift", "mcore-bridge", "megatron-core", "torch", "transformers")
 FILES = ("dataset", "val_dataset", "kd_datasets")
 # A machine may have its own copy in a place of its own.

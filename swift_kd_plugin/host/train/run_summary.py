@@ -1,5 +1,6 @@
 """What a person needs at the end of a run: on the console of one rank, and as summary.json in the run's folder."""
 
+import re
 import shlex
 import time
 from collections import Counter
@@ -84,7 +85,9 @@ def eval_command(args, checkpoint: str) -> str:
         words += ["--thinking", "on" if args.enable_thinking else "off"]
     if args.kd_datasets:
         words += ["--kd_datasets", args.kd_datasets]
-    words += ["--dataset", *(args.val_dataset or args.dataset), "--metric", "exact", "ppl"]
+    # Without the number of rows, which `swift-kd eval` takes as --limit.
+    words += ["--dataset", *(re.sub(r"#\d+$", "", name) for name in args.val_dataset or args.dataset)]
+    words += ["--metric", "exact", "ppl"]
     return shlex.join([*words, "--output", str(Path(args.output_dir) / "eval")])
 
 

@@ -1,14 +1,18 @@
 """`--kd_teacher_cache_mode fill`: the teacher scores every row of the dataset once, and there is no student."""
 
+from pathlib import Path
+
 import torch
 from megatron.core import mpu
-from swift.utils import get_logger
+from swift.utils import get_logger, is_master
 
+from swift_kd_plugin.console import CONSOLE
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.rows.encoding_check import LengthRule, RowFilter
 from swift_kd_plugin.host.rows.validation_rows import FirstRows, ValidationRows
 from swift_kd_plugin.host.teacher.output_layer import read_teacher_config
 from swift_kd_plugin.host.train.evaluation import micro_batches, validation_rows
+from swift_kd_plugin.host.train.run_record import FINISHED, write_summary
 from swift_kd_plugin.host.train.trainer import KDTrainer
 
 logger = get_logger()
@@ -54,6 +58,8 @@ class ScoreTrainer(KDTrainer, loss="none"):
         finally:
             self.kd.source.flush()
         self.kd.source.report(self)
+        if is_master():
+            write_summary(Path(self.args.output_dir), {"state": FINISHED, "log": str(CONSOLE.log or "")})
 
     def _score(self, rows: ValidationRows) -> None:
         size, total = self.args.global_batch_size, len(rows.rows)

@@ -1,0 +1,70 @@
+"""What a run says at its end."""
+
+import shlex
+from argparse import Namespace
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+PAGE = {
+    "state": "finished",
+    "steps": 60,
+    "seconds": 61.4,
+    "loss": {"first": 1.5, "last": 0.25},
+    "checkpoint": "out/checkpoint-60",
+    "best": {"checkpoint": "out/checkpoint-40", "metric": "divergence", "value": 0.2},
+    "tokens_per_second": 1234.5,
+    "peak_memory_bytes": 3 << 30,
+    "rows": {"seen": 480, "of": 160, "left_out": {"too long": 2}},
+    "warnings": {"the teacher\nknows nothing": 3},
+    "log": "out/train.log",
+    "next": "swift-kd eval",
+}
+
+
+def test_the_summary_for_a_person():
+    from swift_kd_plugin.host.train.run_summary import render_summary
+
+    assert render_summary(PAGE).splitlines() == [
+        "The run has finished.",
+        "  steps       60 in 61 s",
+        "  loss        1.5 at first, 0.25 at last",
+        "  checkpoint  out/checkpoint-60",
+        "  best        out/checkpoint-40 (divergence 0.2)",
+        "  tokens/s    1,234",
+        "  peak memory 3.00 GiB on the rank that needs most",
+        "  samples     480 of 160 rows",
+        "  left out    2 too long",
+        "  log         out/train.log",
+        "Warnings:",
+        "  3 x the teacher knows nothing",
+        "Next:",
+        "  swift-kd eval",
+    ]
+
+
+def test_the_next_command_can_be_typed(tmp_path):
+    from swift_kd_plugin.host.train.run_summary import eval_command
+
+    checkpoint = tmp_path / "my run" / "checkpoint-60"
+    args = Namespace(
+        tuner_type="lora",
+        model_type="qwen3",
+        teacher_model="Qwen/Qwen3-8B",
+        teacher_model_type=None,
+        template="qwen3",
+        enable_thinking=None,
+        kd_datasets="data.yaml",
+        dataset=["pairs#100"],
+        val_dataset=["held out.jsonl"],
+        output_dir=str(tmp_path / "my run"),
+    )
+    checkpoint.with_name("checkpoint-60-merged").mkdir(parents=True)
+    words = shlex.split(eval_command(args, str(checkpoint)))
+    assert words[:5] == ["swift-kd", "eval", "--model", f"student={checkpoint}-merged", "teacher=Qwen/Qwen3-8B"]
+    assert words[words.index("--dataset") + 1] == "held out.jsonl"
+    assert words[-2:] == ["--output", str(tmp_path / "my run" / "eval")]
+    args.teacher_model, args.val_dataset, args.tuner_type = None, [], "full"
+    words = shlex.split(eval_command(args, str(checkpoint)))
+    assert words[2:5] == ["--model", f"student={checkpoint}", "--model_type"]
+    assert words[words.index("--dataset") + 1] == "pairs"
