@@ -57,3 +57,14 @@ def test_the_launcher_says_which_rank_ended_the_run(error, argv, said, monkeypat
     monkeypatch.setattr(sys, "__stderr__", sys.stderr)
     report_failed_ranks(type(error), error, None)
     assert f"swift_kd_plugin: error: {said}" in capfd.readouterr().err
+
+
+def test_a_signal_to_torchrun_is_one_sentence(capfd):
+    class SignalException(Exception):
+        """As torchrun's own, which tells its signal by a traceback alone."""
+
+    report_failed_ranks(SignalException, SignalException("got signal: 2"), None)
+    said = capfd.readouterr().err
+    assert (
+        said == "swift_kd_plugin: error: the run was ended by a signal; `swift-kd status FOLDER` says how to go on.\n"
+    )

@@ -18,7 +18,8 @@ logger = get_logger()
 
 
 class MemoryReport:
-    """Logs the table of the rank that needs most: expected at the start, beside the measured peak after one step.
+    """Logs the table of the rank that needs most: what is expected at the start, and its total beside the measured peak
+    after one step.
 
     Args:
         payload_on_host: teacher outputs wait on the CPU for their micro-batch.
@@ -43,7 +44,11 @@ class MemoryReport:
         largest = max(range(len(ranks)), key=lambda rank: ranks[rank][0])
         _, rows, capacity, peak = ranks[largest]
         title = f"Memory of rank {largest} of {len(ranks)}, " + ("expected" if peak is None else "after a train step")
-        logger.info(f"{title}:\n{render_memory(rows, capacity, peak)}")
+        table = render_memory(rows, capacity, peak)
+        if peak is not None:  # the other rows are those of the start
+            head, *_, total, measured_row = table.splitlines()
+            table = "\n".join((head, total, measured_row))
+        logger.info(f"{title}:\n{table}")
 
 
 def device_memory() -> int:

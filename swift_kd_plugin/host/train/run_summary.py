@@ -95,7 +95,7 @@ def render_summary(page: dict[str, Any]) -> str:
     """The page as lines for a person."""
     loss, best, rows = page["loss"], page["best"], page["rows"]
     speed, seconds = page["tokens_per_second"], page["seconds"]
-    of = f" of {rows['of']:,} rows" if rows["of"] else ""
+    of = f", {rows['seen'] / rows['of']:.3g} times each of {rows['of']:,} rows" if rows["of"] else ""
     parts = {
         "steps": f"{page['steps']:,}" + (f" in {seconds:,.0f} s" if seconds else ""),
         "loss": loss and f"{loss['first']:.4g} at first, {loss['last']:.4g} at last",

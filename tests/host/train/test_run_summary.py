@@ -33,7 +33,7 @@ def test_the_summary_for_a_person():
         "  best        out/checkpoint-40 (divergence 0.2)",
         "  tokens/s    1,234",
         "  peak memory 3.00 GiB on the rank that needs most",
-        "  samples     480 of 160 rows",
+        "  samples     480, 3 times each of 160 rows",
         "  left out    2 too long",
         "  log         out/train.log",
         "Warnings:",
