@@ -110,15 +110,13 @@ def _find_sentence(error: BaseException) -> str | None:
 
 def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) -> None:
     """`sys.excepthook` of the launcher: the ranks have spoken, so torchrun's own traceback is left out."""
-    if kind.__name__ == "SignalException":  # of torchrun, whose traceback tells no more
-        print_error("the run was ended by a signal; `swift-kd status FOLDER` says how to go on.")
+    if kind.__name__ == "SignalException":  # torchrun was told to end, and has ended the ranks
+        name = signal.Signals(error.sigval).name
+        print_error(f"the run was ended by {name}; `swift-kd status FOLDER` says how to go on.")
         return
     if kind is KeyboardInterrupt:  # what it has started has spoken
         return
     failures = getattr(error, "failures", None)
-    if kind.__name__ == "SignalException":  # torchrun was told to end, and has ended the ranks
-        print_error(f"the run was ended by {signal.Signals(error.sigval).name}.")
-        return
     if kind.__name__ != "ChildFailedError" or not failures:
         sys.__excepthook__(kind, error, trace)
         return

@@ -7,18 +7,10 @@ from pathlib import Path
 import yaml
 
 from scripts.dev.table_cells import default_of, marked, values_of
-from swift_kd_plugin.arguments import (
-    DataFlags,
-    DivergenceFlags,
-    GenerationFlags,
-    ModelFlags,
-    ObjectiveFlags,
-)
-from swift_kd_plugin.teacher_arguments import FeatureFlags, TeacherFlags
+from swift_kd_plugin.arguments import KDArguments
 
 CHINESE = Path(__file__).with_name("flags.zh-CN.yaml")
 HEADS = {"en": "| flag | values | default | |", "zh": "| 参数 | 取值 | 默认 | |"}
-GROUPS = (DataFlags, ModelFlags, DivergenceFlags, ObjectiveFlags, TeacherFlags, FeatureFlags, GenerationFlags)
 
 
 def flag_table(language: str) -> str:
@@ -32,5 +24,5 @@ def flag_table(language: str) -> str:
 
 
 def _flags() -> Iterator[Field]:
-    for group in GROUPS:
+    for group in reversed(KDArguments.__bases__):
         yield from fields(group)
