@@ -40,6 +40,7 @@ from swift_kd_plugin.data.rows import (
 from swift_kd_plugin.data.think_block import split_thought
 from swift_kd_plugin.data.turn_keys import weights_of
 from swift_kd_plugin.data.turns import put_thought
+from swift_kd_plugin.data.validate import check_answer
 from swift_kd_plugin.errors import KDError
 
 ANSWERS_SEEN = 1000
@@ -71,7 +72,9 @@ class ResponseRule:
         if self.kind == "none":
             return []
         if self.kind == "gold":
-            return [self._with_thought(self._gold_answer(rows), rows)]
+            answer = self._with_thought(self._gold_answer(rows), rows)
+            check_answer(text_of(answer["content"]), f"the answer in its column {self.gold!r}")
+            return [answer]
         if not response:
             raise RowError("no response", "its messages do not end with an answer (a turn of the assistant)")
         return self._in_front(response, rows[-1:])

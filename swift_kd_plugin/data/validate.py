@@ -5,7 +5,7 @@ from typing import Any
 
 from swift_kd_plugin.data.columns import COLUMNS, IMAGE_COLUMNS, PLACE_COLUMNS, VIEW_COLUMNS
 from swift_kd_plugin.data.rows import SPEAKS, Message, Row, RowError, text_of
-from swift_kd_plugin.data.think_block import CLOSE, OPEN, split_thought
+from swift_kd_plugin.data.think_block import CLOSE, OPEN
 from swift_kd_plugin.data.turn_keys import weights_of
 from swift_kd_plugin.data.turns import ROLES, TOOL_ROLES, name_turn
 from swift_kd_plugin.data.values import check_value, kind_of, parse_text, shown
@@ -36,8 +36,8 @@ def check_row(row: Row) -> None:
     last = messages[-1]
     if last["role"] == "system":
         raise RowError("messages", "it asks nothing: it has only a system turn")
-    if last["role"] == "assistant" and _says_nothing(text_of(last["content"])):
-        raise RowError("empty", f"its response, {name_turn(len(messages), 'messages')}, is empty")
+    if last["role"] == "assistant":
+        _check_says_something(text_of(last["content"]), f"its response, {name_turn(len(messages), 'messages')},")
     if not plain:
         _check_settings(row)
     for name, value in row.items():
@@ -49,11 +49,23 @@ def check_row(row: Row) -> None:
         _check_media(row)
 
 
-def _says_nothing(response: str) -> bool:
-    """Whether a response is white space, with an empty think block in front or without one."""
-    if not response or response.isspace():
-        return True
-    return response.startswith(OPEN) and not "".join(filter(None, split_thought(response))).strip()
+def check_answer(text: str, name: str) -> None:
+    """Raises RowError for a response that says nothing, or whose think block is not one at its start that ends."""
+    if "think>" in text:
+        _check_thought(text, name)
+    _check_says_something(text, name)
+
+
+def _check_says_something(response: str, name: str) -> None:
+    """Raises RowError for a response of white space, with a think block in front or without one."""
+    if response.rstrip().endswith(CLOSE):  # behind which no other may stand
+        thought = response.rstrip().removesuffix(CLOSE).removeprefix(OPEN)
+    elif response and not response.isspace():
+        return
+    else:
+        thought = ""
+    what = "is a thought without an answer; give the answer, too" if thought.strip() else "is empty"
+    raise RowError("empty", f"{name} {what}")
 
 
 def _check_turns(messages: list[Message], column: str, has_media: bool) -> bool:

@@ -169,6 +169,21 @@ def test_what_no_row_has_is_refused_by_generate_before_a_model_is_loaded(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        (" \n", "is empty"),
+        ("<think>\n\n</think>\n\n", "is empty"),
+        ("<think>\nhm\n</think>\n\n", "is a thought without an answer"),
+        ([ASKED, {**BOT, "content": "<think>hm</think>"}], "is a thought without an answer"),
+        ("<think>hm", "opens <think> and does not close it"),
+    ],
+)
+def test_a_gold_answer_that_was_cut_off_is_refused(tmp_path, chosen, reason):
+    with pytest.raises(KDError, match=f"the answer in its column 'chosen' {reason}"):
+        build(tmp_path, CHOSEN, {"prompt": "q", "chosen": chosen})
+
+
+@pytest.mark.parametrize(
     "text", ['[{"role": "admin", "name": "x"}]', '{"role": "user"}', "[1]", '{"content": 3}', "[role"]
 )
 def test_json_that_is_no_conversation_is_a_text(tmp_path, text):
