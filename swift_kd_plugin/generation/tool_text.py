@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from swift.agent_template.hermes import HermesAgentTemplate
-from swift.template import Template, get_last_user_round
+from swift.template import Template
 from swift.utils import get_logger, is_master
 
 from swift_kd_plugin.data.think_block import CLOSE, join_thought
+from swift_kd_plugin.data.turns import RESULT_CLOSE, RESULT_OPEN
 
 logger = get_logger()
 
@@ -30,6 +31,7 @@ TOOL = {
 CALL = {"name": "add", "arguments": {"x": 1}}
 SAID, THOUGHT, RESULT = "One moment.", "I have to add.", "It makes 2."
 ASKED = [{"role": "user", "content": "1?"}]
+WRITTEN_RESULT = f"{RESULT_OPEN}\n{RESULT}\n{RESULT_CLOSE}"
 SHOWN = 40
 
 
@@ -41,11 +43,13 @@ class ToolText:
         before_tools: what stands in front of their head where there is no system prompt.
         before_call: what stands between an answer and its call.
         keeps_thoughts: whether the thought before a call stays until the next question.
+        asks_by_result: whether a user turn that is a result between its tags is such a question.
     """
 
     before_tools: str = "\n\n"
     before_call: str = ""
     keeps_thoughts: bool = False
+    asks_by_result: bool = False
 
 
 STOCK = ToolText()
@@ -78,7 +82,7 @@ def write_tools_as_the_model(template: Template) -> None:
     if template._agent_template == "hermes":
         template._agent_template_cache = {"hermes": OwnToolText(text)}
     if text.keeps_thoughts and not template.template_meta.history_thinking_prefix:
-        template._remove_history_thinking = partial(_remove_thoughts_of_earlier_rounds, template)
+        template._remove_history_thinking = partial(_remove_thoughts_of_earlier_rounds, template, text)
 
 
 def read_tool_text(template: Template) -> ToolText:
@@ -87,8 +91,11 @@ def read_tool_text(template: Template) -> ToolText:
     asked = own_text(template, ASKED)
     if asked is None or TOOL["function"]["description"] not in asked:
         return known
-    thought = own_text(template, _called(join_thought(THOUGHT, ""))) or ""
-    known = replace(known, keeps_thoughts=THOUGHT in thought)
+    thinks = _called(join_thought(THOUGHT, ""))
+    keeps = THOUGHT in (own_text(template, thinks) or "")
+    by_user = [*thinks[:-1], {"role": "user", "content": WRITTEN_RESULT}]
+    asks = keeps and THOUGHT not in (own_text(template, by_user) or "")
+    known = replace(known, keeps_thoughts=keeps, asks_by_result=asks)
     head, is_hermes, _ = asked.partition("# Tools")
     call = (own_text(template, _called(SAID)) or "").partition(SAID)[2]
     if not is_hermes or "<tool_call>" not in call:
@@ -148,7 +155,15 @@ def _called(said: str) -> list[dict]:
     ]
 
 
-def _remove_thoughts_of_earlier_rounds(template: Template, inputs: Any) -> None:
+def _remove_thoughts_of_earlier_rounds(template: Template, text: ToolText, inputs: Any) -> None:
     """ms-swift's removal, for which a tool's result is a question; the model's own counts the user's alone."""
-    start = get_last_user_round(inputs.messages, include_tool=False)
-    type(template)._remove_history_thinking(template, SimpleNamespace(messages=inputs.messages[: start + 1]))
+    turns = inputs.messages
+    asked = (at for at, turn in enumerate(turns) if turn["role"] == "user" and (text.asks_by_result or _asks(turn)))
+    earlier = turns[: max(asked, default=-1) + 1]
+    type(template)._remove_history_thinking(template, SimpleNamespace(messages=earlier))
+
+
+def _asks(turn: dict) -> bool:
+    """Whether a user turn is more than a tool's result, as rows have it to which a template was applied before."""
+    said = turn["content"]
+    return not (isinstance(said, str) and said.startswith(RESULT_OPEN) and said.endswith(RESULT_CLOSE))

@@ -34,8 +34,9 @@ SYSTEM = (
     "{%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}{{- TAIL + '<|im_end|>\n' }}"
     "{%- elif first is string %}{{- '<|im_start|>system\n' + first + '<|im_end|>\n' }}{%- endif %}"
 )
+UNLESS_RESULT = " and not (m.content.startswith('<tool_response>') and m.content.endswith('</tool_response>'))"
 TURNS = (
-    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user'" + UNLESS_RESULT + " %}"
     "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
     "{%- for m in messages %}{%- set c = m.content %}{%- if m.role == 'assistant' %}THOUGHTS"
     "{{- '<|im_start|>assistant\n' + block + c }}"
@@ -72,6 +73,10 @@ RULES, QUESTION, RESULT_TURN = (
     {"role": "tool"},
 )
 RESULT_TURN["content"] = "2"
+# As rows have it whose template was applied to each turn.
+WRITTEN_CALL = '<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>'
+WRITTEN_RESULT = {"role": "user", "content": "<tool_response>\n2\n</tool_response>"}
+BARE_RESULT = {"role": "user", "content": "<tool_response>2</tool_response>"}
 
 
 def says(content: str, calls: int = 0) -> dict:
@@ -89,6 +94,15 @@ ROWS = {
     "calls": ([QUESTION, says("Wait.", 2), RESULT_TURN, RESULT_TURN, says("B")], [TOOL]),
     "thoughts": ([QUESTION, says(THINKS, 1), RESULT_TURN, says(THINKS + "Wait.", 1), RESULT_TURN, says("B")], [TOOL]),
     "old thoughts": ([QUESTION, says(THINKS, 1), RESULT_TURN, says("B"), QUESTION, says("D")], [TOOL]),
+    "result of the user": ([QUESTION, says(THINKS + WRITTEN_CALL), WRITTEN_RESULT, says("B")], None),
+    "results of the user": (
+        [QUESTION, says(THINKS, 1), BARE_RESULT, says(THINKS + WRITTEN_CALL), WRITTEN_RESULT, says(THINKS + "B")],
+        [TOOL],
+    ),
+    "old result of the user": (
+        [QUESTION, says(THINKS + WRITTEN_CALL), WRITTEN_RESULT, says("B"), QUESTION, says("D")],
+        [TOOL],
+    ),
     "a call is the response": ([RULES, QUESTION, says("Wait.", 1)], [TOOL]),
 }
 
@@ -144,6 +158,17 @@ def test_prompts_are_the_models_own(template, row):
     prompt = Prompt(made["messages"], tools=made.get("tools"), chat_template_kwargs=settings)
     ids = Codec(template, "transformers", 4096).encode(prompt)["input_ids"]
     assert template.tokenizer.decode(ids) == own(template, turns[:-1], tools, add_generation_prompt=True)
+
+
+def test_a_result_of_the_user_is_a_question_where_the_models_own_template_takes_it_for_one(model):
+    from swift_kd_plugin.generation.codec import load_template
+    from swift_kd_plugin.generation.tool_text import read_tool_text
+
+    template = load_template(str(model), "qwen3", "qwen3")
+    for own_template, asks in ((TEMPLATES["qwen3"], False), (TEMPLATES["qwen3"].replace(UNLESS_RESULT, ""), True)):
+        template.processor.chat_template = own_template
+        text = read_tool_text(template)
+        assert (text.keeps_thoughts, text.asks_by_result) == (True, asks)
 
 
 def test_another_text_is_said_once(model, monkeypatch):
