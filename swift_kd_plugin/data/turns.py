@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from swift_kd_plugin.data.channels import has_channel, without_channels
 from swift_kd_plugin.data.padding_nulls import has_null
 from swift_kd_plugin.data.rows import Message, RowError
 from swift_kd_plugin.data.think_block import CLOSE, OPEN, join_thought
@@ -72,10 +73,10 @@ def to_turns(value: Any, column: str = "messages") -> list[Message]:
     turns = _list_of(value, column)
     if all(_is_plain(turn) for turn in turns):
         return turns
-    standard: list[Message] = []
-    for number, turn in enumerate(turns, start=1):
-        standard += _standard(turn, name_turn(number, column))
-    return _expand_tool_calls(standard)
+    named = [(name_turn(number, column), turn) for number, turn in enumerate(turns, start=1)]
+    if any(map(has_channel, turns)):
+        named = without_channels(named)
+    return _expand_tool_calls([made for name, turn in named for made in _standard(turn, name)])
 
 
 def _list_of(value: Any, column: str) -> list[Any]:

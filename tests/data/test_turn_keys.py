@@ -348,3 +348,51 @@ def test_keys_that_may_hold_a_thought_are_told_what_to_be_called():
         "the key 'reasoning_details' of a turn, which is not read": advice,
         "the key 'mood' of a turn, which is not read": "the row is used without it",
     }
+
+
+def of(channel: str, content, **keys) -> dict:
+    return {"role": "assistant", "channel": channel, "content": content, **keys}
+
+
+HM = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("turns", "written"),
+    [
+        ([of("analysis", "hm"), of("final", "a")], [HM + "a"]),
+        ([of("analysis", [{"type": "text", "text": "hm"}]), of("final", "a", recipient="all")], [HM + "a"]),
+        ([of("analysis", "h"), of("analysis", "m"), of("final", "a")], ["<think>\nh\nm\n</think>\n\na"]),
+        ([of("analysis", "hm"), of("commentary", "Wait."), of("final", "a")], [HM + "Wait.", "a"]),
+        ([of("analysis", "hm"), {"role": "assistant", "content": "a"}], [HM + "a"]),
+        ([of("analysis", "hm", weight=0), of("final", "a", weight=0)], [HM + "a"]),
+        ([of("analysis", "hm"), of("final", "a", thinking="hm")], [HM + "a"]),
+        ([of("analysis", "hm"), of("commentary", "", tool_calls=[CALL])], [HM, CALLING["content"]]),
+        ([of("analysis", "hm"), CALLING], [HM, CALLING["content"]]),
+        ([of("final", "a")], ["a"]),
+    ],
+)
+def test_what_gpt_oss_says_on_analysis_is_the_thought(turns, written):
+    report = Report()
+    (made,) = check_rows([(Place("r.jsonl", 1, None), {"messages": [ASKED, *turns]})], report)
+    assert [turn["content"] for turn in made["messages"][1:]] == written
+    assert set(report.notes) <= {"response that is not trained"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([of("analysis", "hm")], "turn 2 is of the channel analysis, and no turn of the assistant follows"),
+        ([of("analysis", "hm"), ASKED, of("final", "a")], "turn 2 is of the channel analysis, and no turn of"),
+        ([of("analysis", None), of("final", "a")], "turn 2 is of the channel analysis and has no text"),
+        ([of("analysis", "hm", weight=0), of("final", "a")], "turn 2 has another weight than turn 3, whose thought"),
+        ([of("analysis", "hm"), of("final", "a", thinking="ho")], "which differ"),
+        (
+            [of("commentary", "{}", recipient="functions.f")],
+            "calls 'functions.f' by its recipient; give it as tool_calls",
+        ),
+    ],
+)
+def test_channels_that_say_no_answer_are_refused(turns, reason):
+    with pytest.raises(RowError, match=reason):
+        to_row({"messages": [ASKED, *turns]}, Place("r.jsonl", 1))
