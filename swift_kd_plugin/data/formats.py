@@ -8,8 +8,8 @@ The forms, and what else is understood:
     alpaca     instruction, with input after a line break; output or another name of the response; history
     response   query (prompt, input, instruction, question, problem), history ([[query, response], ...]) and
                response (answer, output, targets, target, answer_key, answers, solution, text, completion,
-               content), of several the first. Either may be a list of turns. Without a response it is for the
-               student to write.
+               content), of several the first. Either may be a list of turns. Without a response, or with an
+               empty one, it is for the student to write.
     any        system or system_prompt; tools or functions; images, videos, audios (image, ...); objects;
                chat_template_kwargs; teacher_messages, or teacher_prompt in place of the last user turn; the other
                keys of a row
@@ -39,6 +39,7 @@ from swift_kd_plugin.errors import KDError
 
 COLUMNS_SHOWN = 8
 NULLS = "nulls"
+RESPONSES = frozenset(RESPONSE)
 TURNS = frozenset({*SYSTEM, *QUERY, *RESPONSE})
 # Columns with the gold answer, and columns that stand beside the turns.
 Claims = tuple[frozenset[str], frozenset[str]]
@@ -199,14 +200,15 @@ def _from_messages(rest: Raw, claims: Claims) -> list[Message] | None:
 
 def _from_alpaca(rest: Raw, claims: Claims) -> list[Message] | None:
     claimed = claims[0] | claims[1]
-    if "instruction" not in rest or not ("input" in rest or "output" in rest):
+    if "instruction" not in rest:
         return None
+    _drop_empty_responses(rest)
     if "input" in rest and "input" not in claimed:
         parts = [_text(rest.pop(name), name) for name in ("instruction", "input")]
         _put(rest, "query", "\n".join(filter(None, parts)), "instruction")
     if "output" in rest and "output" not in claimed:
         _put(rest, "response", rest.pop("output"), "output")
-    return _from_response(rest, claims)
+    return _read_response(rest, claims)
 
 
 def _put(rest: Raw, name: str, value: Any, column: str) -> None:
@@ -214,7 +216,19 @@ def _put(rest: Raw, name: str, value: Any, column: str) -> None:
         raise RowError("format", f"its columns {column!r} and {name!r} differ and each could be its {name}; rename one")
 
 
+def _drop_empty_responses(rest: Raw) -> None:
+    """An empty column is an absent one, which is all that a CSV file can say."""
+    for name in RESPONSES.intersection(rest):
+        if rest[name] in ("", [], [""]):
+            del rest[name]
+
+
 def _from_response(rest: Raw, claims: Claims) -> list[Message] | None:
+    _drop_empty_responses(rest)
+    return _read_response(rest, claims)
+
+
+def _read_response(rest: Raw, claims: Claims) -> list[Message] | None:
     query_name, query = _take(rest, QUERY, claims)
     response_name, response = _take(rest, RESPONSE, claims)
     history = rest.pop("history", None)
@@ -286,6 +300,8 @@ def _prompted(messages: list[Message], prompt: Any) -> list[Message]:
 
 def _add_column(row: Row, column: str, value: Any) -> None:
     name = READ_AS[column]
+    if value == "" and COLUMNS[name].nothing != "":  # as a CSV file has what is absent
+        return
     made = COLUMNS[name].read(value, column)
     if made is None or (made in ([], {}, "") and COLUMNS[name].nothing is None):
         return

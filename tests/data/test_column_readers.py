@@ -26,7 +26,7 @@ FIELDS = [
     ({"tools": [{"name": "add"}]}, {"tools": [{"name": "add"}]}),
     ({"tools": json.dumps([{"name": "add"}, ""])}, {"tools": [{"name": "add"}]}),
     *(({"tools": nothing}, {}) for nothing in ("", " \n", "{}", "[]", "null", {}, [None], [{}])),
-    *(({"teacher_tools": nothing}, {"teacher_tools": []}) for nothing in ("", " ", "{}", "[]", "null", {}, [None])),
+    *(({"teacher_tools": nothing}, {"teacher_tools": []}) for nothing in (" ", "{}", "[]", "null", {}, [None])),
     ({"functions": [{"name": "add"}]}, {"tools": [{"name": "add"}]}),
     ({"functions": '[{"name": "add"}]'}, {"tools": [{"name": "add"}]}),
     ({"functions": "def add(): pass"}, {"columns": {"functions": "def add(): pass"}}),

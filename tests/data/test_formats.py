@@ -351,7 +351,7 @@ BAD = [
         "'answer' and 'solution' differ and each could be its",
     ),
     ({"query": "q", "answer": 4}, "format", "its column 'answer' is a number, not text"),
-    ({"query": "q", "answers": []}, "messages", "its column 'answers' is empty"),
+    ({"query": [], "answers": "a"}, "messages", "its column 'query' is empty"),
     ({"query": "q", "answers": [None]}, "format", "its column 'answers' is null, not text"),
     ({"query": {"a": 1}}, "format", "its column 'query' is an object, not text"),
     ({"instruction": 1, "input": "x"}, "format", "its column 'instruction' is a number, not text"),

@@ -341,6 +341,41 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path):
     }
 
 
+TOOLS = '[{"name": "f"}]'
+EMPTY = (
+    *({"prompt": "q", name: ""} for name in ("response", "output", "completion")),
+    {"prompt": "q", "response": "", "answer": "a"},
+    {"instruction": "q", "input": "", "output": ""},
+    {"instruction": "q", "response": "", "output": "a"},
+    *(
+        {"prompt": "q", "response": "a", name: ""}
+        for name in ("teacher_tools", "teacher_images", "teacher_chat_template_kwargs", "objects", "think_loss")
+    ),
+    *({"prompt": "q", "response": "a", name: ""} for name in ("teacher_messages", "chat_template_kwargs")),
+    {"prompt": "q", "response": "a", "tools": TOOLS, "teacher_tools": ""},
+    {"prompt": "q", "response": "a", "tools": TOOLS, "teacher_tools": "[]"},
+)
+
+
+@pytest.mark.parametrize("raw", EMPTY, ids=str)
+def test_an_empty_text_is_absent_in_every_kind_of_file(tmp_path: Path, raw: dict):
+    write_json_lines(tmp_path / "x.jsonl", [raw])
+    write(tmp_path / "x.json", json.dumps([raw]))
+    with open(tmp_path / "x.csv", "w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([list(raw), list(raw.values())])
+    pq.write_table(pa.Table.from_pylist([raw]), tmp_path / "x.parquet")
+    found = [list(read_rows(file, Report(strict=True), name="x")) for file in sorted(tmp_path.iterdir())]
+    assert found == [found[0]] * 4
+    assert ("teacher_tools" in found[0][0]) == (raw.get("teacher_tools") == "[]")
+
+
+@pytest.mark.parametrize("response", [[], [""], None, ""])
+def test_an_empty_response_is_none(tmp_path: Path, response):
+    write_json_lines(tmp_path / "x.jsonl", [{"prompt": "q", "response": response}])
+    (made,) = read_rows(tmp_path / "x.jsonl", Report(strict=True), name="x")
+    assert made == {"messages": [{"role": "user", "content": "q"}], "kd_source": "x", "kd_row": 1}
+
+
 def test_rows_name_what_is_wrong_with_them(tmp_path: Path):
     table = [GOOD, {"topic": 1}, {"messages": []}, {"prompt": "q", "completion": "<think>a"}, GOOD]
     file = write_json_lines(tmp_path / "x.jsonl", table)
