@@ -128,5 +128,6 @@ def with_asked(node: DatasetSpec, asked: Asked) -> DatasetSpec:
 def _asked_by(node: DatasetSpec) -> Asked:
     rule = getattr(node, "response", None)
     beside = [node.thought, node.placement.column if isinstance(node, ExperienceSpec) else None]
+    beside += [node.modes.column] if isinstance(node, ThinkingMixSpec) else []
     gold = (rule.gold,) if rule and rule.kind == "gold" else ()
     return Asked(gold, tuple(filter(None, beside)), node.keep)

@@ -396,3 +396,66 @@ def test_what_gpt_oss_says_on_analysis_is_the_thought(turns, written):
 def test_channels_that_say_no_answer_are_refused(turns, reason):
     with pytest.raises(RowError, match=reason):
         to_row({"messages": [ASKED, *turns]}, Place("r.jsonl", 1))
+
+
+def noted(**columns) -> dict[str, str]:
+    report = Report()
+    raw = {"messages": [ASKED, {"role": "assistant", "content": "a"}], **columns}
+    (_,) = check_rows([(PLACE, raw)], report)
+    return {kind: entry.examples[0]["text"] for kind, entry in report.notes.items()}
+
+
+VIEW = [{"role": "system", "content": "book"}, ASKED]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        *(
+            (name, "I add.", f"say `thought: {name}` in a data.yaml")
+            for name in (
+                "Complex_CoT",
+                "deepseek_reasoning",
+                "thinking_process",
+                "think",
+                "reasoning trace",
+                "myThoughts",
+            )
+        ),
+        *(
+            (name, ["I add.", "I check."], f"give it as one text and say `thought: {name}`")
+            for name in ("thinking_trajectories", "reasoning_steps")
+        ),
+        *((name, VIEW, "stands in teacher_messages") for name in ("messages_teacher", "teach_messages")),
+        *((name, json.dumps(VIEW), "stands in teacher_messages") for name in ("expert_messages", "teacher_view")),
+        *((name, True, "as enable_thinking in chat_template_kwargs") for name in ("enable_thinking", "teacher_think")),
+        *((name, "false", "as enable_thinking in chat_template_kwargs") for name in ("enable_thinking", "thinking")),
+        *((name, 0.5, "as a key of the answer's turn") for name in ("sampleWeight", "example_weight", "loss weight")),
+    ],
+)
+def test_columns_whose_names_say_that_they_are_meant_are_noted(name, value, advice):
+    (text,) = noted(**{name: value}).values()
+    assert advice in text
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"reasoning_effort": "high", "thinking_budget": 512, "reasoning_tokens": 9, "cot_length": "9"},
+        {"reasoning_steps": 5, "thinking_steps": "5", "thought_count": 3, "thoughtful": "very"},
+        {"is_reasoning": True, "has_thought": "yes", "reasoning_type": "algebra", "think_time": "3 s"},
+        {"body_weight": 80, "weight_class": "heavy", "sample_weight": 1},
+        {"teacher_name": "Ms. Frizzle", "expert_answer": "a", "teaching": [1], "experts": [{"name": "x"}]},
+        {"mode": "thinking", "cottage": "small", "deepthink_id": "x"},
+    ],
+)
+def test_columns_whose_names_are_only_alike_are_not(columns):
+    assert not noted(**columns)
+
+
+def test_a_column_that_says_the_mode_of_a_thinking_mix_is_read(tmp_path):
+    write_json_lines(tmp_path / "r.jsonl", [{"query": "q", "response": "a", "enable_thinking": False}])
+    page = {"m": {"type": "thinking_mix", "source": "r.jsonl", "mode_column": "enable_thinking"}}
+    (tmp_path / "data.yaml").write_text(json.dumps(page))
+    _, report = Builder(tmp_path / "store").dataset(read_data_yaml(tmp_path / "data.yaml")["m"])
+    assert not report.notes
