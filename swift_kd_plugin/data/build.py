@@ -12,6 +12,7 @@ from uuid import uuid4
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
+from swift_kd_plugin.data.absent_columns import note_unkept
 from swift_kd_plugin.data.arrow_values import ANY_JSON, mixed_columns, without_padding
 from swift_kd_plugin.data.asked_columns import Asked
 from swift_kd_plugin.data.columns import FEATURES
@@ -131,6 +132,8 @@ class Builder:
         """The node's rows, made on the way; what cannot be used goes into the report."""
         report = self._strictness(node, report)
         rows = self._made(with_asked(node, Asked(keep=self.keep)), report)
+        if unknown := [name for name in node.keep if name not in FEATURES]:
+            rows = note_unkept(rows, unknown, report)
         if self.trains is None or isinstance(node, MixSpec | ThinkingMixSpec):  # their sources are checked
             return rows
         return answered_rows(rows, self.trains, report)

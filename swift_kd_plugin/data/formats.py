@@ -31,7 +31,8 @@ from swift_kd_plugin.data.padding_nulls import (
     without_nulls_of_call,
     without_nulls_of_schemas,
 )
-from swift_kd_plugin.data.rows import Message, Place, Row, RowError, without_response
+from swift_kd_plugin.data.rows import Message, Place, Row, RowError, text_of, without_response
+from swift_kd_plugin.data.think_block import split_thought
 from swift_kd_plugin.data.tool_columns import FUNCTIONS, TOOL_COLUMNS, are_meant_as_tools, same_tools, to_tools
 from swift_kd_plugin.data.turns import UNREAD, take_from_turns, to_turns
 from swift_kd_plugin.data.values import SCALAR_TYPES, as_json, kind_of, parse_json, parse_text, shown
@@ -174,6 +175,8 @@ def _messages(rest: Raw, format: str, claims: Claims, asked: Asked) -> list[Mess
         if format in ("auto", name):
             messages = read(rest, claims)
             if messages is not None:
+                if "response" in rest and "response" not in asked.names:
+                    _check_same_answer(messages[-1], rest["response"])
                 return messages
     for name in asked.gold:  # a file of preferences may have the prompt there alone
         if format == "auto" and (turns := find_conversation(rest.get(name))) and len(turns) > 1:
@@ -196,6 +199,14 @@ def _messages(rest: Raw, format: str, claims: Claims, asked: Asked) -> list[Mess
 def _from_messages(rest: Raw, claims: Claims) -> list[Message] | None:
     name, value = _take(rest, MESSAGES)
     return None if value is None else to_turns(value, name)
+
+
+def _check_same_answer(last: Message, response: Any) -> None:
+    if last["role"] != "assistant" or not isinstance(response, str) or not response:
+        return
+    one, other = (split_thought(text)[1].strip() for text in (text_of(last["content"]), response))
+    if one != other:
+        raise RowError("format", "its column 'response' and the answer at the end of its messages differ; rename one")
 
 
 def _from_alpaca(rest: Raw, claims: Claims) -> list[Message] | None:

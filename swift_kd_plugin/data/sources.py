@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from swift_kd_plugin.data.absent_columns import note_unrenamed
 from swift_kd_plugin.data.asked_columns import NOTHING_ASKED, Asked
 from swift_kd_plugin.data.files import printable, why_not_opened
 from swift_kd_plugin.data.formats import NULLS, Raw, check_format, to_row
@@ -66,7 +67,7 @@ def check_rows(
 ) -> Iterator[Row]:
     """Raw rows as checked rows of the one row type; the others go into the report."""
     names = asked.names
-    for place, raw in raws:
+    for place, raw in note_unrenamed(raws, columns, report) if columns else raws:
         try:
             row = to_row(raw, place, columns, format, asked)
             unread, nulls = row.pop(UNREAD, ()), row.pop(NULLS, ())

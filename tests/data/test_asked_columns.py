@@ -216,3 +216,33 @@ def test_a_weight_of_a_row_is_noted(tmp_path):
     rows = [{"question": "q", "answer": "a", "weight": weight} for weight in (0, 0.5, 1, True, False, "heavy")]
     report = build(tmp_path, ROWS, *rows)[1]
     assert {kind: entry.count for kind, entry in report.notes.items()} == {"the column 'weight', which is not read": 4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "notes"),
+    [
+        (
+            {"keep": ["glod"]},
+            {"a column to keep that no row has": "keep: glod (did you mean 'gold'?); nothing is kept"},
+        ),
+        (
+            {"keep": ["Gold"]},
+            {"a column to keep that no row has": "keep: Gold (did you mean 'gold'?); nothing is kept"},
+        ),
+        ({"keep": ["gold", "answer", "query", "messages"]}, {}),
+        (
+            {"columns": {"frage": "query", "Task": "topic"}},
+            {"a column to rename that no row has": "columns: {frage: query}; nothing is renamed"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["rows", "thinking_mix"])
+def test_columns_that_no_row_has_are_said(tmp_path, keys, notes, kind):
+    if kind != "rows" and "columns" in keys:
+        return
+    rows = [{"query": "q", "answer": "a"}, {"query": "r", "answer": "a", "gold": "a", "task": "t"}]
+    mode = {} if kind == "rows" else {"mode": "non_thinking"}
+    _, report = build(tmp_path, {"type": kind, "source": "r.jsonl", **mode, **keys}, *rows)
+    said = {name: entry.examples[0] for name, entry in report.notes.items()}
+    assert {name: example["text"] for name, example in said.items()} == notes
+    assert {example["place"] for example in said.values()} <= {"r.jsonl, line 2"}

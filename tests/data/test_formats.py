@@ -501,3 +501,19 @@ def test_columns_of_other_names_are_kept():
 def test_two_columns_for_one_thing_are_refused(raw, columns):
     with pytest.raises(RowError, match=f"its columns {columns} differ and each could be its"):
         to_row(raw, PLACE)
+
+
+@pytest.mark.parametrize("response", ["a", " a\n", "<think>\nhm\n</think>\n\na", "", None, ["b"]])
+def test_messages_and_a_response_that_agree_are_used(response):
+    assert to_row({"messages": QA, "response": response}, PLACE)["messages"] == QA
+    assert to_row({"messages": QA[:1], "response": "b"}, PLACE)["messages"] == QA[:1]
+
+
+def test_messages_and_a_response_that_differ_are_refused():
+    raw = {"messages": QA, "response": "b"}
+    with pytest.raises(
+        RowError, match="its column 'response' and the answer at the end of its messages differ; rename"
+    ):
+        to_row(raw, PLACE)
+    for asked in (Asked(gold=("response",)), Asked(keep=("response",))):
+        assert to_row(raw, PLACE, asked=asked)["columns"] == {"response": "b"}
