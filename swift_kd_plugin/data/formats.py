@@ -260,8 +260,18 @@ def _side(value: Any, name: str, role: str) -> list[Message]:
     if value is None:
         return []
     if isinstance(value, list):
-        return to_turns(value, name)
+        if not value or not all(map(_is_plain_text, value)):
+            return to_turns(value, name)
+        if len(value) > 1:
+            many = f"its column {name!r} is a list of {len(value)} texts"
+            raise RowError("format", f"{many}; give one text, or a list of turns with a role and a content")
+        value = value[0]
     return [{"role": role, "content": _text(value, name)}]
+
+
+def _is_plain_text(item: Any) -> bool:
+    """Whether it is a text, and not that of a turn."""
+    return isinstance(item, str) and not item.lstrip().startswith("{")
 
 
 def _text(value: Any, name: str) -> str:

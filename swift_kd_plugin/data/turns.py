@@ -7,6 +7,7 @@ from typing import Any
 
 from swift_kd_plugin.data.channels import has_channel, without_channels
 from swift_kd_plugin.data.padding_nulls import has_null
+from swift_kd_plugin.data.part_types import MEDIA_PARTS, why_no_part
 from swift_kd_plugin.data.rows import Message, RowError
 from swift_kd_plugin.data.think_block import CLOSE, OPEN, join_thought
 from swift_kd_plugin.data.thought_parts import with_thought_told
@@ -29,6 +30,7 @@ ROLE_ALIASES = {
     "function_response": "tool_response",
     "observation": "tool_response",
     "observations": "tool_response",
+    "ipython": "tool_response",
 }
 # A turn of ShareGPT's older form has the question and its answer under the names of the speakers.
 ASKED = ("user", "human")
@@ -45,8 +47,8 @@ ARGUMENTS = ("arguments", "parameters", "args")
 ARGUMENTS_OF_CALLS = frozenset(ARGUMENTS)
 BESIDE_ARGUMENTS = frozenset({"name", "function", "type", "id", "index", "call_id", "strict", "extra_content"})
 KEYS_OF_CALLS = BESIDE_ARGUMENTS.union(ARGUMENTS)
+KNOWN_ROLES = "give it system, user, assistant, tool_call or tool"
 UNREAD, PADDED = "unread", "padded"
-MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio", "audio_url")
 
 
 def name_turn(number: int, column: str) -> str:
@@ -109,7 +111,8 @@ def _standard(turn: Any, name: str) -> list[Message]:
     if role is None and not turn.keys() & {"content", "value"}:
         return _pair(turn, name)
     if not isinstance(role, str) or (known := ROLE_ALIASES.get(role.lower().replace("-", "_"))) is None:
-        raise RowError("messages", f"{name} has {'no role' if role is None else f'the unknown role {shown(role)}'}")
+        wrong = "no role" if role is None else f"the unknown role {shown(role)}"
+        raise RowError("messages", f"{name} has {wrong}; {KNOWN_ROLES}")
     name = f"{name} ({known})"
     if known == "assistant":
         turn = with_thought_told(turn, name)
@@ -127,6 +130,10 @@ def _standard(turn: Any, name: str) -> list[Message]:
         standard |= read_weights(turn, known, name)
         return [standard] if known != "tool_call" else [standard | {"content": c} for c in _bare_calls(content)]
     standard |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    if isinstance(content, str) and content.lstrip().startswith(RESULT_OPEN) and RESULT_CLOSE not in content:
+        raise RowError(
+            "format", f"{name} opens {RESULT_OPEN} and does not close it; take the tag out, which the template writes"
+        )
     return [standard | {"content": content} for content in _unwrapped(content)]
 
 
@@ -220,8 +227,7 @@ def _parts(parts: list[Any], name: str) -> str | list[Message]:
             if value is not None and not isinstance(value, str):
                 raise RowError("media", f"part {number} of {name} has neither a path nor a URL as its {kind}")
         else:
-            form = f"the type {shown(kind)}" if isinstance(kind, str) else "no type"
-            raise RowError("format", f"part {number} of {name} has {form}, not text or one of {', '.join(MEDIA_PARTS)}")
+            raise RowError("format", f"part {number} of {name} has {why_no_part(kind)}")
     return "".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
 
 

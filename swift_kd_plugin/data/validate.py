@@ -7,7 +7,7 @@ from swift_kd_plugin.data.columns import COLUMNS, IMAGE_COLUMNS, PLACE_COLUMNS, 
 from swift_kd_plugin.data.rows import SPEAKS, Message, Row, RowError, text_of
 from swift_kd_plugin.data.think_block import CLOSE, OPEN
 from swift_kd_plugin.data.turn_keys import weights_of
-from swift_kd_plugin.data.turns import ROLES, TOOL_ROLES, name_turn
+from swift_kd_plugin.data.turns import KNOWN_ROLES, ROLES, TOOL_ROLES, name_turn
 from swift_kd_plugin.data.values import check_value, kind_of, parse_text, shown
 from swift_kd_plugin.data.views import teachers_own
 
@@ -97,7 +97,7 @@ def _check_turns(messages: list[Message], column: str, has_media: bool) -> bool:
 
 def _why_not_after(before: str | None, role: str, name: str) -> str:
     if role not in ROLES:
-        return f"{name} has the unknown role {shown(role)}"
+        return f"{name} has the unknown role {shown(role)}; {KNOWN_ROLES}"
     if role == "system":
         return f"{name} is a system turn, which only the first may be"
     if before in (None, "system"):

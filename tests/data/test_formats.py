@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -312,7 +313,7 @@ BAD = [
     ({"messages": [bot("a", loss="no")]}, "format", "turn 1 (assistant) has the loss 'no', which is no number"),
     ({"messages": [user([{"type": "text"}])]}, "format", "part 1 of turn 1 (user) has no text"),
     ({"messages": [user(["q"])]}, "format", "part 1 of turn 1 (user) has no type, not text or one of image, image_url"),
-    ({"messages": [user([{"type": "tool_use"}])]}, "format", "part 1 of turn 1 (user) has the type 'tool_use', not"),
+    ({"messages": [user([{"type": "tool_use"}])]}, "format", "part 1 of turn 1 (user) has the type 'tool_use'; give"),
     ({"messages": [user([{"type": "image", "image": 3}])]}, "media", "part 1 of turn 1 (user) has neither a path"),
     ({"messages": [user([{"type": "image", "image": {}}])]}, "media", "has neither a path nor a URL as its image"),
     (
@@ -517,3 +518,42 @@ def test_messages_and_a_response_that_differ_are_refused():
         to_row(raw, PLACE)
     for asked in (Asked(gold=("response",)), Asked(keep=("response",))):
         assert to_row(raw, PLACE, asked=asked)["columns"] == {"response": "b"}
+
+
+def test_a_list_with_one_text_is_the_text():
+    assert to_row({"prompt": ["q"], "response": ["a"]}, PLACE)["messages"] == QA
+    assert to_row({"prompt": [json.dumps(user("q"))], "response": "a"}, PLACE)["messages"] == QA
+    with pytest.raises(RowError, match="its column 'prompt' is a list of 2 texts; give one text, or a list of turns"):
+        to_row({"prompt": ["q", "r"], "response": "a"}, PLACE)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ({"type": "output_text", "text": "a"}, '{"type": "text", "text": ...}'),
+        ({"type": "input_image", "image_url": "a.png"}, '{"type": "image", "image": ...}'),
+        ({"type": "tool_use", "name": "f"}, "tool_calls beside the content"),
+        ({"type": "tool_result", "content": "2"}, "a turn of the role tool"),
+        ({"type": "refusal", "refusal": "no"}, "refusal beside the content"),
+    ],
+)
+def test_a_part_of_another_type_is_told_what_to_be(part, instead):
+    with pytest.raises(
+        RowError, match=re.escape(f"part 1 of turn 2 (assistant) has the type {part['type']!r}; give it as {instead}")
+    ):
+        to_row({"messages": [user("q"), bot([part])]}, PLACE)
+
+
+def test_a_result_under_llamas_role_is_read_and_other_roles_are_told_what_to_be():
+    turns = [user("q"), turn("tool_call", {"name": "f", "arguments": {}}), turn("ipython", "2"), bot("a")]
+    assert to_row({"messages": turns}, PLACE)["messages"][2] == turn("tool_response", "2")
+    with pytest.raises(RowError, match="give it system, user, assistant, tool_call or tool"):
+        to_row({"messages": [turn("narrator", "q")]}, PLACE)
+
+
+@pytest.mark.parametrize("result", ["<tool_response>\n2", " <tool_response>"])
+def test_a_result_that_was_cut_off_is_refused(result):
+    with pytest.raises(RowError, match="opens <tool_response> and does not close it; take the tag out"):
+        to_row({"messages": [user("q"), bot("a"), turn("tool", result)]}, PLACE)
+    said = turn("tool", "the tag <tool_response> opens a result")
+    assert to_row({"messages": [user("q"), bot("a"), said]}, PLACE)["messages"][2] == said
