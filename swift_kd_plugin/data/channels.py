@@ -1,5 +1,6 @@
 """Channels of gpt-oss's turns: what the assistant says on `analysis` is the thought of what it says next."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from swift_kd_plugin.data.rows import Message, RowError
@@ -15,11 +16,15 @@ LISTENERS = (None, "", "all", "user", "assistant")
 Named = tuple[str, Any]
 
 
-def has_channel(turn: Any) -> bool:
+def has_channels(turns: list[Any]) -> bool:
+    return bool([turn for turn in turns if type(turn) is dict and "channel" in turn])
+
+
+def _has_channel(turn: Any) -> bool:
     return isinstance(turn, dict) and turn.get("channel") in CHANNELS and turn.get("role") == "assistant"
 
 
-def without_channels(turns: list[Named]) -> list[Named]:
+def without_channels(turns: Iterable[Named]) -> list[Named]:
     """Turns with their names in reasons; a turn of analysis becomes the thought of the one behind it.
 
     Raises:
@@ -28,7 +33,7 @@ def without_channels(turns: list[Named]) -> list[Named]:
     told: list[Named] = []
     thinking: list[tuple[str, Message]] = []
     for name, turn in turns:
-        channel = turn["channel"] if has_channel(turn) else None
+        channel = turn["channel"] if _has_channel(turn) else None
         if channel and turn.get("recipient") not in LISTENERS:
             raise RowError("format", f"{name} calls {shown(turn['recipient'])} by its recipient; give it as tool_calls")
         if channel == ANALYSIS:

@@ -229,9 +229,10 @@ def _put(rest: Raw, name: str, value: Any, column: str) -> None:
 
 def _drop_empty_responses(rest: Raw) -> None:
     """An empty column is an absent one, which is all that a CSV file can say."""
-    for name in RESPONSES.intersection(rest):
-        if rest[name] in ("", [], [""]):
-            del rest[name]
+    if not all(rest.values()):
+        for name in RESPONSES.intersection(rest):
+            if rest[name] in ("", []):
+                del rest[name]
 
 
 def _from_response(rest: Raw, claims: Claims) -> list[Message] | None:
@@ -248,7 +249,7 @@ def _read_response(rest: Raw, claims: Claims) -> list[Message] | None:
     turns = _history(history) if history else []
     turns += _side(query, query_name, "user")
     if isinstance(response, list) and response and not isinstance(response[0], dict):
-        response = _text(response[0], response_name)
+        response = _text(response[0], response_name) or None
     return turns + _side(response, response_name, "assistant")
 
 

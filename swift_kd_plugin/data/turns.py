@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from swift_kd_plugin.data.channels import has_channel, without_channels
+from swift_kd_plugin.data.channels import has_channels, without_channels
 from swift_kd_plugin.data.padding_nulls import has_null
 from swift_kd_plugin.data.part_types import MEDIA_PARTS, why_no_part
 from swift_kd_plugin.data.rows import Message, RowError
@@ -75,10 +75,11 @@ def to_turns(value: Any, column: str = "messages") -> list[Message]:
     turns = _list_of(value, column)
     if all(_is_plain(turn) for turn in turns):
         return turns
-    named = [(name_turn(number, column), turn) for number, turn in enumerate(turns, start=1)]
-    if any(map(has_channel, turns)):
-        named = without_channels(named)
-    return _expand_tool_calls([made for name, turn in named for made in _standard(turn, name)])
+    standard: list[Message] = []
+    named = ((name_turn(number, column), turn) for number, turn in enumerate(turns, start=1))
+    for name, turn in without_channels(named) if has_channels(turns) else named:
+        standard += _standard(turn, name)
+    return _expand_tool_calls(standard)
 
 
 def _list_of(value: Any, column: str) -> list[Any]:

@@ -36,8 +36,8 @@ def check_row(row: Row) -> None:
     last = messages[-1]
     if last["role"] == "system":
         raise RowError("messages", "it asks nothing: it has only a system turn")
-    if last["role"] == "assistant":
-        _check_says_something(text_of(last["content"]), f"its response, {name_turn(len(messages), 'messages')},")
+    if last["role"] == "assistant" and (why := _why_no_answer(text_of(last["content"]))):
+        raise RowError("empty", f"its response, {name_turn(len(messages), 'messages')}, {why}")
     if not plain:
         _check_settings(row)
     for name, value in row.items():
@@ -53,19 +53,19 @@ def check_answer(text: str, name: str) -> None:
     """Raises RowError for a response that says nothing, or whose think block is not one at its start that ends."""
     if "think>" in text:
         _check_thought(text, name)
-    _check_says_something(text, name)
+    if why := _why_no_answer(text):
+        raise RowError("empty", f"{name} {why}")
 
 
-def _check_says_something(response: str, name: str) -> None:
-    """Raises RowError for a response of white space, with a think block in front or without one."""
-    if response.rstrip().endswith(CLOSE):  # behind which no other may stand
-        thought = response.rstrip().removesuffix(CLOSE).removeprefix(OPEN)
-    elif response and not response.isspace():
-        return
-    else:
-        thought = ""
-    what = "is a thought without an answer; give the answer, too" if thought.strip() else "is empty"
-    raise RowError("empty", f"{name} {what}")
+def _why_no_answer(response: str) -> str | None:
+    """What is wrong with a response of white space, with a think block in front or without one; None for any other."""
+    said = response.rstrip()
+    if not said:
+        return "is empty"
+    if not said.endswith(CLOSE):  # behind which no other may stand
+        return None
+    thought = said.removesuffix(CLOSE).removeprefix(OPEN).strip()
+    return "is a thought without an answer; give the answer, too" if thought else "is empty"
 
 
 def _check_turns(messages: list[Message], column: str, has_media: bool) -> bool:
