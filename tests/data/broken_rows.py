@@ -38,7 +38,7 @@ BROKEN = {
     "truncated": good(1)[:-20],
     "array": b'[{"prompt": "q"}]',
     "number as content": turns(("user", 5)),
-    "empty response": b'{"prompt": "q", "completion": ""}',
+    "empty response": turns(("user", "q"), ("assistant", "")),
     "two answers": b'{"prompt": "q", "answer": "a", "solution": "b"}',
     "huge number": b'{"prompt": "q", "n": ' + b"9" * 5000 + b"}",
     "unknown role": turns(("wizard", "q")),
