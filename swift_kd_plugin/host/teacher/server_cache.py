@@ -13,15 +13,15 @@ from megatron.core import mpu
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.sample import KDSample
-from swift_kd_plugin.host.teacher.cache_choice import AUTO, FLAG, FULL, cache_folder, why_missing
+from swift_kd_plugin.host.teacher.cache_choice import FLAG, FULL, cache_folder, why_missing
 from swift_kd_plugin.host.teacher.cache_keys import OUTPUTS, CacheEntry, cache_entry
 from swift_kd_plugin.host.teacher.cache_sharing import wrote_for_others
+from swift_kd_plugin.host.teacher.server_choice import OF_SERVER, address_of, choose_rows
 from swift_kd_plugin.serving.model_server import TeacherServer
 from swift_kd_plugin.serving.scoring_routes import ServerScores
 from swift_kd_plugin.teacher.cache_codecs import TopKCodec
 from swift_kd_plugin.teacher.cache_identity import CacheIdentity
-from swift_kd_plugin.teacher.cache_shards import read_shard
-from swift_kd_plugin.teacher.teacher_cache import TeacherCache, caches_in
+from swift_kd_plugin.teacher.teacher_cache import TeacherCache
 from swift_kd_plugin.teacher.teacher_outputs import TopKOutputs
 
 SERVED = "as served"
@@ -72,7 +72,7 @@ class ServerCache:
 
     Raises:
         KDError: a shard is damaged; a server is not the one whose rows are there; a run that only reads finds nothing,
-            or rows of several servers.
+            or rows that may be another server's.
     """
 
     def __init__(self, args, template, configs: list, servers: list[TeacherServer], rank: int):
@@ -80,7 +80,7 @@ class ServerCache:
         self.mode, self.folder = args.kd_teacher_cache_mode, cache_folder(args)
         self.read = self.scored = 0
         self._teachers = [
-            self._open(args.gkd_logits_topk, template, config, server)
+            self._open(args.gkd_logits_topk, template, config, server, alone=len(configs) == 1)
             for config, server in zip_longest(configs, servers)
         ]
         self._check_names()
@@ -88,38 +88,19 @@ class ServerCache:
             for teacher in self._teachers:
                 teacher.cache.check_writable()
 
-    def _open(self, topk: int, template, config, server: TeacherServer | None) -> ServedTeacher:
+    def _open(self, topk: int, template, config, server: TeacherServer | None, alone: bool) -> ServedTeacher:
         settings = {"k": topk, "vocabulary": len(template.tokenizer), "temperature": 1.0}
         adapters = (config.adapter,) if config.adapter else ()
         of_model = {"adapters": adapters, "bits": FULL, "dtype": SERVED, "codec": "topk", "settings": settings}
-        about = {"template": template.template_meta.template_type, "url": config.url}
+        about = {"template": template.template_meta.template_type, "url": address_of(config.url)}
         if server is None:
-            return ServedTeacher(None, TeacherCache(self.folder, self._choose(config, of_model), about, self._rank))
-        identity = CacheIdentity(f"server of {server.model}", **of_model)
+            identity = choose_rows(self.folder, config, of_model, alone)
+            return ServedTeacher(None, TeacherCache(self.folder, identity, about, self._rank))
+        identity = CacheIdentity(OF_SERVER + server.model, **of_model)
         about |= {"teacher": f"{server.model} behind {server.name}", "fixed_text": say_fixed_text(server, template)}
         cache = TeacherCache(self.folder, identity, about, self._rank)
         self._check_same_weights(cache, server)
         return ServedTeacher(server, cache)
-
-    def _choose(self, config, of_model: dict) -> CacheIdentity:
-        """The server whose rows are there: the only one, or that of the same address."""
-        shards = [read_shard(files[0]) for files in caches_in(self.folder)]
-        pairs = [(CacheIdentity.from_json(shard.identity), json.loads(shard.about).get("url")) for shard in shards]
-        fitting = [pair for pair in pairs if pair[0] == CacheIdentity(pair[0].teacher, **of_model)]
-        chosen = [pair for pair in fitting if pair[1] == config.url] if len(fitting) > 1 else fitting
-        if len(chosen) == 1:
-            return chosen[0][0]
-        if fitting:
-            names = ", ".join(identity.folder for identity, _ in fitting)
-            raise KDError(
-                f"{FLAG} {self.folder} holds rows of several servers ({names}), none or several of them from "
-                f"{config.url}; give the address from which one was filled, or a folder of one server."
-            )
-        adapter = f" with the adapter {config.adapter}" if config.adapter else ""
-        raise KDError(
-            f"{FLAG} {self.folder} holds no rows of a teacher server{adapter} with its {of_model['settings']['k']} "
-            f"most probable tokens; give the --kd_topk and the tokenizer of the run that filled it, or {AUTO}."
-        )
 
     def _check_same_weights(self, cache: TeacherCache, server: TeacherServer) -> None:
         here = cache.about["fixed_text"]
