@@ -9,9 +9,10 @@ from pathlib import Path
 
 from swift_kd_plugin.data.files import PART
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.teacher.cache_identity import CacheIdentity
+from swift_kd_plugin.teacher.cache_identity import VERSION, CacheIdentity
 from swift_kd_plugin.teacher.cache_shards import Shard, read_shard
 from swift_kd_plugin.teacher.teacher_cache import FOLDER_NAME, caches_in, folders_in
+from swift_kd_plugin.teacher.weight_digests import REMEMBERED
 
 OURS = re.compile(r"\d+-[0-9a-f]{32}\.safetensors")
 
@@ -34,6 +35,7 @@ class Contents:
         parts = [self.identity.codec, *(f"{name} {value}" for name, value in sorted(self.identity.settings.items()))]
         parts += [self.identity.dtype] + [f"{self.identity.bits} bits"] * (self.identity.bits != 16)
         parts += [f"{len(self.identity.adapters)} adapters"] * bool(self.identity.adapters)
+        parts += ["of an older version, no longer read"] * (self.identity.version != VERSION)
         return ", ".join([*parts, *(f"{name} {value}" for name, value in sorted(self.identity.built.items()))])
 
 
@@ -83,7 +85,8 @@ def find_damage(folder: Path) -> Iterator[str | None]:
 def clear(folder: Path, names: list[str]) -> tuple[int, int]:
     """Removes the shards of some teachers, by the names of their folders, and of all teachers what killed writers left.
 
-    Only files that have the names of shards are touched, and only folders that are empty then.
+    Only files that have the names of shards are touched, only folders that are empty then, and with the last teacher
+    what was remembered of weights.
 
     Returns:
         How many files were removed, and their bytes.
@@ -103,6 +106,8 @@ def clear(folder: Path, names: list[str]) -> tuple[int, int]:
     for inner in {file.parent for file in (*left, *shards)}:
         with suppress(OSError):  # it is not empty
             inner.rmdir()
+    if not any(caches_in(folder)):
+        (folder / REMEMBERED).unlink(missing_ok=True)
     return len(left) + len(shards), size
 
 

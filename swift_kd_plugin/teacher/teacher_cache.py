@@ -1,9 +1,10 @@
 """A folder of what teachers said, by sample: any number of readers and writers, on any number of machines.
 
 FOLDER/<identity>/<rank>-<random>.safetensors   shards (`cache_shards.py`), each written whole by one process
+FOLDER/weights.json                             digests of models' files (`weight_digests.py`), which may be removed
 
-Nothing else is there: what a folder holds is read from its shards, so that a writer that is killed loses its open shard
-and no more, and writers never touch each other's files.
+What a folder holds is read from its shards, so that a writer that is killed loses its open shard and no more, and
+writers never touch each other's shards.
 """
 
 import json

@@ -50,11 +50,14 @@ def test_clear_takes_what_is_named_and_nothing_else(caches, tmp_path):
     (second / f".1-x.{'0' * 32}.swift-kd-part").write_bytes(b"left by a killed writer")
     assert run("clear", tmp_path)[0] == 1
     assert "has no teacher nobody; it has" in run("clear", tmp_path, "nobody")[1]
+    (tmp_path / "weights.json").write_text("{}")
     assert run("clear", tmp_path, first.name)[0] == 0
+    assert (tmp_path / "weights.json").exists()
     assert [file.name for file in first.iterdir()] == ["notes.txt"]
     assert len(list(second.iterdir())) == 1
     assert run("clear", tmp_path, "--all")[0] == 0
     assert not second.exists()
+    assert not (tmp_path / "weights.json").exists()
     assert (first / "notes.txt").exists()
     assert "is no folder" in run("clear", tmp_path / "none", "x")[1]
 

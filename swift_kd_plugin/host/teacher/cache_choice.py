@@ -5,19 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from swift.utils import get_logger
 from torch import distributed as dist
 
 from swift_kd_plugin.errors import KDError
-from swift_kd_plugin.teacher.cache_identity import CacheIdentity, fingerprint
+from swift_kd_plugin.teacher.cache_identity import VERSION, CacheIdentity
 from swift_kd_plugin.teacher.cache_shards import Shard, read_shard
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache, caches_in
+from swift_kd_plugin.teacher.weight_digests import REMEMBERED, bytes_to_read, fingerprint
 
+logger = get_logger()
 FLAG = "--kd_teacher_cache"
 AUTO = "let --kd_teacher_cache_mode auto score what is missing"
 NOTHING = f"{{}} {{}} holds no rows of any teacher; check the path, or {AUTO}."
 BUILT = ("rope_scaling", "moe_expert_capacity_factor")
 FULL = 16  # bits
 FEATURES = "features"  # codec
+SAID = 1e9  # bytes: below, the weights are read in no time
 
 
 def cache_folder(args) -> Path:
@@ -37,8 +41,7 @@ def make_identity(args, config, folder: str) -> CacheIdentity:
     prints: list = [None, None]
     if dist.get_rank() == 0:
         try:
-            adapters = [fingerprint(Path(adapter), "adapter_config.json") for adapter in args.kd_teacher_adapters]
-            prints = [[fingerprint(Path(folder)), adapters], None]
+            prints = [_fingerprints(args, Path(folder)), None]
         except KDError as error:
             prints = [None, str(error)]
     dist.broadcast_object_list(prints, src=0)
@@ -61,6 +64,15 @@ def make_identity(args, config, folder: str) -> CacheIdentity:
     )
 
 
+def _fingerprints(args, folder: Path) -> tuple[str, list[str]]:
+    """Of the teacher's weights and of its adapters'."""
+    memory = cache_folder(args) / REMEMBERED
+    if (size := bytes_to_read(folder, memory)) > SAID:
+        logger.info(f"{FLAG} knows the teacher by its weights: {size / 1e9:.1f} GB of {folder} are read once.")
+    adapters = [fingerprint(Path(adapter), "adapter_config.json", memory) for adapter in args.kd_teacher_adapters]
+    return fingerprint(folder, memory=memory), adapters
+
+
 def identity_of_layer(teacher: CacheIdentity, hidden: int, layer: int) -> CacheIdentity:
     """Of what an inner layer of the same teacher puts out, whatever else is kept of it.
 
@@ -73,19 +85,20 @@ def identity_of_layer(teacher: CacheIdentity, hidden: int, layer: int) -> CacheI
 def check_read_cache(args) -> None:
     """Raises KDError if --kd_teacher_cache_mode read finds nothing of this teacher, as far as flags and files tell.
 
-    What Megatron would build of the teacher is compared when it is known.
+    Weights that have not been read before are compared when the models are loaded, as is what Megatron builds of them.
     """
     folder = cache_folder(args)
     shards = [read_shard(files[0]) for files in caches_in(folder)]
     if not shards:
         raise KDError(NOTHING.format(FLAG, folder))
     topk = args.kd_topk or args.gkd_logits_topk
-    wanted = {"bits": args.kd_teacher_bits or FULL, "codec": "hidden" if topk is None else "topk"}
+    wanted = {"version": VERSION, "bits": args.kd_teacher_bits or FULL, "codec": "hidden" if topk is None else "topk"}
     if topk is not None:
         wanted |= {"k": topk, "temperature": args.temperature if args.kd_temperature is None else args.kd_temperature}
     teacher = Path(args.teacher_model or args.model or "").expanduser()
-    if teacher.is_dir():
-        wanted["teacher"] = fingerprint(teacher)
+    memory = folder / REMEMBERED
+    if teacher.is_dir() and not bytes_to_read(teacher, memory):
+        wanted["teacher"] = fingerprint(teacher, memory=memory)
     held = [(CacheIdentity.from_json(shard.identity), json.loads(shard.about)) for shard in shards]
     found = [(_differences(one, wanted), about) for one, about in held if one.codec != FEATURES]
     if found and all(differences for differences, _ in found):
@@ -96,7 +109,7 @@ def check_read_cache(args) -> None:
 
 def _differences(held: CacheIdentity, wanted: dict) -> dict[str, tuple]:
     """What is stored otherwise than wanted, by name: there and here."""
-    there = {"bits": held.bits, "codec": held.codec, "teacher": held.teacher, **held.settings}
+    there = {"version": held.version, "bits": held.bits, "codec": held.codec, "teacher": held.teacher, **held.settings}
     clipped = dict(wanted)
     if held.codec == "topk" and "k" in wanted:
         clipped["k"] = min(wanted["k"], held.settings["vocabulary"])
@@ -117,7 +130,7 @@ def why_nothing(folder: Path, wanted: CacheIdentity) -> str:
     found = CacheIdentity.from_json(shard.identity).differs_in(wanted)
     name, (there, here) = next(iter(found.items()))
     of = json.loads(shard.about).get("teacher", "a teacher")
-    return _of_another(folder, _differs_in(name, of, there, here))
+    return _of_another(folder, _differs_in("version" if "version" in found else name, of, there, here))
 
 
 def _of_another(folder: Path, said: str) -> str:
@@ -125,6 +138,8 @@ def _of_another(folder: Path, said: str) -> str:
 
 
 def _differs_in(name: str, of: str, there: Any, here: Any) -> str:
+    if name == "version":
+        return f"those of {of} were written by an older version of the plugin, which knew teachers less exactly"
     if name == "teacher":
         return f"those are of {of}, whose weights or config.json are others than this run's"
     if name == "adapters":

@@ -39,6 +39,10 @@ def cache(tmp_path) -> TeacherCache:
         (replace(IDENTITY, adapters=("a",)), "those of models/big were written with 0 adapters, and are not those of"),
         (replace(IDENTITY, bits=8), "those of models/big have bits 16, and this run has 8"),
         (TOPK, "those of models/big have codec hidden, and this run has topk"),
+        (
+            replace(IDENTITY, teacher="u", version=3),
+            "those of models/big were written by an older version of the plugin",
+        ),
         (replace(IDENTITY, built={"rope_scaling": "yarn"}), "have rope_scaling None, and this run has yarn"),
     ],
 )
