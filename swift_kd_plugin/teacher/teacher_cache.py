@@ -58,6 +58,11 @@ class TeacherCache:
         """Keys of what other processes can read, too."""
         return self._places.keys()
 
+    def file_of(self, key: bytes) -> Path | None:
+        """The shard that holds a sample, if one does."""
+        place = self._places.get(key)
+        return None if place is None else self.shards[place[0]].file
+
     def refresh(self) -> None:
         """Takes up the shards that other processes have written since."""
         for file in shard_files(self.folder):

@@ -1,12 +1,12 @@
 """What teacher servers said of samples, kept in --kd_teacher_cache by the ranks that ask them.
 
-A server tells the name of its model and no more. Each shard therefore holds what it said of a fixed text, too, and a
-server that says something else of that text today serves other weights under the same name.
+Rows of a server that serves other weights under the same name are refused (`same_server.py`).
 """
 
 import json
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
+from pathlib import Path
 
 import torch
 from megatron.core import mpu
@@ -16,6 +16,7 @@ from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.host.teacher.cache_choice import FLAG, FULL, cache_folder, why_missing
 from swift_kd_plugin.host.teacher.cache_keys import OUTPUTS, CacheEntry, cache_entry
 from swift_kd_plugin.host.teacher.cache_sharing import wrote_for_others
+from swift_kd_plugin.host.teacher.same_server import COMPARED, MOST_APART, Told, distance, say_fixed_text, told
 from swift_kd_plugin.host.teacher.server_choice import OF_SERVER, address_of, choose_rows
 from swift_kd_plugin.serving.model_server import TeacherServer
 from swift_kd_plugin.serving.scoring_routes import ServerScores
@@ -26,21 +27,55 @@ from swift_kd_plugin.teacher.teacher_outputs import TopKOutputs
 
 SERVED = "as served"
 PADDING = 1024  # ids that a model may have beyond those of its tokenizer
-FIXED_TEXT = "The teacher says of this text what it always said: 2 + 3 = 5, and 7 * 6 = 42."
-FIXED_TOKENS, FIXED_TOPK = 24, 8
-MOST_APART = 0.1  # nats; SmolLM2-135M in bf16 is 0.03 from itself in fp32, and 0.19 with 3 % noise on its weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServedTeacher:
     """One server's part of a cache.
 
     Args:
         server: None in a run that only reads.
+        left: how many samples are still compared.
+
+    Raises:
+        KDError: the server says something else of the fixed text than it did.
     """
 
     server: TeacherServer | None
     cache: TeacherCache
+    left: int = COMPARED
+
+    def __post_init__(self):
+        self._before = {shard.file for shard in self.cache.shards}
+        self._told: tuple[Told, Told] = [], []  # of what was compared: before and now
+        for shard in self.cache.shards if self.server else ():
+            of_shard = json.loads(shard.about)["fixed_text"]
+            self._check("a fixed text", shard.file, of_shard, self.cache.about["fixed_text"])
+
+    def choose_compared(self, entries: dict[int, CacheEntry]) -> list[int]:
+        """Of samples by number the first that were there before this run, of which the server is asked once more."""
+        files = {index: self.cache.file_of(entry.keys[OUTPUTS]) for index, entry in entries.items()}
+        chosen = [index for index, file in files.items() if file in self._before] if self.server else []
+        del chosen[self.left :]
+        self.left -= len(chosen)
+        return chosen
+
+    def compare(self, entries: list[CacheEntry], scores: list[ServerScores]) -> None:
+        """Raises KDError if the server says something else now of samples that are there."""
+        for rows, said in zip(self._told, (map(self.read, entries), scores), strict=True):
+            rows += [row for of_sample in said for row in told(of_sample)]
+        names = ", ".join(entry.name for entry in entries)
+        self._check(names, self.cache.file_of(entries[0].keys[OUTPUTS]), *self._told)
+
+    def _check(self, what: str, file: Path, before: Told, now: Told) -> None:
+        if (apart := distance(before, now)) > MOST_APART:
+            folder = self.cache.folder
+            raise KDError(
+                f"the teacher server {self.server.name} says something else of {what} than when {file} was written "
+                f"({apart:.2f} nats apart, rounding stays below {MOST_APART}): it serves other weights as "
+                f"{self.server.model}; give another {FLAG}, or clear that teacher (swift-kd cache clear "
+                f"{folder.parent} {folder.name})."
+            )
 
     def read(self, entry: CacheEntry) -> ServerScores:
         token_ids = torch.tensor(entry.token_ids, dtype=torch.long)
@@ -99,20 +134,7 @@ class ServerCache:
         identity = CacheIdentity(OF_SERVER + server.model, **of_model)
         about |= {"teacher": f"{server.model} behind {server.name}", "fixed_text": say_fixed_text(server, template)}
         cache = TeacherCache(self.folder, identity, about, self._rank)
-        self._check_same_weights(cache, server)
         return ServedTeacher(server, cache)
-
-    def _check_same_weights(self, cache: TeacherCache, server: TeacherServer) -> None:
-        here = cache.about["fixed_text"]
-        for shard in cache.shards:
-            apart = distance(json.loads(shard.about)["fixed_text"], here)
-            if apart > MOST_APART:
-                raise KDError(
-                    f"the teacher server {server.name} says something else of a fixed text than when {shard.file} was "
-                    f"written ({apart:.2f} nats apart, rounding stays below {MOST_APART}): it serves other weights as "
-                    f"{server.model}; give another {FLAG}, or clear that teacher (swift-kd cache clear {self.folder} "
-                    f"{cache.identity.folder})."
-                )
 
     def _check_names(self) -> None:
         """Raises KDError if two servers that are not the same have one name, by which their entries are known."""
@@ -137,7 +159,7 @@ class ServerCache:
             views: of the teacher, with `input_ids` and `labels`.
 
         Returns:
-            Of each server the samples that it must be asked for.
+            Of each server the samples that it must be asked for: those that are not there, and a few to compare.
         """
         self._entries = {
             index: cache_entry({OUTPUTS: teacher.cache.identity.digest}, samples[index].name, views[index])
@@ -145,14 +167,20 @@ class ServerCache:
             for index in indices
         }
         if self.mode == "write":
+            self._compared = [self._choose_compared(*pair) for pair in enumerate(chosen)]
             return chosen
         self._look_again(chosen)
-        asked = [self._absent(number, indices) for number, indices in enumerate(chosen)]
-        for teacher, indices, absent in zip(self._teachers, chosen, map(set, asked), strict=True):
-            for index in (index for index in indices if index not in absent):
+        absent = [self._absent(number, indices) for number, indices in enumerate(chosen)]
+        there = [sorted(set(indices) - set(lacking)) for indices, lacking in zip(chosen, absent, strict=True)]
+        for teacher, indices in zip(self._teachers, there, strict=True):
+            for index in indices:
                 results[index] = teacher.read(self._entries[index])
                 self.read += 1
-        return asked
+        self._compared = [self._choose_compared(*pair) for pair in enumerate(there)]
+        return [lacking + compared for lacking, compared in zip(absent, self._compared, strict=True)]
+
+    def _choose_compared(self, number: int, indices: list[int]) -> list[int]:
+        return self._teachers[number].choose_compared({index: self._entries[index] for index in indices})
 
     def _absent(self, number: int, indices: list[int]) -> list[int]:
         cache = self._teachers[number].cache
@@ -172,34 +200,18 @@ class ServerCache:
                 raise KDError(why_missing(self.folder, caches[number], self._entries[missing[0]].name))
 
     def keep(self, number: int, indices: list[int], results: list[ServerScores]) -> None:
-        """What a server, by its number, has just said."""
+        """What a server, by its number, has just said. Raises KDError if it is not what it said before, or cannot be
+        written."""
+        teacher, compared = self._teachers[number], self._compared[number]
+        if compared:
+            teacher.compare([self._entries[index] for index in compared], [results[index] for index in compared])
         for index in indices:
-            self._teachers[number].add(self._entries[index], results[index])
-            self.scored += 1
+            if index in compared and self.mode != "write":
+                results[index] = teacher.read(self._entries[index])
+            else:
+                teacher.add(self._entries[index], results[index])
+                self.scored += 1
 
     def flush(self) -> None:
         for teacher in self._teachers:
             teacher.cache.flush()
-
-
-def say_fixed_text(server: TeacherServer, template) -> list[dict[str, float]]:
-    """What a server says of each token of the fixed text: the most probable ids and their log-probabilities."""
-    ids = template.tokenizer.encode(FIXED_TEXT, add_special_tokens=False)[:FIXED_TOKENS]
-    scores = server.score_alone(ids)
-    rows = zip(scores.ids.tolist(), scores.log_probs.tolist(), strict=True)
-    return [{str(token): round(value, 4) for token, value in list(zip(*row, strict=True))[:FIXED_TOPK]} for row in rows]
-
-
-def distance(before: list[dict[str, float]], now: list[dict[str, float]]) -> float:
-    """How far log-probabilities are apart, weighted by the probability that they had, over all positions.
-
-    A token that is no longer told counts as if it had the probability of the last one that is.
-    """
-    if len(before) != len(now):
-        return float("inf")
-    apart = []
-    for old, new in zip(before, now, strict=True):
-        known = torch.tensor(list(old.values()), dtype=torch.float64)
-        other = torch.tensor([new.get(token, min(new.values())) for token in old], dtype=torch.float64)
-        apart.append((known.softmax(0) * (known - other).abs()).sum())
-    return torch.stack(apart).mean().item()

@@ -63,7 +63,7 @@ def choose_rows(folder: Path, config, of_model: dict, alone: bool) -> CacheIdent
     here = [one for one in fitting if address in one.addresses]
     if len(here) == 1:
         return here[0].identity
-    names = ", ".join(one.name for one in fitting)
+    names = ", ".join(sorted(one.name for one in fitting))
     if len(fitting) == 1 and alone:
         logger.warning(
             f"{FLAG} {folder} holds no rows from {address}: those of {names} are read, the only ones there with these "

@@ -172,14 +172,12 @@ class ServerTeacher:
             answers = [pool.submit(ask_one, *pair) for pair in zip(self.servers, asked, strict=False)]
             for number, (indices, answer) in enumerate(zip(asked, answers, strict=False)):
                 try:
-                    scores = answer.result()
+                    for index, of_sample in zip(indices, answer.result(), strict=True):
+                        results[index] = of_sample
+                    if self.cache:
+                        self.cache.keep(number, indices, results)
                 except KDError as error:  # what the others say is kept first
                     failed = failed or error
-                    continue
-                for index, of_sample in zip(indices, scores, strict=True):
-                    results[index] = of_sample
-                if self.cache:
-                    self.cache.keep(number, indices, results)
         if failed:
             raise failed
         return results

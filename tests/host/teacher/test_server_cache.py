@@ -1,4 +1,5 @@
-"""Whose rows a run with teacher servers takes from a cache; the servers themselves are in tests/runs."""
+"""Whose rows a run with teacher servers takes from a cache, and whether they still say them; real servers are in
+tests/runs."""
 
 import json
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from swift_kd_plugin.teacher.cache_codecs import TopKCodec
 from swift_kd_plugin.teacher.cache_identity import CacheIdentity
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache
 from swift_kd_plugin.teacher.teacher_outputs import TopKOutputs
+from tests.gloo_ranks import run_distributed
+from tests.launching.commands import HAS_GPU
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -19,6 +22,9 @@ SETTINGS = {"k": TOPK, "vocabulary": VOCABULARY, "temperature": 1.0}
 TEMPLATE = SimpleNamespace(tokenizer=range(VOCABULARY), template_meta=SimpleNamespace(template_type="qwen3"))
 VIEW = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
 MATH, CODE = {"url": "http://math:8000", "tags": ["math"]}, {"url": "http://code:9000", "tags": ["code"]}
+
+
+START = 7  # the first id of each sample, and of no other text
 
 
 def fill(folder, name: str, url: str, view: dict = VIEW) -> None:
@@ -106,3 +112,98 @@ def test_rows_of_several_servers_need_an_address(tmp_path):
     fill(tmp_path, "later", "http://other:1")
     with pytest.raises(KDError, match="several of them from http://other:1"):
         open_to_read(tmp_path, {"url": "http://other:1"})
+
+
+def test_a_token_that_is_told_no_more_counts_by_what_is_left():
+    from swift_kd_plugin.host.teacher.same_server import distance
+
+    before = [{"1": -0.01}, {"1": -0.7, "2": -0.7}]
+    assert distance(before, before) == 0
+    assert distance(before, [{"1": -0.11}, before[1]]) == pytest.approx(0.05)
+    assert distance(before, [{"5": -0.01}, before[1]]) > 2
+    assert distance(before, before[:1]) == float("inf")
+
+
+def test_what_has_no_probability_is_not_told():
+    from swift_kd_plugin.host.teacher.same_server import told
+    from swift_kd_plugin.serving.scoring_routes import ServerScores
+
+    scores = ServerScores(torch.tensor([[-0.5, -1.0, -torch.inf]]), torch.tensor([[4, 5, 0]]))
+    assert told(scores) == [{"4": -0.5, "5": -1.0}]
+    assert told(scores, 1) == [{"4": -0.5}]
+
+
+class Ids:
+    """A tokenizer as far as a server's cache asks it."""
+
+    def __len__(self):
+        return VOCABULARY
+
+    def encode(self, text, add_special_tokens):
+        return [10 + ord(letter) % 30 for letter in text]
+
+
+def train_further(answers):
+    """As a server whose teacher was trained on samples alone: the fixed text does not show it."""
+    for ids, entries in answers:
+        for entry in entries[1:] if ids[0] == START else ():
+            for told in entry.values():
+                told["logprob"] = -1.0 - (told["logprob"] + 1.0) % 5
+
+
+def runs_on_rank(rank: int, folder, mode: str) -> list:
+    """What two runs read, scored and asked, of which the second has two samples more, and whether it was refused when
+    the server has other weights behind the same name and fixed text."""
+    from swift_kd_plugin.cpu import switch_on
+
+    switch_on()
+    from megatron.core import mpu
+
+    from tests.teacher.fake_vllm import serve
+
+    mpu.initialize_model_parallel()
+    with serve() as teacher:
+        first = run(teacher, folder, "auto", 6)
+        second = run(teacher, folder, mode, 8)
+        teacher.spoil = train_further
+        try:
+            third = run(teacher, folder, mode, 8)
+        except KDError as error:
+            third = str(error)
+    return [first, second, third]
+
+
+def run(teacher, folder, mode: str, samples: int) -> tuple[int, int, int]:
+    """One step over each two samples: how many were read, scored and asked of the server."""
+    from swift_kd_plugin.host.teacher.server_cache import ServerCache
+    from swift_kd_plugin.host.teacher.teacher_server import parse_servers
+    from swift_kd_plugin.serving.model_server import TeacherServer
+    from swift_kd_plugin.serving.scoring_routes import Sequence
+
+    server = TeacherServer(teacher.url, TOPK)
+    server.connect()
+    args = SimpleNamespace(kd_teacher_cache=str(folder), kd_teacher_cache_mode=mode, gkd_logits_topk=TOPK)
+    template = SimpleNamespace(tokenizer=Ids(), template_meta=TEMPLATE.template_meta)
+    cache, asked = ServerCache(args, template, parse_servers(teacher.url), [server], rank=0), 0
+    for step in range(samples // 2):
+        ids = [[START, 2, 2 * step + number + 8, 3, 4] for number in range(2)]
+        views = [{"input_ids": of_sample, "labels": [-100, -100, *of_sample[2:]]} for of_sample in ids]
+        names = [SimpleNamespace(name=f"row {2 * step + number}") for number in range(2)]
+        results = [None, None]
+        (indices,) = cache.fill_in(results, [[0, 1]], names, views)
+        asked += len(indices)
+        for index, scores in zip(indices, server.score([Sequence(ids[i], [2, 3, 4]) for i in indices]), strict=True):
+            results[index] = scores
+        cache.keep(0, indices, results)
+        assert all(len(scores.ids) == 3 for scores in results)
+    cache.flush()
+    return cache.read, cache.scored, asked
+
+
+@pytest.mark.skipif(HAS_GPU, reason="ranks without a GPU of their own")
+@pytest.mark.parametrize(("mode", "second"), [("auto", (6, 2, 6)), ("write", (0, 8, 8))])
+def test_a_teacher_that_was_trained_further_is_found_on_the_rows(tmp_path, mode, second):
+    (said,) = run_distributed(runs_on_rank, 1, tmp_path, mode)
+    assert said[:2] == [(0, 6, 6), second]
+    assert "says something else of row 0, row 1 than when " in said[2]
+    assert "it serves other weights as teacher; give another --kd_teacher_cache, or clear that teacher" in said[2]
