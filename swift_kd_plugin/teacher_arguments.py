@@ -59,6 +59,11 @@ class TeacherFlags:
         },
     )
 
+    def _student_writes(self) -> bool:
+        """Whether responses come from the student, by any engine."""
+        by_vllm = self.use_vllm and self.kd_student_engine in (None, "vllm")
+        return bool(self.lmbda or self.kd_lmbda_final) and bool(by_vllm or self.kd_student_engine)
+
     def _check_cache_flags(self) -> None:
         if self.kd_teacher_cache is None:
             if self.kd_teacher_cache_mode != "auto":
@@ -68,6 +73,12 @@ class TeacherFlags:
             raise KDError(
                 "--kd_teacher_cache_mode fill has no student, and scores the dataset's responses; give --lmbda 0, and "
                 "drop --seq_kd and --tuner_type, or start it with `swift-kd score`."
+            )
+        if self.kd_teacher_cache_mode == "read" and self._student_writes():
+            raise KDError(
+                "--kd_teacher_cache_mode read with a student that writes (--lmbda or --kd_lmbda_final above 0): a "
+                "response that was just written is never among those that a teacher has scored before; give --lmbda 0, "
+                "or --kd_teacher_cache_mode auto."
             )
         if self.teacher_model_server:
             return  # its most probable tokens come at temperature 1 and serve every other

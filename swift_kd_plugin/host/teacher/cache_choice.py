@@ -9,6 +9,7 @@ from swift.utils import get_logger
 from torch import distributed as dist
 
 from swift_kd_plugin.errors import KDError
+from swift_kd_plugin.host.teacher.cache_keys import CacheEntry
 from swift_kd_plugin.teacher.cache_identity import VERSION, CacheIdentity
 from swift_kd_plugin.teacher.cache_shards import Shard, read_shard
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache, caches_in
@@ -159,13 +160,15 @@ def why_no_layer(folder: Path, wanted: CacheIdentity) -> str:
     )
 
 
-def why_missing(folder: Path, cache: TeacherCache, sample: str) -> str:
+def why_missing(folder: Path, cache: TeacherCache, entry: CacheEntry) -> str:
     """The sentence for a sample that a run needs and does not find."""
     before = {json.loads(shard.about).get("template") for shard in cache.shards}
     template = cache.about["template"]
     hint = "they are of other rows, another view, or another system prompt"
-    if template not in before:
+    if entry.written:
+        hint = "a model has just written its response, which is among them only if the same was written before"
+    elif template not in before:
         hint = f"they were encoded with the template {', '.join(sorted(map(str, before)))}, and this run has {template}"
     layer = cache.identity.settings.get("layer")
     of = f"layer {layer} of this teacher" if layer else "this teacher"
-    return f"{sample} is not among the {len(cache):,} samples of {of} in {FLAG} {folder}: {hint}; {AUTO}."
+    return f"{entry.name} is not among the {len(cache):,} samples of {of} in {FLAG} {folder}: {hint}; {AUTO}."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
+from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.teacher.cache_shards import KEY
 
 OUTPUTS = 0  # the part that the losses take; those of inner layers go by their numbers
@@ -21,14 +22,16 @@ class CacheEntry:
         name: as messages to people call it.
         keys: of its entries in the parts of a cache that this rank holds; none where nothing is asked.
         token_ids: of its response.
+        written: by a model in this run; it is none of the dataset's.
     """
 
     name: str
     keys: dict[int, bytes]
     token_ids: list[int]
+    written: bool = False
 
 
-def cache_entry(identities: dict[int, bytes], name: str, view: dict) -> CacheEntry:
+def cache_entry(identities: dict[int, bytes], sample: KDSample, view: dict) -> CacheEntry:
     """
     Args:
         identities: digests of those of the parts of a cache.
@@ -37,7 +40,7 @@ def cache_entry(identities: dict[int, bytes], name: str, view: dict) -> CacheEnt
     labels = view["labels"]
     end = next((place for place in range(len(labels), 0, -1) if labels[place - 1] != IGNORED), 0)
     if not end:
-        return CacheEntry(name, {}, [])
+        return CacheEntry(sample.name, {}, [])
     seen: list[bytes | memoryview] = [
         np.asarray(ids[:end], dtype=np.int64).tobytes() for ids in (view["input_ids"], labels)
     ]
@@ -46,7 +49,7 @@ def cache_entry(identities: dict[int, bytes], name: str, view: dict) -> CacheEnt
             seen.append(f"{media} {value.dtype} {tuple(value.shape)}".encode())
             seen.append(value.contiguous().view(torch.uint8).numpy().data)
     keys = {part: _key(identity, seen) for part, identity in identities.items()}
-    return CacheEntry(name, keys, trained_tokens(labels))
+    return CacheEntry(sample.name, keys, trained_tokens(labels), bool(sample.response_token_ids))
 
 
 def _key(identity: bytes, seen: list[bytes | memoryview]) -> bytes:

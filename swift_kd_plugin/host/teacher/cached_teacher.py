@@ -139,7 +139,7 @@ class CachedTeacher:
 
     def needs(self, samples: list[KDSample], views: list[dict]) -> dict[str, object]:
         digests = {part: cache.identity.digest for part, cache in self.caches.items()}
-        entries = [cache_entry(digests, sample.name, view) for sample, view in zip(samples, views, strict=True)]
+        entries = [cache_entry(digests, sample, view) for sample, view in zip(samples, views, strict=True)]
         return {ENTRIES: entries, **self.inner.needs(samples, views)}
 
     def score(self, trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
@@ -175,7 +175,7 @@ class CachedTeacher:
         if self.reads_only:
             if absent := self._absent(entries):
                 part, entry = absent[0]
-                raise KDError(why_missing(self.place, self.caches[part], entry.name))
+                raise KDError(why_missing(self.place, self.caches[part], entry))
         elif any_of(self._written_for_others(trainer, entries), trainer._get_rollout_group(), trainer.device):
             self._refresh()
 

@@ -162,7 +162,7 @@ class ServerCache:
             Of each server the samples that it must be asked for: those that are not there, and a few to compare.
         """
         self._entries = {
-            index: cache_entry({OUTPUTS: teacher.cache.identity.digest}, samples[index].name, views[index])
+            index: cache_entry({OUTPUTS: teacher.cache.identity.digest}, samples[index], views[index])
             for teacher, indices in zip(self._teachers, chosen, strict=True)
             for index in indices
         }
@@ -197,7 +197,7 @@ class ServerCache:
                 cache.refresh()
         for number, indices in enumerate(chosen) if self.mode == "read" else ():
             if missing := self._absent(number, indices):
-                raise KDError(why_missing(self.folder, caches[number], self._entries[missing[0]].name))
+                raise KDError(why_missing(self.folder, caches[number], self._entries[missing[0]]))
 
     def keep(self, number: int, indices: list[int], results: list[ServerScores]) -> None:
         """What a server, by its number, has just said. Raises KDError if it is not what it said before, or cannot be

@@ -46,6 +46,8 @@ def test_a_right_command_is_silent(words):
     check_command(words(tensor_model_parallel_size=2), {**CPU, "NPROC_PER_NODE": "auto"})
     fill = {"kd_teacher_cache": "c", "kd_teacher_cache_mode": "fill", "train_iters": None, "num_train_epochs": 1}
     check_command(words(**fill), CPU)  # 10 rows, and a batch has 16
+    nobody_writes = {"lmbda": 1, "use_vllm": "false", "kd_teacher_cache": ".", "kd_teacher_cache_mode": "read"}
+    check_command(words(**nobody_writes), CPU)
     check_command(words(dataset=["AI-ModelScope/alpaca-gpt4-data-en#500", "hf::a/b:c", "swift/self-cognition"]), CPU)
 
 
@@ -160,6 +162,19 @@ def test_every_flag_is_known_in_every_spelling():
         ),
         ({"kd_teacher_cache_mode": "read"}, "--kd_teacher_cache_mode needs the folder of the cache in --kd_teacher_c"),
         ({"kd_teacher_cache": "c", "kd_teacher_cache_mode": "read"}, "--kd_teacher_cache c does not exist, and --kd_t"),
+        *(
+            (
+                {"kd_teacher_cache": ".", "kd_teacher_cache_mode": "read", **writes},
+                "a response that was just written is never among those that a teacher has scored before",
+            )
+            for writes in (
+                {"lmbda": 1, "use_vllm": "false", "kd_student_engine": "megatron"},
+                {"lmbda": 0.5, "use_vllm": "false", "kd_student_engine": "transformers"},
+                {"lmbda": 0, "kd_lmbda_final": 1, "kd_schedule": "linear", "vllm_mode": "colocate"},
+                {"lmbda": 1, "vllm_mode": "colocate"},
+                {"lmbda": 1, "vllm_mode": "colocate", "teacher_model": None, "teacher_model_server": "http://x:1"},
+            )
+        ),
         ({"kd_teacher_cache": f"{BASE_MODEL}/config.json"}, "config.json is a file; give a folder."),
         (
             {"kd_teacher_cache": "c", "kd_divergence": "stock"},

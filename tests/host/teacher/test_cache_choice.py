@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from swift_kd_plugin.host.teacher.cache_choice import (
     why_no_layer,
     why_nothing,
 )
-from swift_kd_plugin.host.teacher.cache_keys import cache_entry
+from swift_kd_plugin.host.teacher.cache_keys import CacheEntry, cache_entry
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache
 from tests.paths import BASE_MODEL
 from tests.teacher.test_teacher_cache import IDENTITY, TOPK, hidden_values, key
@@ -96,7 +97,9 @@ def test_layers_that_are_there_are_named(cache, tmp_path):
     assert why_no_layer(tmp_path, wanted) == f"{start}the layers 2, 4{end}"
     assert "those of models/big have codec hidden, and this run has topk" in why_nothing(tmp_path, TOPK)
     of_layer = TeacherCache(tmp_path, identity_of_layer(IDENTITY, 64, 2), cache.about)
-    assert "one is not among the 1 samples of layer 2 of this teacher in " in why_missing(tmp_path, of_layer, "one")
+    assert "one is not among the 1 samples of layer 2 of this teacher in " in why_missing(
+        tmp_path, of_layer, CacheEntry("one", {}, [])
+    )
 
 
 def test_a_layer_is_the_same_whatever_else_is_kept():
@@ -105,17 +108,21 @@ def test_a_layer_is_the_same_whatever_else_is_kept():
 
 
 def test_a_sample_that_is_not_there_is_named(cache):
-    assert "rows.jsonl, row 3 is not among the 1 samples" in why_missing(cache.folder, cache, "rows.jsonl, row 3")
-    assert "other rows, another view" in why_missing(cache.folder, cache, "one")
+    entry = CacheEntry("rows.jsonl, row 3", {}, [])
+    assert "rows.jsonl, row 3 is not among the 1 samples" in why_missing(cache.folder, cache, entry)
+    assert "other rows, another view" in why_missing(cache.folder, cache, entry)
     cache.about["template"] = "chatml"
-    assert "with the template qwen3, and this run has chatml" in why_missing(cache.folder, cache, "one")
+    assert "with the template qwen3, and this run has chatml" in why_missing(cache.folder, cache, entry)
+    entry = CacheEntry("rows.jsonl, row 3", {}, [], written=True)
+    assert "a model has just written its response" in why_missing(cache.folder, cache, entry)
 
 
+SAMPLE = SimpleNamespace(name="name", response_token_ids=[])
 VIEW = {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8], "length": 4}
 
 
 def entry_of(**changes):
-    return cache_entry({0: b"i"}, "name", {**VIEW, **changes})
+    return cache_entry({0: b"i"}, SAMPLE, {**VIEW, **changes})
 
 
 def test_an_entry_is_of_what_the_teacher_sees():
@@ -129,14 +136,14 @@ def test_an_entry_is_of_what_the_teacher_sees():
         entry_of(labels=[IGNORED, 6, 7, 8]),
         entry_of(pixel_values=torch.zeros(2, 3, dtype=torch.bfloat16)),
         entry_of(pixel_values=torch.ones(2, 3, dtype=torch.bfloat16)),
-        cache_entry({0: b"j"}, "name", VIEW),
+        cache_entry({0: b"j"}, SAMPLE, VIEW),
     ]
     assert len({entry.keys[0] for entry in [truth, *others]}) == 6
     assert entry_of(labels=[IGNORED] * 4).keys == {}
 
 
 def test_each_part_has_a_key_of_its_own():
-    found = cache_entry({0: b"i", 8: b"j"}, "name", VIEW)
+    found = cache_entry({0: b"i", 8: b"j"}, SAMPLE, VIEW)
     assert found.keys[0] == entry_of().keys[0] != found.keys[8]
     # As it was before there were parts: what is on a disk is still found.
     assert found.keys[0].hex() == "3322d43a9dcfe3d37128437888f67a27"

@@ -35,7 +35,9 @@ def fill(folder, name: str, url: str, view: dict = VIEW) -> None:
     cache = TeacherCache(folder, identity, {"template": "qwen3", "url": url, "teacher": f"{name} behind {url}"})
     rows = torch.randn(2, TOPK).log_softmax(-1), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     values = TopKCodec(k=TOPK, vocabulary=VOCABULARY + 1024, temperature=1.0).encode(TopKOutputs(rows, torch.zeros(2)))
-    cache.add(cache_entry({0: identity.digest}, "row 1", view).keys[0], values)
+    cache.add(
+        cache_entry({0: identity.digest}, SimpleNamespace(name="row 1", response_token_ids=[]), view).keys[0], values
+    )
     cache.flush()
 
 
@@ -188,7 +190,7 @@ def run(teacher, folder, mode: str, samples: int) -> tuple[int, int, int]:
     for step in range(samples // 2):
         ids = [[START, 2, 2 * step + number + 8, 3, 4] for number in range(2)]
         views = [{"input_ids": of_sample, "labels": [-100, -100, *of_sample[2:]]} for of_sample in ids]
-        names = [SimpleNamespace(name=f"row {2 * step + number}") for number in range(2)]
+        names = [SimpleNamespace(name=f"row {2 * step + number}", response_token_ids=[]) for number in range(2)]
         results = [None, None]
         (indices,) = cache.fill_in(results, [[0, 1]], names, views)
         asked += len(indices)
