@@ -29,6 +29,13 @@ INDEX = ("keys", "counts", "digests")
 ABOUT = ("identity", "about")
 
 
+class ShardGone(KDError):
+    """A file that was found, and is there no longer."""
+
+    def __init__(self, file: Path):
+        super().__init__(f"{file} was removed after it had been found (swift-kd cache clear?); start again.")
+
+
 @dataclass(frozen=True)
 class Shard:
     """What a shard says of itself; its rows stay on the disk.
@@ -51,11 +58,13 @@ class Shard:
     names: list[str]
 
     def read(self, number: int) -> Values:
-        """A sample's values. Raises KDError if they are not what was written."""
+        """A sample's values. Raises KDError if they are not what was written, ShardGone if the file is not there."""
         part = slice(self.starts[number], self.starts[number + 1])
         try:
             with safe_open(self.file, "pt") as opened:
                 values = {name: opened.get_slice(name)[part] for name in self.names}
+        except FileNotFoundError as error:
+            raise ShardGone(self.file) from error
         except (OSError, SafetensorError) as error:
             raise damaged(self.file, error) from error
         if digest_of(self.keys[number], values) != self.digests[number]:
@@ -81,7 +90,7 @@ def write_shard(file: Path, identity: str, about: str, samples: Mapping[bytes, V
 
 
 def read_shard(file: Path) -> Shard:
-    """Raises KDError for a file that is none, or was changed."""
+    """Raises KDError for a file that is no shard, or was changed, ShardGone for one that is not there."""
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
@@ -90,6 +99,8 @@ def read_shard(file: Path) -> Shard:
             sizes = {opened.get_slice(name).get_shape()[0] for name in names}
         if metadata["format"] != FORMAT or metadata["digest"] != _index_digest(metadata, names, index):
             raise damaged(file)
+    except FileNotFoundError as error:
+        raise ShardGone(file) from error
     except (OSError, SafetensorError, KeyError) as error:
         raise damaged(file, error) from error
     starts = [0, *index["counts"].long().cumsum(0).tolist()]

@@ -17,7 +17,7 @@ from uuid import uuid4
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.teacher.cache_codecs import Values
 from swift_kd_plugin.teacher.cache_identity import CacheIdentity
-from swift_kd_plugin.teacher.cache_shards import Shard, read_shard, write_shard
+from swift_kd_plugin.teacher.cache_shards import Shard, ShardGone, read_shard, write_shard
 
 SHARD_BYTES = 64 << 20
 ENDING = ".safetensors"
@@ -68,7 +68,10 @@ class TeacherCache:
         for file in shard_files(self.folder):
             if file.name in self._files:
                 continue
-            shard = read_shard(file)
+            try:
+                shard = read_shard(file)
+            except ShardGone:  # since the folder was listed
+                continue
             self._files.add(file.name)
             self.shards.append(shard)
             for number, key in enumerate(shard.keys):

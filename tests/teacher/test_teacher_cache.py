@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.losses import topk_divergence
 from swift_kd_plugin.losses.shards import VocabShard
 from swift_kd_plugin.losses.topk import teacher_topk
+from swift_kd_plugin.teacher import teacher_cache
 from swift_kd_plugin.teacher.cache_codecs import HiddenCodec, LayerCodec, TopKCodec, pack, unpack
 from swift_kd_plugin.teacher.cache_identity import CacheIdentity
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache, shard_files
@@ -172,6 +174,22 @@ def test_one_flipped_bit_is_named(tmp_path):
     file.write_bytes(good[:-1])
     with pytest.raises(KDError, match="is damaged"):
         read_all(tmp_path)
+
+
+def test_a_shard_that_was_removed_under_a_reader_is_called_so(tmp_path):
+    cache = written(tmp_path)
+    (file,) = shard_files(cache.folder)
+    file.unlink()
+    sentence = f"{file} was removed after it had been found (swift-kd cache clear?); start again."
+    with pytest.raises(KDError, match=f"^{re.escape(sentence)}$"):
+        cache.read(key(3))
+
+
+def test_a_shard_that_is_removed_while_it_is_found_is_none(tmp_path, monkeypatch):
+    gone = tmp_path / IDENTITY.folder / "0-gone.safetensors"
+    written(tmp_path)
+    monkeypatch.setattr(teacher_cache, "shard_files", lambda folder: [gone, *shard_files(folder)])
+    assert len(TeacherCache(tmp_path, IDENTITY, {})) == 40
 
 
 def test_what_a_killed_writer_left_is_no_shard(tmp_path):

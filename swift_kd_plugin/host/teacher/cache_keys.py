@@ -1,16 +1,19 @@
 """Which entry of a teacher cache belongs to a sample: told by what the teacher sees of it and what is asked of it."""
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.host.samples.response_labels import IGNORED, trained_tokens
 from swift_kd_plugin.host.samples.sample import KDSample
 from swift_kd_plugin.teacher.cache_shards import KEY
 
+NOT_MEDIA = {"input_ids", "labels", "loss_scale", "length", "lengths", "channel"}  # of a view; a model sees the rest
 OUTPUTS = 0  # the part that the losses take; those of inner layers go by their numbers
 
 
@@ -36,6 +39,9 @@ def cache_entry(identities: dict[int, bytes], sample: KDSample, view: dict) -> C
     Args:
         identities: digests of those of the parts of a cache.
         view: encoded and not collated: `input_ids` and `labels` of equal length, not shifted, and what media became.
+
+    Raises:
+        KDError: the view holds a value of which it cannot be told whether it is the same.
     """
     labels = view["labels"]
     end = next((place for place in range(len(labels), 0, -1) if labels[place - 1] != IGNORED), 0)
@@ -44,12 +50,44 @@ def cache_entry(identities: dict[int, bytes], sample: KDSample, view: dict) -> C
     seen: list[bytes | memoryview] = [
         np.asarray(ids[:end], dtype=np.int64).tobytes() for ids in (view["input_ids"], labels)
     ]
-    for media, value in sorted(view.items()):
-        if isinstance(value, Tensor):
-            seen.append(f"{media} {value.dtype} {tuple(value.shape)}".encode())
-            seen.append(value.contiguous().view(torch.uint8).numpy().data)
+    for name in sorted(view.keys() - NOT_MEDIA):
+        value = view[name]
+        if isinstance(value, list) and len(value) == len(labels):  # one for each token
+            value = value[:end]
+        try:
+            seen += [name.encode(), *_content(value)]
+        except TypeError as error:
+            raise KDError(
+                f"{sample.name} has media of the type {error} ({name}), which --kd_teacher_cache cannot tell from "
+                "others; drop the flag."
+            ) from error
     keys = {part: _key(identity, seen) for part, identity in identities.items()}
     return CacheEntry(sample.name, keys, trained_tokens(labels), bool(sample.response_token_ids))
+
+
+def _content(value) -> Iterator[bytes | memoryview]:
+    """What tells a value from others. Raises TypeError with the name of a type that is not known."""
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        yield f"{value.dtype} {value.shape}".encode()
+        yield value.tobytes()
+    elif value is None or isinstance(value, bool | int | float | str | bytes):
+        text = repr(value).encode()
+        yield f"{type(value).__name__} {len(text)}".encode()
+        yield text
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}".encode()
+        for key in sorted(value, key=str):
+            yield from _content(str(key))
+            yield from _content(value[key])
+    elif isinstance(value, Sequence):
+        yield f"sequence {len(value)}".encode()
+        for one in value:
+            yield from _content(one)
+    else:
+        raise TypeError(type(value).__name__)
 
 
 def _key(identity: bytes, seen: list[bytes | memoryview]) -> bytes:

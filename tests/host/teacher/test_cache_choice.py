@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,7 +140,37 @@ def test_an_entry_is_of_what_the_teacher_sees():
         cache_entry({0: b"j"}, SAMPLE, VIEW),
     ]
     assert len({entry.keys[0] for entry in [truth, *others]}) == 6
+    assert entry_of(channel="math", lengths=[4]) == truth
     assert entry_of(labels=[IGNORED] * 4).keys == {}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[1.0, 2.0], [1.0, 2.5], [1.0], [[1.0, 2.0]], (1, 2)],
+        ["a", "b", ["a"], ["a", "b"], ["ab"], {"a": 1}, {"a": 2}],
+        [torch.tensor(1.0), torch.tensor(2.0), torch.tensor([1.0]), torch.tensor(1.0).bfloat16(), 1.0, True, 1],
+        [[torch.ones(2)], [torch.zeros(2)], torch.ones(1, 2), {"a": torch.ones(2)}],
+        [np.ones(2), np.ones(2, dtype=np.float32), np.ones((2, 1)), np.float64(1.0)],
+    ],
+)
+def test_all_that_describes_media_tells_entries_apart(values):
+    keys = [entry_of(second_per_grid_ts=value).keys[0] for value in values]
+    assert len({*keys, entry_of().keys[0]}) == len(values) + 1
+    assert keys == [entry_of(second_per_grid_ts=value).keys[0] for value in values]
+
+
+def test_what_stands_behind_the_response_tells_nothing():
+    padded = {"input_ids": [*VIEW["input_ids"], 0, 0], "labels": [*VIEW["labels"], IGNORED, IGNORED]}
+    assert entry_of(token_type_ids=[0, 1, 1, 0]) == entry_of(**padded, token_type_ids=[0, 1, 1, 0, 0, 0])
+    assert entry_of(token_type_ids=[0, 1, 1, 1]) != entry_of(token_type_ids=[0, 1, 1, 0])
+
+
+def test_a_value_of_no_known_kind_is_refused():
+    with pytest.raises(
+        KDError, match=r"^name has media of the type object \(pictures\), which --kd_teacher_cache cannot"
+    ):
+        entry_of(pictures=[object()])
 
 
 def test_each_part_has_a_key_of_its_own():
