@@ -14,6 +14,7 @@ from swift_kd_plugin.serving.scoring_routes import ServerScores
 FIXED_TEXT = "The teacher says of this text what it always said: 2 + 3 = 5, and 7 * 6 = 42."
 FIXED_TOKENS, FIXED_TOPK = 24, 8
 COMPARED = 4  # samples, of each server and by each rank that asks it
+ROWS = 256  # of a sample, the first
 # nats; SmolLM2-135M in bf16 is 0.03 from itself in fp32 on the fixed text, and 0.19 with 3 % noise on its weights. The
 # model of the examples is 0.01 from itself on answers, and 0.06 to 0.4 after ten steps of training (KL 0.09).
 MOST_APART = 0.1
@@ -29,7 +30,8 @@ def say_fixed_text(server: TeacherServer, template) -> Told:
 
 
 def told(scores: ServerScores, topk: int | None = None) -> Told:
-    rows = zip(scores.ids.tolist(), scores.log_probs.tolist(), strict=True)
+    """Of the first tokens what has a probability."""
+    rows = zip(scores.ids[:ROWS].tolist(), scores.log_probs[:ROWS].tolist(), strict=True)
     pairs = [list(zip(*row, strict=True))[:topk] for row in rows]
     return [{str(token): round(value, 4) for token, value in row if value > -math.inf} for row in pairs]
 

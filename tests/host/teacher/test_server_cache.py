@@ -133,6 +133,8 @@ def test_what_has_no_probability_is_not_told():
     scores = ServerScores(torch.tensor([[-0.5, -1.0, -torch.inf]]), torch.tensor([[4, 5, 0]]))
     assert told(scores) == [{"4": -0.5, "5": -1.0}]
     assert told(scores, 1) == [{"4": -0.5}]
+    long = ServerScores(scores.log_probs.expand(1000, 3), scores.ids.expand(1000, 3))
+    assert len(told(long)) == 256
 
 
 class Ids:
