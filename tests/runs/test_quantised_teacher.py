@@ -58,6 +58,20 @@ def test_experts_are_quantised_one_by_one(few, tmp_path):
     assert run.losses == pytest.approx(expected.losses, rel=1e-3)
 
 
+def test_replicas_that_read_wait_for_none_that_ask(few, material, tmp_path):
+    """Of two replicas one finds all its rows in the cache: they measure the distance together, or the run stands
+    still."""
+    rows = read_json_lines(material / "sums.jsonl")[:4]
+    flags = {**few, "micro_batch_size": 1, "train_iters": 2, "kd_teacher_bits": 8, "kd_teacher_cache": tmp_path / "c"}
+    flags |= {"dataset_shuffle": False, "train_dataloader_shuffle": False}
+    half = {"dataset": write_json_lines(tmp_path / "half.jsonl", rows[::2]), "kd_teacher_cache_mode": "fill"}
+    megatron_rlhf(tmp_path / "fill", {**flags, **half}).expect_success()
+    all_rows = {"dataset": write_json_lines(tmp_path / "all.jsonl", rows)}
+    run = megatron_rlhf(tmp_path / "run", {**flags, **all_rows}, 2).expect_success()
+    assert "2 samples were read, 2 scored" in run.log
+    assert 0 < kl_of(run, 8) < 1e-3
+
+
 def evaluated(run: Run) -> list[float]:
     return [row["eval_loss"] for row in read_json_lines(run.output / "logging.jsonl") if "eval_loss" in row]
 

@@ -6,6 +6,7 @@ from torch import distributed as dist
 
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.teacher.cache_choice import FLAG
+from swift_kd_plugin.host.teacher.parallel_groups import any_of
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache
 
 logger = get_logger()
@@ -22,13 +23,6 @@ def wrote_for_others(caches: list[TeacherCache], missed: list[bytes], group) -> 
     for cache in wanted:
         cache.flush()
     return any_of(bool(wanted), group, torch.cuda.current_device())
-
-
-def any_of(here: bool, group, device) -> bool:
-    """Whether it is so on any rank."""
-    found = torch.tensor(int(here), device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
-    return bool(found)
 
 
 def say_use(trainer: HostTrainer, read: int, scored: int) -> None:

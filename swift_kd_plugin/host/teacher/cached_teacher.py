@@ -27,7 +27,7 @@ from swift_kd_plugin.host.teacher.cache_choice import (
     why_nothing,
 )
 from swift_kd_plugin.host.teacher.cache_keys import OUTPUTS, CacheEntry, cache_entry
-from swift_kd_plugin.host.teacher.cache_sharing import any_of, say_use, wrote_for_others
+from swift_kd_plugin.host.teacher.cache_sharing import say_use, wrote_for_others
 from swift_kd_plugin.host.teacher.local_teacher import (
     LocalTeacher,
     RowsOf,
@@ -36,6 +36,7 @@ from swift_kd_plugin.host.teacher.local_teacher import (
     wanted_here,
 )
 from swift_kd_plugin.host.teacher.output_layer import load_output_layer, read_teacher_config
+from swift_kd_plugin.host.teacher.parallel_groups import any_of
 from swift_kd_plugin.host.teacher.teacher_features import layers_of, store_features
 from swift_kd_plugin.teacher.cache_codecs import Codec, HiddenCodec, LayerCodec, TopKCodec
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache
@@ -145,6 +146,7 @@ class CachedTeacher:
     def score(self, trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
         entries = [batch.pop(ENTRIES) for batch in batches]
         asked = {index: batches[index] for index in self._missing(trainer, entries)}
+        self.inner.check_bits(trainer, batches, bool(asked), vp_stage)
         with self.inner.asked(trainer, asked, vp_stage) if asked else nullcontext() as rows_of:
             for index, batch in enumerate(batches):
                 if index in asked:
@@ -163,7 +165,9 @@ class CachedTeacher:
             self._look_again(trainer, entries)
             lacking = [bool(self._absent([batch])) for batch in entries]
         # Experts of several replicas of the model are called together.
-        together = None if trainer.args.expert_model_parallel_size > 1 else group
+        args = trainer.args
+        beyond_tensor_ranks = args.expert_tensor_parallel_size > args.tensor_model_parallel_size
+        together = None if args.expert_model_parallel_size > 1 or beyond_tensor_ranks else group
         here = torch.tensor(lacking, device=trainer.device).int()
         dist.all_reduce(here, dist.ReduceOp.MAX, group=together)
         return here.nonzero()[:, 0].tolist()

@@ -19,7 +19,7 @@ from swift_kd_plugin.host.teacher.hidden_states import (
     sequence_first,
     stop_before_lm_head,
 )
-from swift_kd_plugin.host.teacher.parallel_groups import context_group, tensor_group
+from swift_kd_plugin.host.teacher.parallel_groups import any_of, context_group, tensor_group
 from swift_kd_plugin.host.teacher.quantisation_check import mean_kl, say
 from swift_kd_plugin.host.teacher.teacher_features import LayerRows, TeacherFeatures
 from swift_kd_plugin.losses.shards import shards_of
@@ -96,6 +96,7 @@ class LocalTeacher:
         return {}
 
     def score(self, trainer: HostTrainer, batches: list[dict], vp_stage: int | None = None) -> None:
+        self.check_bits(trainer, batches, True, vp_stage)
         with self.asked(trainer, dict(enumerate(batches)), vp_stage) as rows_of:
             for index, batch in enumerate(batches):
                 outputs, layers = rows_of(index, wanted_here(batch))
@@ -108,8 +109,6 @@ class LocalTeacher:
     @contextmanager
     def asked(self, trainer: HostTrainer, batches: dict[int, dict], vp_stage: int | None = None) -> Iterator[RowsOf]:
         with torch.no_grad(), self._model(trainer, vp_stage or 0) as model:
-            if batches and trainer.kd.quantised is not None and not trainer.kd.quantised.compared:
-                self._compare(trainer, model, next(iter(batches.values())))
 
             def rows_of(index: int, wanted: Tensor) -> tuple[TeacherOutputs | None, LayerRows]:
                 temperature = trainer.temperature_of_step(index // trainer.args.num_microbatches)
@@ -127,15 +126,29 @@ class LocalTeacher:
     def report(self, trainer: HostTrainer) -> None:
         """It has nothing to say."""
 
+    def check_bits(self, trainer: HostTrainer, batches: list[dict], asks: bool, vp_stage: int | None = None) -> None:
+        """Says how far a quantised teacher is from the one of its files, once, before the first rank asks it.
+
+        All ranks call it with each list of micro-batches, those that read theirs from a cache, too: the figure is of
+        all ranks, and they must measure it together.
+
+        Args:
+            asks: this rank's replica will ask the teacher about one of the micro-batches.
+        """
+        quantised = trainer.kd.quantised
+        if quantised is None or quantised.compared or not any_of(asks, None, trainer.device):
+            return
+        with torch.no_grad(), self._model(trainer, vp_stage or 0) as model:
+            self._compare(trainer, model, batches[0])
+        quantised.compared = True
+
     def _compare(self, trainer: HostTrainer, model, batch: dict) -> None:
-        """Says how far the quantised teacher is from the one of its files. All ranks call it."""
         quantised = read_outputs(trainer, model, inputs_of(batch), self.speaks)
         with trainer.kd.quantised.unquantised():
             unquantised = read_outputs(trainer, model, inputs_of(batch), self.speaks)
         sides = [result and result[0].as_teacher() for result in (unquantised, quantised)]
         columns = None if quantised is None else quantised[0].columns
         say(trainer, mean_kl(*sides, trainer.kd.vocabularies.teacher_ids(columns), tensor_group()))
-        trainer.kd.quantised.compared = True
 
     @contextmanager
     def _model(self, trainer: HostTrainer, vp_stage: int):
