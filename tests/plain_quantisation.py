@@ -30,11 +30,11 @@ def _eight(weight):
 
 
 def _four(weight):
-    values = weight.float().flatten()
-    padded = torch.cat([values, values.new_zeros(-len(values) % GROUP)]).view(-1, GROUP)
-    scale = padded.abs().amax(1, keepdim=True)
-    nearest = torch.where(scale > 0, padded / scale, 0)[..., None].sub(NF4).abs().argmin(-1)
-    return (NF4[nearest] * scale).flatten()[: len(values)].view(weight.shape).to(weight.dtype)
+    rows, width = weight.shape
+    values = torch.nn.functional.pad(weight.float(), (0, -width % GROUP)).view(rows, -1, GROUP)
+    scale = values.abs().amax(2, keepdim=True)
+    nearest = torch.where(scale > 0, values / scale, 0)[..., None].sub(NF4).abs().argmin(-1)
+    return (NF4[nearest] * scale).view(rows, -1)[:, :width].to(weight.dtype)
 
 
 def quantised_model(model: Path, folder: Path, bits: int, layers: tuple[str, ...] = ("_proj.weight",)) -> Path:

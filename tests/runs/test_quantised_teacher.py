@@ -4,12 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.json_lines import read_json_lines, write_json_lines
 from tests.launching.commands import Run, environment, megatron_rlhf, run_tool
+from tests.paths import ROOT
 from tests.plain_quantisation import quantised_model
-from tests.tiny_models import make_moe
+from tests.tiny_models import make_dense, make_moe
+
+RECORDER = ROOT / "tests" / "recorders" / "record_quantised.py"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,35 @@ def test_experts_are_quantised_one_by_one(few, tmp_path):
     layout = {"expert_model_parallel_size": 2, "micro_batch_size": 1, "kd_teacher_bits": 4}
     run = megatron_rlhf(tmp_path / "bits", {**flags, **layout}, 2).expect_success()
     assert run.losses == pytest.approx(expected.losses, rel=1e-3)
+
+
+LAYOUTS = {
+    "one": {},
+    "TP2": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "TP4": {"tensor_model_parallel_size": 4, "sequence_parallel": True},
+    "ETP2": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 2},
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_has_the_same_weights(few, tmp_path, layout, bits):
+    """Of experts, too, where the ranks' parts of a row are 48, 72 or 96 wide and groups of 64 lie on two of them."""
+    make, kind = (make_moe, "qwen3_moe") if "ETP" in layout else (make_dense, "qwen3")
+    sizes = {"hidden": 96} if make is make_moe else {"hidden": 96, "intermediate_size": 288, "num_key_value_heads": 4}
+    teacher = make(tmp_path / "teacher", **sizes)
+    flags = {**few, **LAYOUTS[layout], "teacher_model": teacher, "teacher_model_type": kind, "kd_teacher_bits": bits}
+    if make is make_moe:
+        flags |= {"model": make(tmp_path / "student", hidden=64), "model_type": kind, "moe_aux_loss_coeff": 0}
+    flags |= {"train_iters": 1, "external_plugins": ["swift_kd_plugin", RECORDER], "global_batch_size": 4}
+    file = tmp_path / "weights.safetensors"
+    ranks = int(layout[-1]) if layout[-1].isdigit() else 1
+    megatron_rlhf(tmp_path / "run", flags, ranks, {"KD_TEST_QUANTISED": str(file)}).expect_success()
+    weights = load_file(file)
+    expected = load_file(quantised_model(teacher, tmp_path / "files", bits) / "model.safetensors")
+    names = [name for name in expected if name.endswith("_proj.weight")]
+    assert len(names) >= 4 * 7
+    assert [name for name in names if not torch.equal(weights[name], expected[name].bfloat16())] == []
 
 
 def test_replicas_that_read_wait_for_none_that_ask(few, material, tmp_path):

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swift_kd_plugin.teacher import quantised_weights
 from swift_kd_plugin.teacher.quantised_weights import QuantisedWeight, dequantise, quantise
+from tests.gloo_ranks import run_distributed
 from tests.plain_quantisation import plain
 
-SHAPES = [(64, 128), (70, 50), (3, 7), (200, 192), (1, 64)]
+SHAPES = [(64, 128), (70, 50), (3, 7), (200, 192), (1, 64), (40, 96), (256, 80), (16, 1120)]
 
 
 def restored(weight, bits):
@@ -73,3 +75,40 @@ def test_it_takes_its_share_of_the_memory(bits, share):
     weight = torch.randn(512, 256).bfloat16()
     held = sum(part.numel() * part.element_size() for part in quantise(weight, bits))
     assert held <= share * weight.numel() * 2
+
+
+def make_wide(width):
+    torch.manual_seed(0)
+    return (torch.randn(24, width) * torch.rand(24, width) ** 4).bfloat16()
+
+
+def shard_of(rank, width, bits, dim):
+    """What a rank makes of its part of a weight whose rows or columns are split, and its codes in 8 bits."""
+    part = make_wide(width).chunk(dist.get_world_size(), dim)[rank]
+    quantised = QuantisedWeight(part, bits, dist.group.WORLD if dim else None)
+    quantised.take(part.float())  # as files may have it
+    return quantised.whole(), quantised.codes.data
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("ranks", "width"), [(2, 256), (2, 96), (4, 96), (4, 400)])
+def test_every_layout_keeps_the_same_weight(ranks, width, bits):
+    """Ranks that hold parts of a row share its scales: in 4 bits also where a part ends within a group of 64."""
+    whole = QuantisedWeight(make_wide(width), bits)
+    whole.take(make_wide(width))
+    for dim in (0, 1):
+        parts = run_distributed(shard_of, ranks, width, bits, dim)
+        assert torch.equal(torch.cat([weight for weight, _ in parts], dim), whole.whole())
+        if bits == 8:
+            assert torch.equal(torch.cat([codes for _, codes in parts], dim), whole.codes)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("largest", [1e5, 3e38, 1e-30, 1e-40])
+def test_rows_of_any_magnitude_stay_finite(largest, bits):
+    """65,504 is the largest number of fp16."""
+    weight = torch.randn(8, 64).bfloat16()
+    weight[3] *= largest / weight[3].abs().max()
+    made = restored(weight, bits)
+    torch.testing.assert_close(made, plain(weight, bits), rtol=1e-6, atol=1e-38)
+    assert made.isfinite().all()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 import transformer_engine.pytorch as te
+from megatron.core.extensions.transformer_engine import TERowParallelGroupedLinear, TERowParallelLinear
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class QuantisedLayers:
             old = getattr(module, key)
             parameter = nn.Parameter(_nothing(old.dtype), requires_grad=False)
             module._parameters[key] = parameter
-            quantised = QuantisedWeight(old, bits)
+            quantised = QuantisedWeight(old, bits, _ranks_of_rows(module))
             module.add_module(f"quantised_{key}", quantised)
             self.weights[id(parameter)] = f"{name}.{key}", parameter, quantised
         module.register_forward_pre_hook(self._fill)
@@ -86,7 +87,8 @@ class QuantisedLayers:
 
     def write(self, parameter: nn.Parameter, tensor: Tensor, scales: Tensor | None, stock) -> None:
         """In place of mcore-bridge's `_set_param`, which is `stock`: quantises a weight, part by part on its way to the
-        device, or leaves it whole where the unquantised model is to run."""
+        device, or leaves it whole where the unquantised model is to run. The ranks that hold parts of a row, which
+        share its scales, all write it."""
         if id(parameter) not in self.weights:
             stock(parameter, tensor, scales)
             return
@@ -104,6 +106,13 @@ class QuantisedLayers:
     def missing(self) -> str | None:
         """The name of a weight that was never written, or None."""
         return next((name for name, _, quantised in self.weights.values() if quantised.codes is None), None)
+
+
+def _ranks_of_rows(module: nn.Module):
+    """The group over which the inputs of a row-parallel layer are cut, or None where each rank has whole rows."""
+    if isinstance(module, (TERowParallelLinear, TERowParallelGroupedLinear)):
+        return module._tp_group
+    return module.tp_group if isinstance(module, RowParallelLinear) else None
 
 
 def _nothing(dtype: torch.dtype) -> Tensor:
