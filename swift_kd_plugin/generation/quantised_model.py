@@ -13,7 +13,7 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 @torch.no_grad()
-def quantise_model(model: PreTrainedModel, bits: int, device: str | torch.device) -> None:
+def quantise_model(model: PreTrainedModel, bits: int, device: str | torch.device, flag: str = "--bits") -> None:
     """Quantises the linear weights of the decoder's layers, and puts the model on a device.
 
     A weight is whole on the device while it is quantised and while its layer runs. Embedding, norms, biases, routers,
@@ -21,11 +21,12 @@ def quantise_model(model: PreTrainedModel, bits: int, device: str | torch.device
 
     Args:
         model: in the memory of the CPU.
+        flag: that asks for it, for messages.
 
     Raises:
         KDError: its experts are stored with the inputs in front, where an output channel has no row.
     """
-    for module, name in list(_linear_weights(model)):
+    for module, name in list(_linear_weights(model, flag)):
         weight = getattr(module, name)
         quantised = QuantisedWeight(weight, bits)
         quantised.take(weight.to(device))
@@ -38,13 +39,13 @@ def quantise_model(model: PreTrainedModel, bits: int, device: str | torch.device
     model.to(device)
 
 
-def _linear_weights(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
+def _linear_weights(model: PreTrainedModel, flag: str) -> Iterator[tuple[nn.Module, str]]:
     for path, module in model.get_decoder().layers.named_modules():
         if isinstance(module, nn.Linear) and path.rpartition(".")[2] not in ROUTERS:
             yield module, "weight"
         elif type(module).__name__.endswith("Experts"):
             if getattr(module, "is_transposed", False):
-                raise KDError(f"--bits: {type(module).__name__} stores its weights transposed; leave the flag out.")
+                raise KDError(f"{flag}: {type(module).__name__} stores its weights transposed; leave the flag out.")
             yield from ((module, name) for name, part in module.named_parameters(recurse=False) if part.ndim == 3)
 
 

@@ -106,6 +106,31 @@ def test_replicas_that_read_wait_for_none_that_ask(few, material, tmp_path):
     assert 0 < kl_of(run, 8) < 1e-3
 
 
+def test_what_writes_is_what_scores(few, tmp_path):
+    """A copy in transformers, which is chosen by itself, is kept in as few bits and writes what the Megatron teacher
+    does."""
+    flags = {**few, "teacher_model": make_dense(tmp_path / "teacher", hidden=96), "torch_dtype": "float32"}
+    flags |= {"fp16": False, "bf16": False, "seq_kd": True, "kd_teacher_temperature": 0, "log_completions": True}
+    flags |= {"use_vllm": False, "max_completion_length": 12, "micro_batch_size": 4, "global_batch_size": 4}
+    bits = {"kd_teacher_bits": 4}
+    runs = {
+        "copy": megatron_rlhf(tmp_path / "copy", {**flags, **bits}).expect_success(),
+        "megatron": megatron_rlhf(tmp_path / "m", {**flags, **bits, "kd_teacher_engine": "megatron"}).expect_success(),
+        "whole": megatron_rlhf(tmp_path / "whole", flags).expect_success(),
+    }
+    assert "What the teacher writes comes from CopyWriter" in runs["copy"].log
+    said = {name: completions(run) for name, run in runs.items()}
+    assert said["copy"] == said["megatron"]
+    assert said["copy"] != said["whole"]
+    assert runs["copy"].losses == pytest.approx(runs["megatron"].losses, rel=1e-4)
+
+
+def completions(run: Run) -> list[tuple[str, str]]:
+    """Prompt and response of all that the teacher wrote, sorted."""
+    tables = read_json_lines(run.output / "completions.jsonl")
+    return sorted(row for table in tables for row in zip(table["prompt"], table["completion"], strict=True))
+
+
 def evaluated(run: Run) -> list[float]:
     return [row["eval_loss"] for row in read_json_lines(run.output / "logging.jsonl") if "eval_loss" in row]
 

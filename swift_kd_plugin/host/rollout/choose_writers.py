@@ -15,6 +15,7 @@ from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 
 logger = get_logger()
 FITS = 0.8
+WHOLE_SHARE = 0.2  # at most, of a model whose linear weights are quantised: embedding, output layer, scales
 
 
 def student_writes(trainer: HostTrainer) -> bool:
@@ -89,6 +90,12 @@ def _teacher_writer(trainer: HostTrainer, writers: dict[str, ResponseWriter]) ->
     if engine == "server":
         return ServerWriter(trainer, sampling_of(trainer, temperature))
     if engine == "vllm":
+        if args.kd_teacher_bits:
+            logger.warning(
+                f"--kd_teacher_bits {args.kd_teacher_bits}: vLLM writes with the whole weights of the teacher's files, "
+                "which it holds beside the quantised ones that score; --kd_teacher_engine transformers writes in as "
+                "few bits."
+            )
         return TeacherVllm(trainer, temperature)
     if engine == "transformers":
         return CopyWriter(trainer, "teacher", *_teacher_folder(args), sampling_of(trainer, temperature))
@@ -110,12 +117,17 @@ def _teacher_engine(trainer: HostTrainer) -> str:
         return "vllm"
     if trainer._is_dynamic_self_distillation or args.kd_teacher_adapters:
         return "megatron"
-    return "transformers" if _fits(_teacher_folder(args)[0]) else "megatron"
+    return "transformers" if _fits(_teacher_folder(args)[0], args.kd_teacher_bits) else "megatron"
 
 
-def _fits(folder: str) -> bool:
-    """Whether the weights of a model's folder go on the device beside what is there, with room for its cache."""
+def _fits(folder: str, bits: int | None) -> bool:
+    """Whether the weights of a model's folder go on the device beside what is there, with room for its cache.
+
+    Args:
+        bits: of its linear weights there, which files have in 16.
+    """
     need = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    need *= 1 if bits is None else bits / 16 + WHOLE_SHARE
     return 0 < need < FITS * torch.cuda.mem_get_info()[0]
 
 

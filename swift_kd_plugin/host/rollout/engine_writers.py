@@ -13,12 +13,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.engines import Engine, PromptError, Sampling
+from swift_kd_plugin.generation.quantised_model import quantise_model
 from swift_kd_plugin.generation.server_engine import ServerEngine
 from swift_kd_plugin.generation.transformers_engine import TransformersEngine
 from swift_kd_plugin.host.rollout.completions import as_prompt, prompt_refusal
 from swift_kd_plugin.host.rollout.response_writer import ResponseWriter
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.samples.sample import KDSample
+from swift_kd_plugin.host.teacher.bits_flag import FLAG
 from swift_kd_plugin.serving.transport import KEY_VARIABLE
 
 
@@ -39,7 +41,8 @@ class CopyWriter(ResponseWriter):
     """A whole copy of the model on each device, run by transformers.
 
     Args:
-        side: "student" or "teacher"; the student's weights are copied anew when they have changed.
+        side: "student" or "teacher"; the student's weights are copied anew when they have changed, and the teacher's
+            are kept in --kd_teacher_bits as those are that score.
 
     Raises:
         KDError: transformers' model has other weights than the bridge exports.
@@ -54,6 +57,8 @@ class CopyWriter(ResponseWriter):
         with transformers_own_ropes():
             settings = {"torch_dtype": args.torch_dtype, "device_map": "cpu"}
             model, _ = get_model_processor(folder, model_type=model_type, **settings)
+        if args.kd_teacher_bits and not self.follows:
+            quantise_model(model, args.kd_teacher_bits, trainer.device, FLAG)
         model = model.to(trainer.device).eval().requires_grad_(False)
         self.engine = TransformersEngine(model, trainer.template, max_model_len=args.vllm_max_model_len)
 
