@@ -151,11 +151,10 @@ def dequantise(
         return place.copy_(codes).mul_(scales)
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    # A group a row: bitsandbytes' kernel for CPUs with AVX-512 takes other scales where a row is no whole groups.
-    groups = torch.Size((len(scales), GROUP))
-    state = QuantState(scales, shape=groups, dtype=dtype, blocksize=GROUP, quant_type=KIND)
-    rows = dequantize_4bit(codes[:, None], state).view(shape[0], -1)
-    return rows[:, lead : lead + shape[1]].contiguous()
+    # Rows of whole groups: bitsandbytes' kernel for CPUs with AVX-512 takes other scales where they are none.
+    rows = torch.Size((shape[0], 2 * len(codes) // shape[0]))
+    state = QuantState(scales, shape=rows, dtype=dtype, blocksize=GROUP, quant_type=KIND)
+    return dequantize_4bit(codes[:, None], state)[:, lead : lead + shape[1]].contiguous()
 
 
 def _eight(weight: Tensor, ends: Tensor | None) -> tuple[Tensor, Tensor]:
