@@ -89,6 +89,7 @@ def kd_loss(
     check_keywords(kd_loss, divergence, params)
     if not 0 <= ce_alpha <= 1:
         raise ValueError(f"ce_alpha is {ce_alpha}; it must lie between 0 and 1.")
+    _check_items(num_items_in_batch)
     own = _counted("student_logits", student_logits, labels, shift, ignore_index)
     others = own
     if teacher_labels is not None or teacher_logits.shape[:-1] != labels.shape:
@@ -115,7 +116,17 @@ def kd_loss(
     if not allow_removed_mass:
         _check_removed(task.parts)
     items = len(own.labels) if num_items_in_batch is None else num_items_in_batch
-    return total / torch.as_tensor(items, device=total.device).to(total.dtype).clamp_min(1).reshape(())
+    items = torch.as_tensor(items, device=total.device).to(total.dtype).reshape(())
+    return total / items.where(items != 0, torch.ones_like(items))
+
+
+def _check_items(items: int | Tensor | None) -> None:
+    """The value of a tensor is not looked at: that would synchronise a GPU."""
+    if isinstance(items, Tensor):
+        if items.numel() != 1:
+            raise ValueError(f"num_items_in_batch has the shape {tuple(items.shape)}; give one number.")
+    elif items is not None and items < 0:
+        raise ValueError(f"num_items_in_batch is {items}; it is a number of tokens.")
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ def _counted(name: str, logits: Tensor, labels: Tensor | None, shift: bool, igno
             f"Logits are [batch, sequence, vocabulary] with labels [batch, sequence], or [tokens, vocabulary] with "
             f"labels [tokens]; {name} have the shape {tuple(logits.shape)} and their labels {shape}{missing}."
         )
-    labels = labels.to(logits.device).long().view(-1, labels.shape[-1])
+    labels = labels.to(logits.device).long().reshape(labels.shape if labels.dim() == 2 else (1, -1))
     sequence, place = (labels[:, int(shift) :] != ignore_index).nonzero(as_tuple=True)
     return _Counted(labels[sequence, place + int(shift)], sequence * labels.shape[1] + place, sequence)
 

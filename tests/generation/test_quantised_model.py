@@ -73,7 +73,8 @@ def test_what_does_not_go_with_it(flags, said):
 
 
 def test_the_library_is_asked_for(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for place in ("swift_kd_plugin.generation.few_bits.find_spec", "importlib.util.find_spec"):
+        monkeypatch.setattr(place, lambda name: None)
     with pytest.raises(
         KDError, match=r"needs bitsandbytes, which is not installed; `pip install 'swift-kd-plugin\[bits\]'`"
     ):

@@ -107,6 +107,14 @@ def test_no_counted_token(num_items_in_batch, inplace_grad):
     assert not student.grad.any()
 
 
+def test_sequences_without_a_token_and_a_share_of_one():
+    empty = torch.zeros(2, 0, 33, requires_grad=True)
+    assert kd_loss(empty, empty.detach(), torch.zeros(2, 0, dtype=torch.long)) == 0
+    student, teacher, labels = batch()
+    halves = [kd_loss(student, teacher, labels, num_items_in_batch=items) for items in (0.5, torch.tensor([0.5]), 1)]
+    assert halves[0] == halves[1] == 2 * halves[2]
+
+
 def test_inplace_gradient_is_the_same():
     student, teacher, labels = batch()
     (expected,) = torch.autograd.grad(kd_loss(student, teacher, labels, ce_alpha=0.5), student)
@@ -196,6 +204,8 @@ BAD = [
     ({"ce_alpha": 1.5}, "ce_alpha is 1.5; it must lie between 0 and 1"),
     ({"ce_alpha": float("nan")}, "ce_alpha is nan"),
     ({"temperature": 0.0}, "temperature must be above 0"),
+    ({"num_items_in_batch": -3}, "num_items_in_batch is -3; it is a number of tokens"),
+    ({"num_items_in_batch": torch.tensor([2, 3])}, r"num_items_in_batch has the shape \(2,\); give one number"),
 ]
 
 

@@ -50,8 +50,9 @@ class Reading:
     keep: tuple[str, ...] = ()
     all_columns: bool = False
     trains: str | None = None
-    reports: dict[str, Report] = field(default_factory=dict)
-    features: dict[str, Any] = field(default_factory=dict)
+    # Checkpoints keep the text of what hangs on the arguments, and compare it between ranks.
+    reports: dict[str, Report] = field(default_factory=dict, repr=False)
+    features: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class RowLoader(DatasetLoader):

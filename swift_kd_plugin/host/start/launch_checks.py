@@ -6,7 +6,7 @@ A rank takes seconds to import what it needs before it can say the same.
 import argparse
 import os
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
@@ -98,7 +98,7 @@ def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> ar
     namespace, unknown = _parser().parse_known_args(list(words))
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        meant = meant_by(name, flags) or suggest(name, flags)
+        meant = meant_by(name, flags) or _begun(name, flags) or suggest(name, flags)
         if unknown[0].endswith((".yaml", ".yml", ".json")) and not unknown[0].startswith("-"):
             raise KDError(why_not_opened(Path(unknown[0]), FileNotFoundError()))
         if name in keys:
@@ -110,7 +110,8 @@ def parse(words: Sequence[str], file: str = "", keys: Container[str] = ()) -> ar
 @cache
 def _parser() -> argparse.ArgumentParser:
     flags, defaults = megatron_flags(), megatron_defaults()
-    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    # argparse would take a misspelt --num_train_epoch for --num_train_epochs.
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for name, hint in flags.items():
         parser.add_argument(*_spellings(name), dest=name, **_reader_of(hint))
         if bool in _options_of(hint) and defaults[name] is True:
@@ -120,12 +121,13 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        if ambiguous := re.fullmatch(r"ambiguous option: --([\w-]+)\S* could match (.*)", message):
-            name = ambiguous[1].replace("-", "_")
-            full = dict.fromkeys(word.lstrip("-").replace("-", "_") for word in ambiguous[2].split(", "))
-            meant = meant_by(name, megatron_flags()) or f" (did you mean {' or '.join(f'--{one}' for one in full)}?)"
-            message = f"unknown on the command line: --{ambiguous[1]}{meant}"
         raise KDError(f"{message}; see `{HELP}`.")
+
+
+def _begun(name: str, flags: Iterable[str]) -> str:
+    """`` (did you mean --num_train_epochs?)`` for the beginning of a few flags, or nothing."""
+    found = [flag for flag in flags if flag.startswith(name)]
+    return f" (did you mean {' or '.join(f'--{flag}' for flag in found)}?)" if 0 < len(found) < 5 else ""
 
 
 def _spellings(name: str) -> list[str]:

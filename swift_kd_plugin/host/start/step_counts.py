@@ -17,7 +17,7 @@ def set_step_counts(args, stock: Callable, train_dataset, val_dataset) -> None:
     if val_rows is not None:
         of_all = -(-val_rows // args.global_batch_size)
         args.eval_iters = of_all if args.eval_iters < 0 else min(args.eval_iters, of_all)
-    eval_iters = args.eval_iters
+    eval_iters, train_iters = args.eval_iters, args.train_iters
     stock(train_dataset, val_dataset)
     if val_dataset is not None and val_rows != 0:
         args.eval_iters = eval_iters
@@ -29,6 +29,11 @@ def set_step_counts(args, stock: Callable, train_dataset, val_dataset) -> None:
             return
         if args.num_train_epochs is not None:
             args.train_iters = rows * args.num_train_epochs // args.global_batch_size
+            if train_iters not in (None, args.train_iters):
+                logger.warning(
+                    f"--num_train_epochs {args.num_train_epochs} makes {args.train_iters:,} steps, and --train_iters "
+                    f"{train_iters} does nothing beside it."
+                )
     for line in (_of_training(args, rows), _of_evaluation(args, val_rows)):
         if line:
             logger.info(line)

@@ -41,8 +41,9 @@ def why_bad(logs: dict, vocab: int, learns_labels: bool) -> str | None:
         return None
     figures = f"the teacher's cross-entropy on the responses is {teacher:.2f} nats a token (perplexity {_exp(teacher)})"
     if teacher > OF_UNIFORM * math.log(vocab):
+        worse = "more than" if teacher > math.log(vocab) else "more than half of"
         return (
-            f"At the first step {figures}, more than half of what guessing among {vocab:,} ids has "
+            f"At the first step {figures}, {worse} what guessing among {vocab:,} ids has "
             f"({math.log(vocab):.2f}): it does not know them. Is it the right --teacher_model, with its own template?"
         )
     if teacher >= student:

@@ -17,7 +17,8 @@ def folder(tmp_path):
     """A model of two shards."""
     made = tmp_path / "model"
     made.mkdir()
-    (made / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json"):
+        (made / name).write_text("{}")
     for name, file in (("a", FIRST), ("b", SECOND)):
         save_file({name: torch.ones(64)}, made / file)
     index = {"weight_map": {"a": FIRST, "b": SECOND}}

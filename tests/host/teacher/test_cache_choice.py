@@ -20,6 +20,7 @@ from swift_kd_plugin.host.teacher.cache_choice import (
 )
 from swift_kd_plugin.host.teacher.cache_keys import CacheEntry, cache_entry
 from swift_kd_plugin.teacher.teacher_cache import TeacherCache
+from swift_kd_plugin.teacher.weight_digests import REMEMBERED, fingerprint
 from tests.paths import BASE_MODEL
 from tests.teacher.test_teacher_cache import IDENTITY, TOPK, hidden_values, key
 
@@ -71,6 +72,9 @@ def read_flags(folder, **changes) -> Namespace:
 )
 def test_what_flags_and_files_tell_of_a_cache_is_said_before_a_rank_starts(cache, tmp_path, changes, said):
     check_read_cache(read_flags(tmp_path))
+    if "teacher_model" in changes:
+        check_read_cache(read_flags(tmp_path, **changes))  # whose weights have not been read yet
+        fingerprint(BASE_MODEL, memory=tmp_path / REMEMBERED)
     with pytest.raises(KDError) as error:
         check_read_cache(read_flags(tmp_path, **changes))
     assert str(error.value).startswith(f"--kd_teacher_cache {tmp_path} holds no rows of this teacher: {said}")
