@@ -11,7 +11,7 @@ from swift_kd_plugin.data.rows import Place, RowError
 from swift_kd_plugin.errors import KDError
 
 ROW_EXAMPLES, LEFT_OUT_SHOWN = 5, 3
-SHOWN_CHARACTERS, RANGES_SHOWN = 200, 80
+SHOWN_CHARACTERS, RANGES_SHOWN, SOURCES_SHOWN = 200, 80, 3
 # So many rows that may not be left out end the reading.
 MOST_REFUSED = 100
 
@@ -33,9 +33,10 @@ class ReportEntry:
 
     @property
     def places(self) -> str:
-        """The rows by source, of many the first."""
-        rows = "; ".join(f"{source} {as_ranges(numbers)}" for source, numbers in self.rows.items())
-        return shorten(rows, RANGES_SHOWN)
+        """The rows by source, of many the first; a file's name is never cut."""
+        sources = list(self.rows.items())
+        rows = [f"{source} {shorten(as_ranges(numbers), RANGES_SHOWN)}" for source, numbers in sources[:SOURCES_SHOWN]]
+        return "; ".join(rows + ["..."] * (len(sources) > SOURCES_SHOWN))
 
     def merge(self, other: "ReportEntry") -> None:
         self.count += other.count

@@ -159,3 +159,11 @@ def test_a_report_is_written_whole(tmp_path: Path):
 def test_long_reasons_are_cut():
     assert shorten("x" * SHOWN_CHARACTERS) == "x" * SHOWN_CHARACTERS
     assert shorten("x" * 1000) == "x" * SHOWN_CHARACTERS + " ..."
+
+
+def test_the_rows_are_told_whatever_their_files_are_called():
+    report = Report()
+    for source in ("/a/long/way" * 20, *"abc"):
+        for row in (2, 4):
+            report.note("kind", "text", Place(source, row))
+    assert report.notes["kind"].places == f"{'/a/long/way' * 20} 2, 4; a 2, 4; b 2, 4; ..."
