@@ -1,6 +1,7 @@
 """The versions of the host that the plugin was written for. The ranges live in setup.py and nowhere else."""
 
 import logging
+import warnings
 from importlib import metadata
 
 CHECKED = ("ms-swift", "mcore-bridge", "megatron-core", "torch")
@@ -28,3 +29,10 @@ def find_unsupported() -> str | None:
 def quiet_bitsandbytes() -> None:
     """To call before peft imports it: it warns of a kernel for CPUs on a hub, which nobody here uses."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """To call before they are imported: what they tell their own developers is not about a user's command."""
+    quiet_bitsandbytes()
+    for category in (FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"vllm\.")

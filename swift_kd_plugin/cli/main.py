@@ -6,6 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from swift_kd_plugin.requirements import quiet_libraries
 from swift_kd_plugin.version import __version__
 
 # By name: module and function, the class of the command where it is no plain one, and what the list of commands says.
@@ -64,6 +65,7 @@ class LateGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command as typer runs it."""
+    quiet_libraries()
     module, function, kind, _ = COMMANDS[name]
     found = _imported(f"{module}.{function}")
     if isinstance(found, typer.Typer):

@@ -26,7 +26,6 @@ from swift_kd_plugin.generation.adapters import check_adapter
 from swift_kd_plugin.generation.engines import Engine
 from swift_kd_plugin.generation.few_bits import BITS, check_bitsandbytes
 from swift_kd_plugin.generation.generation_run import limited
-from swift_kd_plugin.requirements import quiet_bitsandbytes
 from swift_kd_plugin.serving.transport import KEY_VARIABLE, Limits
 
 TRANSFORMERS_ROWS = 32
@@ -101,7 +100,6 @@ def _node(name: str, named: dict[str, DatasetSpec], file: Path | None) -> Datase
 def make_template(options: ModelOptions) -> Any:
     """ms-swift's template of --model; its logger and vLLM's say what is wrong and nothing else."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    quiet_bitsandbytes()
     import torch
     from swift.utils import get_logger
 
