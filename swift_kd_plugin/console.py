@@ -37,7 +37,7 @@ class Console:
     """Where a process's lines for a person go. Until `split` they go where all output goes.
 
     Args:
-        out, err: the console's streams; None where output is not split.
+        out, err: the console's streams, which raise no OSError; None where output is not split.
         log: the file that all output goes to.
         warnings: those that were met, with how often.
         launch: in a launcher, the log of the ranks that it starts.
@@ -80,7 +80,7 @@ class Console:
                 return
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            self.out, self.err = (os.fdopen(os.dup(n), "w", encoding="utf-8", errors="replace") for n in (1, 2))
+            self.out, self.err = _Lenient(os.dup(1)), _Lenient(os.dup(2))
             self.log = log
             for number in (1, 2):
                 os.dup2(descriptor, number)
@@ -133,7 +133,7 @@ CONSOLE = Console()
 
 
 class _Lenient(io.TextIOWrapper):
-    """A stream to the log. Where the disk is full, the run goes on without a log, as it would without one."""
+    """A stream to the log or the console. Where the disk is full or a reader has gone, the run goes on without it."""
 
     def __init__(self, descriptor: int):
         super().__init__(io.FileIO(descriptor, "wb", closefd=False), "utf-8", "replace", write_through=True)

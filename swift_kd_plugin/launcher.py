@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import psutil
 
+from swift_kd_plugin.console import CONSOLE
 from swift_kd_plugin.errors import stop
 
 DEFAULT_PORT = 29500  # torchrun's own
@@ -171,9 +172,7 @@ def end_ranks_with_launcher() -> None:
             _send(started, signal.SIGKILL)
             return
         name = signal.Signals(number).name
-        print(
-            f"\nswift_kd_plugin: {name}: the run is being ended; once more ends it at once", file=sys.stderr, flush=True
-        )
+        CONSOLE.say_error(f"\nswift_kd_plugin: {name}: the run is being ended; once more ends it at once")
         # At a SIGINT ms-swift would kill torchrun before that has ended its ranks.
         _send(psutil.Process().children(), signal.SIGTERM)
         _, alive = psutil.wait_procs(started, timeout=GRACE_SECONDS)

@@ -41,14 +41,14 @@ print(dict(CONSOLE.warnings))
 
 
 def run_rank(
-    folder: Path, *flags: str, end: str = "", env: dict[str, str] | None = None
+    folder: Path, *flags: str, end: str = "", env: dict[str, str] | None = None, output: int = subprocess.PIPE
 ) -> subprocess.CompletedProcess:
     """A rank that says all kinds of things, with --output_dir FOLDER and its run's folder in there."""
     (folder / "v0").mkdir(parents=True, exist_ok=True)
     words = [*GKD, *flags, "--output_dir", str(folder), str(folder / "v0")]
     command = [sys.executable, "-c", RANK.replace("{end}", end), *words]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"} | (env or {})
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, stdout=output, stderr=output, text=True, env=environment, check=False)
 
 
 def test_all_is_in_the_log_and_little_on_the_console(tmp_path):
@@ -62,6 +62,25 @@ def test_all_is_in_the_log_and_little_on_the_console(tmp_path):
     assert log.count("a figure is odd\n") == 2
     assert "{'a figure is odd': 2}" in log
     assert [path.name for path in tmp_path.iterdir()] == ["v0"]
+
+
+def test_a_closed_console_ends_nothing(tmp_path):
+    progress = """
+from tqdm import tqdm
+bar = tqdm(total=2, file=CONSOLE.err)
+for _ in range(2):
+    bar.update(1)
+    bar.write("a step", file=CONSOLE.out)
+    CONSOLE.out.flush()
+bar.close()
+print("went on")
+"""
+    readable, writable = os.pipe()
+    os.close(readable)
+    run = run_rank(tmp_path, end=progress, output=writable)
+    os.close(writable)
+    assert "went on\n" in (tmp_path / "v0" / "train.log").read_text()
+    assert run.returncode == 0
 
 
 def test_the_full_console_writes_no_log(tmp_path):
