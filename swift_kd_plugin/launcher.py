@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import NoReturn
 

@@ -1,7 +1,5 @@
 """What a person needs at the end of a run: on the console of one rank, and as summary.json in the run's folder."""
 
-import re
-import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +12,7 @@ from torch import distributed as dist
 from swift_kd_plugin.console import CONSOLE
 from swift_kd_plugin.host.rows.named_datasets import REPORT_FILE
 from swift_kd_plugin.host.samples.host_trainer import HostTrainer
-from swift_kd_plugin.host.train.checkpoint_manifest import merged_folder
+from swift_kd_plugin.host.train.next_command import eval_command
 from swift_kd_plugin.host.train.run_record import FINISHED, RUN, read_page, write_summary
 from swift_kd_plugin.host.train.step_lines import StepLines
 from swift_kd_plugin.memory.memory_table import as_size
@@ -58,7 +56,7 @@ def summary_of(trainer: HostTrainer, peak: int, warnings: Counter[str]) -> dict[
         "rows": {"seen": state.consumed_train_samples, "of": trainer.kd.rows, "left_out": _left_out(folder)},
         "warnings": dict(warnings.most_common()),
         "log": str(CONSOLE.log) if CONSOLE.log else None,
-        "next": eval_command(args, best or final) if final else None,
+        "next": eval_command(args, Path(best or final)) if final else None,
     }
 
 
@@ -69,26 +67,6 @@ def _left_out(folder: Path) -> dict[str, int]:
         for kind, entry in report.get("left_out", {}).items():
             counts[kind] += entry["count"]
     return dict(counts)
-
-
-def eval_command(args, checkpoint: str) -> str:
-    """The command that compares a checkpoint with the teacher on the validation rows, else on those of training."""
-    folder = Path(checkpoint)
-    if args.tuner_type != "full" and merged_folder(folder).is_dir():
-        folder = merged_folder(folder)
-    models, types = [f"student={folder}"], [f"student={args.model_type}"]
-    if args.teacher_model:
-        models.append(f"teacher={args.teacher_model}")
-        types.append(f"teacher={args.teacher_model_type or args.model_type}")
-    words = ["swift-kd", "eval", "--model", *models, "--model_type", *types, "--template", args.template]
-    if args.enable_thinking is not None:
-        words += ["--thinking", "on" if args.enable_thinking else "off"]
-    if args.kd_datasets:
-        words += ["--kd_datasets", args.kd_datasets]
-    # Without the number of rows, which `swift-kd eval` takes as --limit.
-    words += ["--dataset", *(re.sub(r"#\d+$", "", name) for name in args.val_dataset or args.dataset)]
-    words += ["--metric", "exact", "ppl"]
-    return shlex.join([*words, "--output", str(Path(args.output_dir) / "eval")])
 
 
 def render_summary(page: dict[str, Any]) -> str:

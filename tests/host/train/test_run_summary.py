@@ -1,8 +1,5 @@
 """What a run says at its end."""
 
-import shlex
-from argparse import Namespace
-
 import pytest
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
@@ -41,30 +38,3 @@ def test_the_summary_for_a_person():
         "Next:",
         "  swift-kd eval",
     ]
-
-
-def test_the_next_command_can_be_typed(tmp_path):
-    from swift_kd_plugin.host.train.run_summary import eval_command
-
-    checkpoint = tmp_path / "my run" / "checkpoint-60"
-    args = Namespace(
-        tuner_type="lora",
-        model_type="qwen3",
-        teacher_model="Qwen/Qwen3-8B",
-        teacher_model_type=None,
-        template="qwen3",
-        enable_thinking=None,
-        kd_datasets="data.yaml",
-        dataset=["pairs#100"],
-        val_dataset=["held out.jsonl"],
-        output_dir=str(tmp_path / "my run"),
-    )
-    checkpoint.with_name("checkpoint-60-merged").mkdir(parents=True)
-    words = shlex.split(eval_command(args, str(checkpoint)))
-    assert words[:5] == ["swift-kd", "eval", "--model", f"student={checkpoint}-merged", "teacher=Qwen/Qwen3-8B"]
-    assert words[words.index("--dataset") + 1] == "held out.jsonl"
-    assert words[-2:] == ["--output", str(tmp_path / "my run" / "eval")]
-    args.teacher_model, args.val_dataset, args.tuner_type = None, [], "full"
-    words = shlex.split(eval_command(args, str(checkpoint)))
-    assert words[2:5] == ["--model", f"student={checkpoint}", "--model_type"]
-    assert words[words.index("--dataset") + 1] == "pairs"
