@@ -14,11 +14,13 @@ from typing import Any
 from swift_kd_plugin.console import CONSOLE
 from swift_kd_plugin.data.files import write_atomically
 from swift_kd_plugin.errors import KDError, on_failure
+from swift_kd_plugin.host.train.training_log import LOG
 
 RUN, SUMMARY = "run.json", "summary.json"
 STAGE = "stage.json"  # of a recipe's stage, whether it trains or not
 FINISHED, FAILED = "finished", "failed"
-ENVIRONMENT = ("SWIFT_KD_DEVICE", "NNODES", "NODE_RANK", "NPROC_PER_NODE")
+ENVIRONMENT = ("SWIFT_KD_DEVICE", "CUDA_VISIBLE_DEVICES", "USE_HF", "NPROC_PER_NODE")
+OF_SEVERAL = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _held: list[int] = []  # descriptors whose locks say that the run lives
 
 
@@ -40,8 +42,18 @@ def begin_run(folder: Path, owns: bool) -> None:
     with suppress(FileNotFoundError):  # of an attempt before this one
         if "state" in json.loads((folder / SUMMARY).read_text(encoding="utf-8")):
             (folder / SUMMARY).unlink()
-    page = {"command": own_command(), "folder": os.getcwd(), "host": socket.gethostname(), "process": os.getpid()}
-    write_atomically(folder / RUN, _as_json(page | {"started": time.time(), "log": str(CONSOLE.log or "")}))
+    page = {
+        "command": own_command(),
+        "folder": os.getcwd(),
+        "output_dir": str(folder.absolute()),
+        "machines": machines(),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": time.time(),
+        "log": str(CONSOLE.log or ""),
+        "log_bytes": (folder / LOG).stat().st_size if (folder / LOG).is_file() else 0,  # of runs before this one
+    }
+    write_atomically(folder / RUN, _as_json(page))
     descriptor = os.open(folder / RUN, os.O_RDONLY)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -51,14 +63,24 @@ def begin_run(folder: Path, owns: bool) -> None:
 def own_command() -> str:
     """The command line that started this rank's run, as a person would type it."""
     script = os.path.basename(sys.argv[0])
-    names = [os.path.basename(word) for word in sys.orig_argv]
+    given = [os.path.basename(word) for word in sys.orig_argv]
     # What the CPU backend has added to sys.argv is left out.
-    words = sys.orig_argv[names.index(script) + 1 :] if script in names else sys.argv[1:]
-    variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    if "NPROC_PER_NODE" not in variables and "TORCHELASTIC_RUN_ID" in os.environ:
-        variables["NPROC_PER_NODE"] = os.environ["LOCAL_WORLD_SIZE"]
+    words = sys.orig_argv[given.index(script) + 1 :] if script in given else sys.argv[1:]
+    by_torchrun = {}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        by_torchrun["NPROC_PER_NODE"] = os.environ["LOCAL_WORLD_SIZE"]
+    if machines() > 1:
+        by_torchrun |= {"NNODES": str(machines()), "NODE_RANK": os.environ["GROUP_RANK"]}
+    names = (*ENVIRONMENT, *OF_SEVERAL) if machines() > 1 else ENVIRONMENT
+    known = by_torchrun | os.environ
+    variables = {name: known[name] for name in names if name in known}
     assignments = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     return " ".join([*assignments, "megatron rlhf", shlex.join(words)])
+
+
+def machines() -> int:
+    """How many torchrun has started this run on."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
 def write_summary(folder: Path, page: dict[str, Any]) -> None:
@@ -77,7 +99,7 @@ def read_page(file: Path) -> dict[str, Any] | None:
     """A file of this module; None where there is none, or another program's."""
     try:
         page = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return page if isinstance(page, dict) else None
 
