@@ -6,6 +6,7 @@ steps. `--kd_console full` leaves everything where it was.
 """
 
 import atexit
+import fcntl
 import io
 import logging
 import os
@@ -23,6 +24,7 @@ FLAG, FULL = "kd_console", "full"
 VARIABLE = "SWIFT_KD_LOG"  # where the ranks of a machine write, until the run's folder is known
 NAME_VARIABLE = "SWIFT_KD_LOG_NAME"  # what it is called there
 LOG = "train.log"
+LAUNCH = ".swift-kd-launch"  # in a run's folder, locked by the launcher that is about to start it or has
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Loggers whose warnings are about the user's run.
 HOSTS = ("swift", "mcore_bridge")
@@ -229,6 +231,9 @@ class LaunchLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("a+b")
         self.start = self.file.seek(0, os.SEEK_END)
+        if path.name == os.environ[NAME_VARIABLE]:
+            with suppress(OSError):  # held by a launcher around this one, or a file system without locks
+                self.hold = _held(path.parent / LAUNCH)
 
     @property
     def path(self) -> str:
@@ -247,6 +252,15 @@ class LaunchLog:
         self.file.seek(max(self.start, os.fstat(self.file.fileno()).st_size - TAIL_BYTES))
         if FINISHED not in self.file.read().decode("utf-8", "replace"):
             CONSOLE.say_error(self.what_failed())
+
+
+def _held(file: Path) -> TextIO:
+    """A new, locked file until this process ends; its time says when the launch was begun."""
+    hold = file.open("w")
+    fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.utime(file)
+    atexit.register(file.unlink, missing_ok=True)
+    return hold
 
 
 def last_lines(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swift_kd_plugin.console import Console, LaunchLog, first_place, flag_of, is_short, last_lines, name_of_log
+from swift_kd_plugin.data.files import is_locked
 
 GKD = ["--rlhf_type", "gkd"]
 RANK = """
@@ -131,6 +132,16 @@ def test_a_launcher_shows_the_end_of_a_rank_that_said_nothing(tmp_path, monkeypa
     with moved.open("a") as file:
         file.write("swift_kd_plugin [rank 1]: error: no room.\n")
     assert launch.what_failed() == f"The whole log: {moved}"
+
+
+def test_a_launcher_holds_the_folder_that_it_knows(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWIFT_KD_LOG", str(tmp_path / "train.log"))
+    monkeypatch.setenv("SWIFT_KD_LOG_NAME", "train.log")
+    launch = LaunchLog([*GKD, "--output_dir", str(tmp_path), "--add_version", "false"])
+    assert is_locked(tmp_path / ".swift-kd-launch")
+    LaunchLog([])  # torchrun, which is started by it
+    launch.hold.close()
+    assert not is_locked(tmp_path / ".swift-kd-launch")
 
 
 def test_a_folder_that_cannot_be_written_leaves_the_output_where_it_is(tmp_path):

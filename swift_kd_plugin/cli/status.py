@@ -1,13 +1,14 @@
 """`swift-kd status`: how a run or a recipe stands."""
 
 import json
+from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from swift_kd_plugin.cli.reporting import errors_in_one_sentence
-from swift_kd_plugin.recipes.run_status import FAILED, FINISHED, RUNNING, RunStatus, StageStatus, read_status
+from swift_kd_plugin.recipes.run_status import FAILED, FINISHED, RUNNING, STARTING, RunStatus, StageStatus, read_status
 
 SHOWN = ("loss", "divergence", "ce", "top1_agreement", "teacher_ce", "student_ce", "grad_norm", "learning_rate")
 
@@ -16,7 +17,7 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, or of a recipe with stages.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Says how a run or a recipe stands: running, finished, stopped (and how to go on) or failed (and why).
+    """Says how a run or a recipe stands: starting, running, finished, stopped (and how to go on) or failed (and why).
 
     With the step, the time that is left and the last figures; of a recipe, each stage
     that has begun.
@@ -24,24 +25,34 @@ def status(
     with errors_in_one_sentence("status"):
         found = read_status(folder)
         if as_json:
-            page = [stage.as_json() for stage in found] if isinstance(found, list) else found.as_json()
-            typer.echo(json.dumps({"stages": page} if isinstance(found, list) else page, ensure_ascii=False, indent=2))
+            page = {"stages": [stage.as_json() for stage in found]} if isinstance(found, list) else found.as_json()
+            typer.echo(json.dumps(_without_infinity(page), ensure_ascii=False, indent=2, allow_nan=False))
         elif isinstance(found, list):
             typer.echo("\n".join(line for stage in found for line in lines_of_stage(stage)))
         else:
             typer.echo("\n".join(lines_of_run(found)))
 
 
+def _without_infinity(value: Any) -> Any:
+    """A page with null for each number that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_infinity(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def lines_of_stage(stage: StageStatus) -> list[str]:
     if stage.state == FINISHED:
-        best = (stage.best or {}).get("divergence")
-        figure = "" if best is None else f", best validation divergence {best:.4g} at step {stage.best['step']}"
+        best, step = ((stage.best or {}).get(name) for name in ("divergence", "step"))
+        at = f" at step {step}" if isinstance(step, int) else ""
+        figure = f", best validation divergence {best:.4g}{at}" if isinstance(best, (int, float)) else ""
         return [f"{stage.name}: finished in {stage.seconds:,.0f} s{figure}"]
     if stage.run is None:
         return [f"{stage.name}: {stage.state}"]
     first, *others = lines_of_run(stage.run, of_recipe=True)
     lines = [f"{stage.name}: {first}", *(f"  {line}" for line in others)]
-    if stage.state not in (RUNNING, FINISHED):
+    if stage.state not in (STARTING, RUNNING, FINISHED):
         lines.append("  to go on, start the same `swift-kd train` again")
     return lines
 
@@ -63,7 +74,8 @@ def lines_of_run(run: RunStatus, of_recipe: bool = False) -> list[str]:
     if run.log:
         lines.append(f"log: {run.log}")
     if run.go_on and not of_recipe:
-        lines.append(f"to go on: {run.go_on}")
+        each = ", on each machine with its own NODE_RANK" if run.machines > 1 else ""
+        lines.append(f"to go on{each}: {run.go_on}")
     if run.next:
         lines.append(f"next: {run.next}")
     return lines

@@ -1,29 +1,44 @@
 """The figures of a run by step, from the log that ms-swift writes."""
 
 import json
+import re
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 LOG = "logging.jsonl"
+ITERATION = re.compile(r"[0-9]+/[0-9]+")
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log so far, whole lines only."""
+def read_log(folder: Path, start: int = 0) -> list[dict[str, Any]]:
+    """The rows of a run's log so far, whole lines only.
+
+    Args:
+        start: the byte where they begin; a log that is shorter has been begun anew.
+    """
     file = folder / LOG
     if not file.is_file():
         return []
-    *lines, _ = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    content = file.read_bytes()
+    *lines, _ = content[start if 0 <= start <= len(content) else 0 :].decode("utf-8", "replace").split("\n")
     return [row for line in lines if (row := _parsed(line)) is not None]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """A row; None for what is none: where the disk was full for a moment, a line has lost its end."""
+    """A row without damaged values; None for what is none: where the disk was full, a line has lost its end."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return {name: value for name, value in row.items() if _is_sound(name, value)}
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name == "iteration":
+        return isinstance(value, str) and ITERATION.fullmatch(value) is not None
+    return isinstance(value, (int, float)) or (isinstance(value, str) and not name.endswith("loss"))
 
 
 def step_of_row(row: dict[str, Any]) -> tuple[int, int] | None:
