@@ -15,6 +15,7 @@ from swift_kd_plugin.host.samples.host_trainer import HostTrainer
 from swift_kd_plugin.host.train.next_command import eval_command
 from swift_kd_plugin.host.train.run_record import FINISHED, RUN, read_page, write_summary
 from swift_kd_plugin.host.train.step_lines import StepLines
+from swift_kd_plugin.host.train.training_log import step_of_row
 from swift_kd_plugin.memory.memory_table import as_size
 
 WARNING_CHARACTERS = 200
@@ -41,14 +42,15 @@ def summary_of(trainer: HostTrainer, peak: int, warnings: Counter[str]) -> dict[
     """
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     lines = next((line for line in trainer.callbacks if isinstance(line, StepLines)), None)
-    first, last = (lines.first, lines.last) if lines else (None, None)
+    begun_at = lines.begun_at if lines else 0
     final, best = state.last_model_checkpoint, state.best_model_checkpoint
     started = (read_page(folder / RUN) or {}).get("started")
     return {
         "state": FINISHED,
         "steps": state.iteration,
+        "begun_at": begun_at,
         "seconds": round(time.time() - started, 1) if started else None,
-        "loss": {"first": first["loss"], "last": last["loss"]} if first else None,
+        "loss": _loss_of(lines.first, lines.last) if lines and lines.first else None,
         "checkpoint": final,
         "best": best and {"checkpoint": best, "metric": args.metric_for_best_model, "value": state.best_metric},
         "tokens_per_second": trainer.kd.tokens / trainer.kd.seconds if trainer.kd.seconds else None,
@@ -58,6 +60,12 @@ def summary_of(trainer: HostTrainer, peak: int, warnings: Counter[str]) -> dict[
         "log": str(CONSOLE.log) if CONSOLE.log else None,
         "next": eval_command(args, Path(best or final)) if final else None,
     }
+
+
+def _loss_of(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    """The loss of the first and the last row that this run logged, with the step of each."""
+    steps = [step_of_row(row)[0] for row in (first, last)]
+    return {"first": first["loss"], "first_step": steps[0], "last": last["loss"], "last_step": steps[1]}
 
 
 def _left_out(folder: Path) -> dict[str, int]:
@@ -75,8 +83,8 @@ def render_summary(page: dict[str, Any]) -> str:
     speed, seconds = page["tokens_per_second"], page["seconds"]
     of = f", {rows['seen'] / rows['of']:.3g} times each of {rows['of']:,} rows" if rows["of"] else ""
     parts = {
-        "steps": f"{page['steps']:,}" + (f" in {seconds:,.0f} s" if seconds else ""),
-        "loss": loss and f"{loss['first']:.4g} at first, {loss['last']:.4g} at last",
+        "steps": _steps_in(page) + (f" in {seconds:,.0f} s" if seconds else ""),
+        "loss": loss and _loss_in_words(loss),
         "checkpoint": page["checkpoint"],
         "best": best and f"{best['checkpoint']} ({best['metric']} {best['value']:.4g})",
         "tokens/s": speed and f"{speed:,.0f}",
@@ -92,6 +100,21 @@ def render_summary(page: dict[str, Any]) -> str:
     if page["next"]:
         lines.append(f"Next:\n  {page['next']}")
     return "\n".join(lines)
+
+
+def _steps_in(page: dict[str, Any]) -> str:
+    """The steps that this run has trained, and behind how many."""
+    trained, begun_at = page["steps"] - page["begun_at"], page["begun_at"]
+    return f"{trained:,}, from step {begun_at:,} to {page['steps']:,}," if begun_at else f"{trained:,}"
+
+
+def _loss_in_words(loss: dict[str, Any]) -> str:
+    last = f"{loss['last']:.4g} at step {loss['last_step']:,}"
+    return (
+        last
+        if loss["first_step"] == loss["last_step"]
+        else f"{loss['first']:.4g} at step {loss['first_step']:,}, {last}"
+    )
 
 
 def _shortened(text: str) -> str:

@@ -30,7 +30,10 @@ class StepLines(PrintCallback):
 
     Args:
         first, last: the figures of the first and the last logged training step, on the last rank.
+        begun_at: the steps that runs before this one have trained, whose checkpoint it goes on from.
     """
+
+    begun_at = 0
 
     first: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
@@ -38,6 +41,7 @@ class StepLines(PrintCallback):
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
+        self.begun_at = self.state.iteration
         if self.is_write_rank and CONSOLE.is_split:
             steps, done = self.args.train_iters, self.state.iteration
             terminal = {"file": CONSOLE.err, "disable": None, "leave": False, "dynamic_ncols": True}

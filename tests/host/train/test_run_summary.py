@@ -7,7 +7,8 @@ PAGE = {
     "state": "finished",
     "steps": 60,
     "seconds": 61.4,
-    "loss": {"first": 1.5, "last": 0.25},
+    "begun_at": 0,
+    "loss": {"first": 1.5, "first_step": 1, "last": 0.25, "last_step": 60},
     "checkpoint": "out/checkpoint-60",
     "best": {"checkpoint": "out/checkpoint-40", "metric": "divergence", "value": 0.2},
     "tokens_per_second": 1234.5,
@@ -25,7 +26,7 @@ def test_the_summary_for_a_person():
     assert render_summary(PAGE).splitlines() == [
         "The run has finished.",
         "  steps       60 in 61 s",
-        "  loss        1.5 at first, 0.25 at last",
+        "  loss        1.5 at step 1, 0.25 at step 60",
         "  checkpoint  out/checkpoint-60",
         "  best        out/checkpoint-40 (divergence 0.2)",
         "  tokens/s    1,234",
@@ -38,3 +39,11 @@ def test_the_summary_for_a_person():
         "Next:",
         "  swift-kd eval",
     ]
+
+
+def test_the_summary_of_a_run_that_went_on():
+    from swift_kd_plugin.host.train.run_summary import render_summary
+
+    loss = {"first": 1.5, "first_step": 55, "last": 1.5, "last_step": 55}
+    lines = render_summary(PAGE | {"begun_at": 52, "loss": loss}).splitlines()
+    assert lines[1:3] == ["  steps       8, from step 52 to 60, in 61 s", "  loss        1.5 at step 55"]
