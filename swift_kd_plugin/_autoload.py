@@ -87,6 +87,8 @@ def _prepare_launcher() -> None:
 
 def _open_log() -> None:
     from swift_kd_plugin.console import open_log
+    from swift_kd_plugin.errors import on_failure, report_single_rank
+    from swift_kd_plugin.host.train.run_record import write_failure_of_launch
     from swift_kd_plugin.launcher import environment_of, words_of
 
     config = read_config_file(sys.argv)
@@ -95,7 +97,10 @@ def _open_log() -> None:
     script = os.path.join("_megatron", "rlhf.py")
     if any(word.endswith(script) for word in sys.argv) if by_torchrun else sys.argv[1:2] == ["rlhf"]:
         words = sys.argv if by_torchrun else words_of(sys.argv, config)
-        open_log(words, not by_torchrun and not env.keys() & {"NPROC_PER_NODE", "NNODES"})
+        open_log(words)
+        on_failure.append(write_failure_of_launch)
+        if not by_torchrun and not env.keys() & {"NPROC_PER_NODE", "NNODES"}:
+            report_single_rank()
 
 
 def check_command_line(argv: list[str]) -> None:

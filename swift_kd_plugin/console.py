@@ -32,7 +32,7 @@ HOSTS = ("swift", "mcore_bridge")
 KNOWN = ("with trust_remote_code=True", "forcing True", "FusedAdam")
 SENTENCE = re.compile(r"^swift_kd_plugin(?: \[rank \d+\])?: error: ", re.MULTILINE)
 FINISHED = "End time of running main"  # ms-swift's last line
-TAIL_LINES, TAIL_BYTES = 25, 64 << 10
+TAIL_LINES, TAIL_CHARACTERS, TAIL_BYTES = 8, 160, 64 << 10
 
 
 class Console:
@@ -203,18 +203,15 @@ def split_rank(argv: Sequence[str]) -> None:
         CONSOLE.split(Path(os.environ[VARIABLE]))
 
 
-def open_log(words: Sequence[str], starts_rank: bool) -> None:
+def open_log(words: Sequence[str]) -> None:
     """In a launcher, before it starts ranks whose console is short.
 
     Args:
         words: the flags, and those of torchrun, without a config file.
-        starts_rank: it starts a rank itself, so that no other launcher tells how that one ended.
     """
     if is_short(words):
         with suppress(OSError):  # a rank says what is wrong with the folder
             CONSOLE.launch = LaunchLog(words)
-            if starts_rank:
-                atexit.register(CONSOLE.launch.say_end)
 
 
 class LaunchLog:
@@ -229,6 +226,7 @@ class LaunchLog:
         os.environ.setdefault(VARIABLE, str(first_place(words)))
         path = Path(os.environ[VARIABLE])
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.began = time.time()
         self.file = path.open("a+b")
         self.start = self.file.seek(0, os.SEEK_END)
         if path.name == os.environ[NAME_VARIABLE]:
@@ -247,11 +245,9 @@ class LaunchLog:
         said = "" if SENTENCE.search(text) else last_lines(text) + "\n"
         return f"{said}The whole log: {self.path}"
 
-    def say_end(self) -> None:
-        """Where a rank without a launcher of its own has ended badly, what failed."""
+    def has_finished(self) -> bool:
         self.file.seek(max(self.start, os.fstat(self.file.fileno()).st_size - TAIL_BYTES))
-        if FINISHED not in self.file.read().decode("utf-8", "replace"):
-            CONSOLE.say_error(self.what_failed())
+        return FINISHED in self.file.read().decode("utf-8", "replace")
 
 
 def _held(file: Path) -> TextIO:
@@ -264,6 +260,10 @@ def _held(file: Path) -> TextIO:
 
 
 def last_lines(text: str) -> str:
-    """The end of an output; of a progress bar its last state."""
+    """The end of an output, in a few lines of bounded length; of a progress bar its last state."""
     lines = [line.rpartition("\r")[2].rstrip() for line in text[-TAIL_BYTES:].split("\n")]
-    return "\n".join([line for line in lines if line][-TAIL_LINES:])
+    return "\n".join(_shortened(line) for line in [line for line in lines if line][-TAIL_LINES:])
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= TAIL_CHARACTERS else line[:TAIL_CHARACTERS] + " ..."

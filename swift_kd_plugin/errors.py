@@ -1,5 +1,6 @@
 """How a run ends when something is wrong: one sentence per rank, a non-zero exit, and no rank left waiting."""
 
+import atexit
 import difflib
 import os
 import re
@@ -125,7 +126,35 @@ def report_failed_ranks(kind: type[BaseException], error: BaseException, trace) 
     if CONSOLE.launch:
         CONSOLE.say_error(CONSOLE.launch.what_failed())
     here = " on this machine" if _is_one_of_several(sys.argv) else ""
-    print_error(how_rank_ended(rank, first.exitcode, here))
+    _report_end(how_rank_ended(rank, first.exitcode, here), was_killed=first.exitcode < 0)
+
+
+def report_single_rank() -> None:
+    """In a launcher that starts a rank itself: how that one has ended, said when the launcher leaves."""
+    codes: list[object] = []
+    leave = sys.exit
+
+    def leave_and_tell(code: object = None) -> NoReturn:
+        codes.append(code)
+        leave(code)
+
+    def report() -> None:
+        if CONSOLE.launch is None or CONSOLE.launch.has_finished():
+            return
+        CONSOLE.say_error(CONSOLE.launch.what_failed())
+        code = codes[-1] if codes else None  # the rank's, which ms-swift leaves with
+        if isinstance(code, int) and code < 0:
+            _report_end(f"the run was killed by {_name_of_signal(-code)}.", was_killed=True)
+
+    sys.exit = leave_and_tell
+    atexit.register(report)
+
+
+def _report_end(sentence: str, was_killed: bool) -> None:
+    """Says how a rank ended. One that was killed could not tell `on_failure` itself."""
+    print_error(sentence)
+    for listener in on_failure if was_killed else ():
+        listener(sentence)
 
 
 def how_rank_ended(rank: int, code: int, here: str = "") -> str:

@@ -1,5 +1,6 @@
 """A process whose output is split: all of it in the log, what a person needs on the console."""
 
+import json
 import logging
 import os
 import socket
@@ -144,6 +145,35 @@ def test_a_launcher_holds_the_folder_that_it_knows(tmp_path, monkeypatch):
     assert not is_locked(tmp_path / ".swift-kd-launch")
 
 
+LAUNCHER = """
+import subprocess, sys
+from pathlib import Path
+from swift_kd_plugin.console import open_log
+from swift_kd_plugin.errors import on_failure, report_single_rank
+from swift_kd_plugin.host.train.run_record import write_failure_of_launch
+
+open_log(sys.argv)
+on_failure.append(write_failure_of_launch)
+report_single_rank()
+Path(sys.argv[-1], "run.json").write_text("{}")
+sys.exit(subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"]).returncode)
+"""
+
+
+def test_a_single_rank_that_is_killed_is_said_and_recorded(tmp_path):
+    words = [*GKD, "--add_version", "false", "--output_dir", str(tmp_path)]
+    outside = ("RANK", "SWIFT_KD_LOG", "SWIFT_KD_LOG_NAME")
+    environment = {name: value for name, value in os.environ.items() if name not in outside}
+    command = [sys.executable, "-c", LAUNCHER, *words]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    *_, place, sentence = run.stderr.splitlines()
+    assert place == f"The whole log: {tmp_path / 'train.log'}"
+    assert sentence == "swift_kd_plugin: error: the run was killed by signal 11 (SIGSEGV)."
+    page = json.loads((tmp_path / "summary.json").read_text())
+    assert (page["state"], page["error"]) == ("failed", "the run was killed by signal 11 (SIGSEGV).")
+    assert not (tmp_path / ".swift-kd-launch").exists()
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_output_where_it_is(tmp_path):
     (tmp_path / "file").write_text("")
     console = Console()
@@ -185,4 +215,6 @@ def test_a_record_that_cannot_be_formatted_is_left_to_its_handlers():
 
 
 def test_the_end_of_a_long_output():
-    assert last_lines("\n".join(f"line {n}" for n in range(1000)) + "\n\n").splitlines()[-1] == "line 999"
+    lines = last_lines("\n".join(f"line {n} {'x' * 500}" for n in range(1000)) + "\n\n").splitlines()
+    assert (len(lines), len(lines[-1])) == (8, 164)
+    assert lines[-1].startswith("line 999 ")

@@ -92,7 +92,17 @@ def write_failure(folder: Path, sentence: str) -> None:
     """The first rank that fails says why; what follows from that, and what comes after the end, says nothing."""
     if not (folder / SUMMARY).exists() and "that rank's own message" not in sentence:
         with suppress(KDError):
-            write_summary(folder, {"state": FAILED, "error": sentence, "log": str(CONSOLE.log or "")})
+            log = str(CONSOLE.log or (CONSOLE.launch.path if CONSOLE.launch else ""))
+            write_summary(folder, {"state": FAILED, "error": sentence, "log": log})
+
+
+def write_failure_of_launch(sentence: str) -> None:
+    """As `write_failure`, by the launcher of a run whose rank was killed; nothing of a run that had not begun."""
+    if CONSOLE.launch:
+        folder = Path(CONSOLE.launch.path).parent
+        with suppress(FileNotFoundError):
+            if (folder / RUN).stat().st_mtime >= CONSOLE.launch.began:
+                write_failure(folder, sentence)
 
 
 def read_page(file: Path) -> dict[str, Any] | None:
