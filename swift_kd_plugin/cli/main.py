@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "status": (
         *("status", "status", None),
-        "Says how a run or a recipe stands: starting, running, finished, stopped (and how to go on) or failed (and why).",
+        "Says how a run or a recipe stands: running, finished, stopped (and how to go on) or failed (and why).",
     ),
     "patches": (
         *("patches", "patches", None),

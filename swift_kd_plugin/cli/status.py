@@ -17,9 +17,9 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, or of a recipe with stages.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Says how a run or a recipe stands: starting, running, finished, stopped (and how to go on) or failed (and why).
+    """Says how a run or a recipe stands: running, finished, stopped (and how to go on) or failed (and why).
 
-    With the step, the time that is left and the last figures; of a recipe, each stage
+    With the step (of one that is starting none), the time that is left and the last figures; of a recipe, each stage
     that has begun.
     """
     with errors_in_one_sentence("status"):
