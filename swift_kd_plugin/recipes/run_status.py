@@ -95,11 +95,14 @@ def read_status(folder: Path) -> RunStatus | list[StageStatus]:
     if stages := sorted((*folder.glob(f"*/{STAGE}"), *folder.glob(f"*/*/{STAGE}")), key=os.path.getctime):
         alive = is_locked(folder / LOCK)
         return [read_stage(file.parent, folder, alive) for file in stages]
-    if not is_run(folder):
-        raise KDError(
-            f"{folder} is no folder of a run (it has neither {RUN} nor {LOG} nor {TRAIN_LOG}){_meant(folder)}"
-        )
-    return read_run(folder)
+    if is_run(folder):
+        return read_run(folder)
+    below = [path for path in folder.iterdir() if path.is_dir() and is_run(path)]
+    if len(below) == 1:  # --add_version true, once
+        return read_run(below[0])
+    raise KDError(
+        f"{folder} is no folder of a run (it has neither {RUN} nor {LOG} nor {TRAIN_LOG}){_meant(folder, below)}"
+    )
 
 
 def is_run(folder: Path) -> bool:
@@ -119,9 +122,8 @@ def _read_page(file: Path) -> dict[str, Any]:
     return {name: value for name, value in page.items() if isinstance(value, KINDS.get(name, object))}
 
 
-def _meant(folder: Path) -> str:
+def _meant(folder: Path, below: list[Path]) -> str:
     """The newest run below a folder, or the one that it lies in."""
-    below = [path for path in folder.iterdir() if path.is_dir() and is_run(path)]
     if below:
         return f"; did you mean {max(below, key=os.path.getmtime)}?"
     return f"; did you mean {folder.parent}?" if is_run(folder.absolute().parent) else "."

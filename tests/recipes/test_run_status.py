@@ -236,6 +236,9 @@ def test_a_recipe_by_its_stages(tmp_path):
 
 def test_a_folder_that_is_no_run(tmp_path):
     run = make_run(tmp_path / "v0-20260101")
+    assert read_status(tmp_path) == read_status(run)
+    run = make_run(tmp_path / "v1-20260102")
+    os.utime(run, (4e9, 4e9))
     for folder in (tmp_path, add_checkpoint(run, 10)):
         with pytest.raises(KDError, match=f"did you mean {run}\\?$"):
             read_status(folder)

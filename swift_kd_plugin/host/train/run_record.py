@@ -39,9 +39,8 @@ def begin_run(folder: Path, owns: bool) -> None:
     on_failure.append(lambda sentence: write_failure(folder, sentence))
     if not owns:
         return
-    with suppress(FileNotFoundError):  # of an attempt before this one
-        if "state" in json.loads((folder / SUMMARY).read_text(encoding="utf-8")):
-            (folder / SUMMARY).unlink()
+    if "state" in (read_page(folder / SUMMARY) or {}):  # of an attempt before this one
+        (folder / SUMMARY).unlink()
     page = {
         "command": own_command(),
         "folder": os.getcwd(),
