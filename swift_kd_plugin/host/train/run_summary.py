@@ -59,6 +59,7 @@ def summary_of(trainer: HostTrainer, peak: int, warnings: Counter[str]) -> dict[
         "warnings": dict(warnings.most_common()),
         "log": str(CONSOLE.log) if CONSOLE.log else None,
         "next": eval_command(args, Path(best or final)) if final else None,
+        "next_rows": "held out" if args.val_dataset else "trained",
     }
 
 
@@ -98,7 +99,8 @@ def render_summary(page: dict[str, Any]) -> str:
         lines.append("Warnings:")
         lines += [f"  {count} x {_shortened(text)}" for text, count in page["warnings"].items()]
     if page["next"]:
-        lines.append(f"Next:\n  {page['next']}")
+        of = " (on rows that were trained; name others as --dataset)" if page["next_rows"] == "trained" else ""
+        lines.append(f"Next{of}:\n  {page['next']}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ PAGE = {
     "warnings": {"the teacher\nknows nothing": 3},
     "log": "out/train.log",
     "next": "swift-kd eval",
+    "next_rows": "held out",
 }
 
 
@@ -39,6 +40,13 @@ def test_the_summary_for_a_person():
         "Next:",
         "  swift-kd eval",
     ]
+
+
+def test_the_next_command_says_that_it_asks_what_was_trained():
+    from swift_kd_plugin.host.train.run_summary import render_summary
+
+    lines = render_summary(PAGE | {"next_rows": "trained"}).splitlines()
+    assert lines[-2:] == ["Next (on rows that were trained; name others as --dataset):", "  swift-kd eval"]
 
 
 def test_the_summary_of_a_run_that_went_on():
