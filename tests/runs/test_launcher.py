@@ -5,7 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from swift_kd_plugin.launcher import DEFAULT_PORT, PORTS_OF_CONNECTIONS, check_launch, free_port
@@ -178,8 +181,10 @@ def test_the_other_rlhf_command_is_refused(tmp_path):
 
 # A launcher, what it starts as torchrun does, and a rank in a session of its own; STUBBORN ones hear no SIGTERM.
 LAUNCHER = """
-import os, subprocess, sys
-from swift_kd_plugin.launcher import end_ranks_with_launcher
+import signal, subprocess, sys
+from swift_kd_plugin.launcher import SIGNALS, end_ranks_with_launcher
+for number in SIGNALS:  # nohup and a shell's background have some ignored, which would stay so
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 end_ranks_with_launcher()
 subprocess.run([sys.executable, "-c", sys.argv[1]])
 """
@@ -198,12 +203,25 @@ while rank.poll() is None:
 """
 
 
+@contextmanager
+def ending(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """A process that ends with the test, however that one ends, and all that it has started."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for one in psutil.Process(process.pid).children(recursive=True):
+                one.kill()
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_signal_to_the_launcher_ends_all_that_it_started(number, stubborn, tmp_path):
     log = tmp_path / "log.txt"
     argv = [sys.executable, "-c", LAUNCHER, TORCHRUN.replace("STUBBORN", str(stubborn))]
-    with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as launcher:
+    with log.open("wb") as output, ending(subprocess.Popen(argv, stdout=output, stderr=output)) as launcher:
         end = time.monotonic() + 60
         while len(processes_in(log.read_text())) < 2:
             assert launcher.poll() is None, log.read_text()

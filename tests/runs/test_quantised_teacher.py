@@ -127,8 +127,7 @@ def test_what_writes_is_what_scores(few, tmp_path):
 
 def completions(run: Run) -> list[tuple[str, str]]:
     """Prompt and response of all that the teacher wrote, sorted."""
-    tables = read_json_lines(run.output / "completions.jsonl")
-    return sorted(row for table in tables for row in zip(table["prompt"], table["completion"], strict=True))
+    return sorted((row["prompt"], row["completion"]) for row in read_json_lines(run.output / "completions.jsonl"))
 
 
 def evaluated(run: Run) -> list[float]:

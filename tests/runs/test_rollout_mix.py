@@ -19,14 +19,16 @@ CLOSED_BLOCK = "<think>\n\n</think>\n\n"
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> Path:
-    """2,000 questions, each of its own."""
+    """A data.yaml with 2,000 questions, each of its own; its file has the same name always, and so the same draws."""
     file = tmp_path_factory.mktemp("mix") / "questions.jsonl"
     rows = [
         {"messages": [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": "0"}]}
         for number in range(SAMPLES)
     ]
     write_json_lines(file, rows)
-    return file
+    page = file.with_name("data.yaml")
+    page.write_text("questions: {type: rows, source: questions.jsonl}\n")
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def writing(flags, questions) -> dict[str, object]:
         **flags,
         "model": BASE_MODEL,
         "teacher_model": BASE_MODEL,
-        "dataset": questions,
+        "kd_datasets": questions,
+        "dataset": "questions",
         "lmbda": STUDENT,
         "seq_kd": True,
         "kd_seq_kd_prob": TEACHER,

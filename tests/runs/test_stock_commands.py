@@ -31,7 +31,7 @@ def checkpoints(flags, material, tmp_path_factory) -> dict:
     of_vision |= {"model_type": "qwen2_5_vl", "teacher_model_type": "qwen2_5_vl"}
     kinds = {
         "full": {},
-        "LoRA": LORA,
+        "LoRA": LORA | {"lr": 3e-3},
         "MoE": of_moe,
         "MoE, LoRA": of_moe | LORA | {"lora_dropout": 0.0},
         "multimodal": of_vision,
