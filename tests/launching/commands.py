@@ -72,7 +72,7 @@ class Run:
         return max(folders, key=lambda folder: int(folder.name.split("-")[1]))
 
     def warnings(self, text: str) -> list[str]:
-        """The lines of warnings with a text, some behind a progress bar, without the run's end, which says them again."""
+        """The lines of warnings with a text, without the run's end, which says them again."""
         return [line for line in self.log.splitlines() if "[WARNING" in line and text in line]
 
     def expect_success(self) -> "Run":
