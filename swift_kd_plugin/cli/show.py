@@ -1,6 +1,5 @@
 """`swift-kd show`: rows of a data.yaml or of files as both models will see them."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -110,9 +109,6 @@ def choose(file: Path, names: list[str]) -> "list[DatasetSpec]":
 
 
 def load(model: str, template: str | None, model_type: str | None, loss_scale: str, thinking: bool | None) -> Any:
-    from swift.utils import get_logger
-
-    get_logger().setLevel(logging.WARNING)
     from swift_kd_plugin.host.samples.preview import load_training_template
 
     return load_training_template(model, template, model_type, loss_scale=loss_scale, enable_thinking=thinking)

@@ -1,11 +1,13 @@
 """A row as both models will see it: pieces of text with what is trained and what only the teacher sees."""
 
+import logging
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any
 
 from swift.template import get_template
+from swift.utils import get_logger
 
 from swift_kd_plugin.errors import KDError
 from swift_kd_plugin.generation.codec import load_processor
@@ -43,6 +45,7 @@ def load_training_template(
     Raises:
         KDError: ms-swift does not know the model or the template.
     """
+    get_logger().setLevel(logging.WARNING)
     processor, meta = load_processor(model, template, model_type)
     if meta.is_thinking and meta.non_thinking_prefix and "ignore_empty_think" not in loss_scale:
         loss_scale += "+ignore_empty_think"
