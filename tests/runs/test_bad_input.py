@@ -128,7 +128,9 @@ def test_a_dead_rank_ends_the_others(flags, tmp_path):
         assert not any(is_alive(rank) for rank in ranks)
     (run,) = (tmp_path / "output").iterdir()
     assert f"The whole log: {run / 'train.log'}" in log.read_text()
-    assert read_status(run).state == "stopped"
+    status = read_status(run)
+    assert status.state == "failed"
+    assert "rank 1 was killed by signal 9" in status.error
 
 
 def find_ranks(pid: int) -> list[int]:
