@@ -52,8 +52,8 @@ def make_identity(args, config, folder: str) -> CacheIdentity:
     settings = {"hidden": config.hidden_size}
     if args.gkd_logits_topk is not None:
         vocabulary = config.padded_vocab_size
-        temperature = args.temperature if args.kd_temperature is None else args.kd_temperature
-        settings = {"k": min(args.gkd_logits_topk, vocabulary), "vocabulary": vocabulary, "temperature": temperature}
+        k = min(args.gkd_logits_topk, vocabulary)
+        settings = {"k": k, "vocabulary": vocabulary, "temperature": _temperature(args)}
     return CacheIdentity(
         teacher=teacher,
         adapters=tuple(adapters),
@@ -63,6 +63,11 @@ def make_identity(args, config, folder: str) -> CacheIdentity:
         settings=settings,
         built={name: getattr(args, name) for name in BUILT if getattr(args, name) is not None},
     )
+
+
+def _temperature(args) -> float:
+    """At which top-k rows are taken."""
+    return args.temperature if args.kd_temperature is None else args.kd_temperature
 
 
 def _fingerprints(args, folder: Path) -> tuple[str, list[str]]:
@@ -95,7 +100,7 @@ def check_read_cache(args) -> None:
     topk = args.kd_topk or args.gkd_logits_topk
     wanted = {"version": VERSION, "bits": args.kd_teacher_bits or FULL, "codec": "hidden" if topk is None else "topk"}
     if topk is not None:
-        wanted |= {"k": topk, "temperature": args.temperature if args.kd_temperature is None else args.kd_temperature}
+        wanted |= {"k": topk, "temperature": _temperature(args)}
     teacher = Path(args.teacher_model or args.model or "").expanduser()
     memory = folder / REMEMBERED
     if teacher.is_dir() and not bytes_to_read(teacher, memory):
